@@ -1,0 +1,541 @@
+"""Weights of any origin to ours and back: pure functions on state dicts, the safe reader, and the strict loader.
+
+The formats are told apart by their keys: ours, the authors' releases (classification and detection), MMDetection's
+built-in PVT, and Hugging Face's ``PvtModel`` and ``PvtForImageClassification``, each alone or inside a detector or
+segmentor. :data:`NAMES` is the dictionary between them.
+"""
+
+import math
+import os
+import pickle
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import numpy as np
+import torch
+from mmengine import fileio
+from mmengine.dist import barrier, get_local_rank
+from mmengine.logging import HistoryBuffer, print_log
+from torch import Tensor, nn
+
+from pvt_mm.models.pvt import PVT, pretrain_grids, resample_grid, resolve_arch
+
+# The dictionary: one column a format, one row a parameter. {s} is the stage and {l} the layer counted from 0, {s1} and
+# {l1} from 1, {p} is weight or bias. MMDetection stacks q, k and v, Hugging Face keeps them apart, the authors and we
+# stack k and v.
+# fmt: off
+FORMATS = ('pvt_mm', 'authors', 'mmdet', 'huggingface')
+_STAGE_NAMES = (
+    ('stages.{s}.pos_embed.table',       'pos_embed{s1}',             'layers.{s}.1.0.pos_embed',    'encoder.patch_embeddings.{s}.position_embeddings'),  # noqa: E501
+    ('stages.{s}.patch_embed.proj.{p}',  'patch_embed{s1}.proj.{p}',  'layers.{s}.0.projection.{p}', 'encoder.patch_embeddings.{s}.projection.{p}'),  # noqa: E501
+    ('stages.{s}.patch_embed.norm.{p}',  'patch_embed{s1}.norm.{p}',  'layers.{s}.0.norm.{p}',       'encoder.patch_embeddings.{s}.layer_norm.{p}'),  # noqa: E501
+)
+_LAYER_PREFIXES = ('stages.{s}.layers.{l}.', 'block{s1}.{l}.', 'layers.{s}.1.{l1}.', 'encoder.block.{s}.{l}.')
+_LAYER_NAMES = (
+    ('norm1.{p}',        'norm1.{p}',      'norm1.{p}',              'layer_norm_1.{p}'),
+    ('attn.q.{p}',       'attn.q.{p}',     None,                     'attention.self.query.{p}'),
+    ('attn.kv.{p}',      'attn.kv.{p}',    None,                     None),
+    ('attn.k.{p}',       None,             None,                     'attention.self.key.{p}'),
+    ('attn.v.{p}',       None,             None,                     'attention.self.value.{p}'),
+    ('attn.qkv.{p}',     None,             'attn.attn.in_proj_{p}',  None),
+    ('attn.sr.proj.{p}', 'attn.sr.{p}',    'attn.sr.{p}',            'attention.self.sequence_reduction.{p}'),
+    ('attn.sr.norm.{p}', 'attn.norm.{p}',  'attn.norm.{p}',          'attention.self.layer_norm.{p}'),
+    ('attn.proj.{p}',    'attn.proj.{p}',  'attn.attn.out_proj.{p}', 'attention.output.dense.{p}'),
+    ('norm2.{p}',        'norm2.{p}',      'norm2.{p}',              'layer_norm_2.{p}'),
+    ('ffn.fc1.{p}',      'mlp.fc1.{p}',    'ffn.layers.0.{p}',       'mlp.dense1.{p}'),
+    ('ffn.fc2.{p}',      'mlp.fc2.{p}',    'ffn.layers.3.{p}',       'mlp.dense2.{p}'),
+)
+# fmt: on
+NAMES = _STAGE_NAMES + tuple(
+    tuple(name and prefix + name for prefix, name in zip(_LAYER_PREFIXES, row, strict=True)) for row in _LAYER_NAMES
+)
+# What a classifier has and a dense backbone has no use for.
+CLASSIFIER_NAMES = {
+    'pvt_mm': (),
+    'authors': ('cls_token', 'norm.{p}', 'head.{p}'),
+    'mmdet': (),
+    'huggingface': ('encoder.patch_embeddings.{s}.cls_token', 'encoder.layer_norm.{p}', 'classifier.{p}'),
+}
+WRAPPERS = ('state_dict', 'model', 'ema_state_dict', 'state_dict_ema', 'model_ema', 'module')
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be read, holds no PVT, or does not fit the model."""
+
+
+# ----------------------------------------------------------------------------------------------------------- loading
+
+
+def load_pretrained(
+    model: PVT,
+    checkpoint: str,
+    prefix: str | None = None,
+    pretrain_img_size: int | tuple[int, int] | None = None,
+    map_location: str = 'cpu',
+) -> None:
+    """Loads the PVT in a checkpoint into ``model``, every parameter of it, or fails.
+
+    Position embeddings of another grid are resampled bilinearly, and where ``model`` takes another number of channels
+    than 3 its patch embedding gets the mean of the three, scaled by 3 / channels so that a grey image gives what it
+    gave. A classifier's token, norm and head and the stages that ``model`` does not build are dropped; the log says so.
+
+    Args:
+        model: The backbone.
+        checkpoint: A path or URL, of any format that this module knows.
+        prefix: What the keys of the backbone begin with, where the file holds more than one; found where it does not.
+        pretrain_img_size: Size in pixels of the images that the position embeddings were trained on, a side or (H, W).
+            Needed only where they are neither square nor of the grid of ``model``.
+        map_location: The device to read to.
+
+    Raises:
+        CheckpointError: The file cannot be read, or a key is missing, unknown or of another shape; they are listed.
+    """
+    grids = [tuple(stage.pos_embed.table.shape[1:3]) for stage in model.stages]
+    state_dict = read_checkpoint(checkpoint, map_location)
+    try:
+        weights, dropped = backbone_weights(state_dict, prefix, pretrain_img_size, grids)
+        weights, notes = fit_weights(weights, model)
+        check_weights(weights, model.state_dict())
+    except CheckpointError as error:
+        raise CheckpointError(f'{checkpoint}: {error}') from None
+    model.load_state_dict(weights)
+    if dropped:
+        notes.insert(0, f'dropped what a dense backbone has no use for: {_listed(dropped)}')
+    print_log('; '.join([f'loaded all {len(weights)} parameters of PVT from {checkpoint}', *notes]), logger='current')
+
+
+def backbone_weights(
+    state_dict: Mapping[str, Tensor],
+    prefix: str | None = None,
+    pretrain_img_size: int | tuple[int, int] | None = None,
+    grids: list[tuple[int, int]] | None = None,
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Returns the PVT in a state dict under our names and in our shapes, and the classifier's keys that it dropped.
+
+    Args:
+        state_dict: Parameters by name, of any format.
+        prefix: See :func:`load_pretrained`.
+        pretrain_img_size: See :func:`load_pretrained`.
+        grids: The (H, W) grids to assume, stage by stage, where the counts of position embeddings fit them and are not
+            square.
+
+    Raises:
+        CheckpointError: There is no PVT, more than one, or a key that is no parameter of PVT.
+    """
+    layout, prefix = find_backbone(state_dict, prefix)
+    part = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+    weights, dropped, unknown = {}, [], []
+    for key, value in part.items():
+        ours = _translate(key, layout, 'pvt_mm')
+        if ours is not None:
+            weights[ours] = value
+        elif any(_match(name, key) for name in CLASSIFIER_NAMES[layout]):
+            dropped.append(prefix + key)
+        else:
+            unknown.append(prefix + key)
+    if unknown:
+        raise CheckpointError(f'it has keys that are no parameter of PVT ({layout} format): {_listed(unknown)}')
+    if layout == 'pvt_mm':
+        return weights, dropped
+    _check_shapes_of_source(weights)
+    counts = {stage: weights[name].shape[1] for stage, name in _tables(weights).items()}
+    sides = _grids_of(counts, _patch_sizes(weights), pretrain_img_size, grids)
+    for stage, name in _tables(weights).items():
+        height, width = sides[stage]
+        weights[name] = weights[name][:, -height * width :].unflatten(1, (height, width))  # without the class token's
+    weights = {name: _as_linear(value) if name.endswith('.weight') else value for name, value in weights.items()}
+    return _stack_keys_and_values(weights), dropped
+
+
+def find_backbone(state_dict: Mapping[str, Tensor], prefix: str | None = None) -> tuple[str, str]:
+    """Returns the format (of :data:`FORMATS`) and the prefix of the one PVT in a state dict.
+
+    Raises:
+        CheckpointError: There is none, or more than one; the message names where.
+    """
+    wanted = '' if not prefix else prefix.rstrip('.') + '.'
+    found = []
+    for layout in FORMATS:
+        marker = _name('stages.0.patch_embed.proj.weight', 'pvt_mm', layout)
+        for key in state_dict:
+            before = key.removesuffix(marker)
+            if before != key and (not before or before.endswith('.')) and before.startswith(wanted):
+                found.append((layout, before))
+    if len(found) == 1:
+        return found[0]
+    where = f' under the prefix {prefix!r}' if prefix else ''
+    if found:
+        prefixes = ', '.join(repr(before) for _, before in found)
+        raise CheckpointError(f'it holds more than one PVT{where}, at {prefixes}: say which by prefix=...')
+    raise CheckpointError(f'it holds no PVT{where} in a format known here; its keys are {_listed(state_dict)}')
+
+
+def fit_weights(weights: dict[str, Tensor], model: PVT) -> tuple[dict[str, Tensor], list[str]]:
+    """Returns the weights with the position embeddings, input channels and stages of ``model``, and what was done."""
+    target = model.state_dict()
+    weights, notes = dict(weights), []
+    behind = [name for name in weights if int(name.split('.')[1]) >= len(model.stages)]
+    if behind:
+        weights = {name: value for name, value in weights.items() if name not in set(behind)}
+        notes.append(f'dropped the stages behind the last output: {_listed(behind)}')
+    for name in _tables(weights).values():
+        if name in target and weights[name].dim() == 4 and weights[name].shape[1:3] != target[name].shape[1:3]:
+            source, size = weights[name].shape[1:3], target[name].shape[1:3]
+            weights[name] = resample_grid(weights[name].float(), tuple(size))
+            notes.append(f'resampled {name} from {source[0]} x {source[1]} to {size[0]} x {size[1]}')
+    name, taps = 'stages.0.patch_embed.proj.weight', model.stages[0].patch_embed.patch_size ** 2
+    channels = target[name].shape[1] // taps
+    if channels != 3 and name in weights and weights[name].shape[1] == 3 * taps:
+        kernel = weights[name].unflatten(1, (taps, 3)).mean(2, keepdim=True) * 3 / channels
+        weights[name] = kernel.expand(-1, -1, channels).flatten(1)
+        notes.append(f'averaged the 3 input channels of {name} for {channels}')
+    return weights, notes
+
+
+def check_weights(weights: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
+    """Raises a CheckpointError that lists every key that is missing, unknown or of another shape than ``target``'s."""
+    problems = []
+    missing = [name for name in target if name not in weights]
+    unknown = [name for name in weights if name not in target]
+    misshapen = [
+        f'{name} {tuple(weights[name].shape)}, not {tuple(target[name].shape)}'
+        for name in target
+        if name in weights and weights[name].shape != target[name].shape
+    ]
+    for title, names in (('missing', missing), ('unknown', unknown), ('of another shape', misshapen)):
+        if names:
+            problems.append(f'{len(names)} {title}: {_listed(names)}')
+    if problems:
+        raise CheckpointError(f'it does not fit the model; {"; ".join(problems)}')
+
+
+# -------------------------------------------------------------------------------------------------------- converting
+
+
+def convert(
+    state_dict: Mapping[str, Tensor],
+    layout: str,
+    prefix: str | None = None,
+    pretrain_img_size: int | tuple[int, int] | None = None,
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Returns a checkpoint's weights with its PVT in the format ``layout``, and the keys that it dropped.
+
+    Of a detector or segmentor the other parts come along as they are; of a classifier only the backbone does.
+
+    Args:
+        state_dict: Parameters by name, of any format.
+        layout: ``pvt_mm``, ``authors`` or ``mmdet``.
+        prefix: See :func:`load_pretrained`.
+        pretrain_img_size: See :func:`load_pretrained`.
+
+    Raises:
+        CheckpointError: There is no PVT, more than one, or one with missing, unknown or misshapen keys.
+    """
+    _, before = find_backbone(state_dict, prefix)
+    weights, dropped = backbone_weights(state_dict, prefix, pretrain_img_size)
+    check_complete(weights)
+    converted = weights if layout == 'pvt_mm' else _to_layout(weights, layout)
+    if not before.endswith('backbone.'):
+        return converted, dropped + [key for key in state_dict if not key.startswith(before)]
+    outer = before.removesuffix('backbone.')  # DDP's "module.", say
+    others = {key.removeprefix(outer): value for key, value in state_dict.items() if not key.startswith(before)}
+    return {**{f'backbone.{name}': value for name, value in converted.items()}, **others}, dropped
+
+
+def check_complete(weights: Mapping[str, Tensor]) -> None:
+    """Raises a CheckpointError that lists what a PVT of these sizes has and ``weights`` (in our format) have not."""
+    with torch.device('meta'):
+        model = PVT(infer_arch(weights), out_indices=len(_tables(weights)) - 1)
+    target = {**model.state_dict(), **{name: weights[name] for name in _tables(weights).values()}}
+    target['stages.0.patch_embed.proj.weight'] = weights['stages.0.patch_embed.proj.weight']  # any input channels
+    check_weights(weights, target)
+
+
+def infer_arch(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Returns the sizes of the PVT that has these weights (in our format), as ``PVT(arch=...)`` takes them.
+
+    Weights do not tell the number of heads, nor the first patch size from the input channels: they are Table 1's.
+    """
+    columns: dict[str, list[int]] = {name: [] for name in resolve_arch('small')._fields}
+    try:
+        for stage, table in _tables(weights).items():
+            dims = weights[table].shape[-1]
+            taps = weights[f'stages.{stage}.patch_embed.proj.weight'].shape[1]
+            reduction = weights.get(f'stages.{stage}.layers.0.attn.sr.proj.weight')
+            layers = {name.split('.')[3] for name in weights if name.startswith(f'stages.{stage}.layers.')}
+            columns['patch_sizes'].append(math.isqrt(taps // columns['embed_dims'][-1]) if stage else 4)
+            columns['embed_dims'].append(dims)
+            columns['depths'].append(len(layers))
+            columns['num_heads'].append(resolve_arch('small').num_heads[stage])
+            columns['sr_ratios'].append(1 if reduction is None else math.isqrt(reduction.shape[1] // dims))
+            columns['mlp_ratios'].append(weights[f'stages.{stage}.layers.0.ffn.fc1.weight'].shape[0] // dims)
+    except KeyError as error:
+        raise CheckpointError(f'it does not hold a whole PVT; missing: {error.args[0]}') from None
+    return {name: tuple(column) for name, column in columns.items()}
+
+
+def _to_layout(weights: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
+    arch = infer_arch(weights)
+    tables = _tables(weights)
+    converted = {}
+    for name, value in _unstacked(weights, layout).items():
+        stage = int(name.split('.')[1])
+        if name in tables.values():
+            value = value.flatten(1, 2)
+            if layout == 'authors' and stage == len(tables) - 1:
+                # NOTE: the authors' last table has the class token's entry in front; their dense models ignore it.
+                value = torch.cat([value.new_zeros(1, 1, value.shape[-1]), value], dim=1)
+        elif name.endswith('patch_embed.proj.weight'):
+            value = _as_kernel(value, arch['patch_sizes'][stage])
+        elif name.endswith('attn.sr.proj.weight'):
+            value = _as_kernel(value, arch['sr_ratios'][stage])
+        elif layout == 'mmdet' and '.ffn.' in name and name.endswith('.weight'):
+            value = _as_kernel(value, 1)
+        converted[_name(name, 'pvt_mm', layout)] = value.contiguous()
+    return converted
+
+
+# ----------------------------------------------------------------------------------------------------------- reading
+
+
+def read_checkpoint(path: str | os.PathLike, map_location: str = 'cpu') -> dict[str, Tensor]:
+    """Returns the parameters in a file or behind a URL, freed from the wrappers of the tool that wrote it.
+
+    Nothing in the file is executed: pickles are read with ``weights_only=True``, allowing what MMEngine writes beside
+    the weights, or the file is in safetensors format. Downloads are kept in torch.hub's cache.
+
+    Raises:
+        CheckpointError: The file is not there, cannot be read, is refused, or holds no parameters.
+    """
+    path = str(path)
+    if urlparse(path).scheme in ('http', 'https'):
+        local = _download(path)
+    elif '://' in path:
+        with fileio.get_local_path(path) as local:
+            return _parameters(_read_file(local, map_location), path)
+    else:
+        local = path
+    return _parameters(_read_file(local, map_location), path)
+
+
+def save_checkpoint(state_dict: Mapping[str, Tensor], path: str | os.PathLike) -> None:
+    """Writes parameters to a ``.pth`` or ``.safetensors`` file, whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    try:
+        if path.suffix == '.safetensors':
+            _safetensors().save_file({name: value.contiguous() for name, value in state_dict.items()}, beside)
+        else:
+            torch.save(dict(state_dict), beside)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _read_file(path: str, map_location: str) -> Any:
+    if not os.path.isfile(path):
+        what = 'is a folder, not a checkpoint' if os.path.isdir(path) else 'does not exist'
+        raise CheckpointError(f'{path} {what}')
+    if path.endswith('.safetensors'):
+        try:
+            return _safetensors().load_file(path, device=map_location)
+        except Exception as error:  # safetensors has an exception type of its own in each version
+            raise CheckpointError(f'{path} cannot be read as safetensors: {_one_line(error)}') from None
+    torch.serialization.add_safe_globals(_mmengine_globals())
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        refused = re.search(r'GLOBAL ([\w.]+)', str(error))
+        if refused:
+            reason = f'it asks to run {refused[1]}, which a file of weights has no need for'
+            raise CheckpointError(f'{path} is refused: {reason}') from None
+        raise CheckpointError(f'{path} is no checkpoint, or a damaged one: {_one_line(error)}') from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+        raise CheckpointError(f'{path} is no checkpoint, or a damaged one: {_one_line(error)}') from None
+
+
+def _download(url: str) -> str:
+    path = os.path.join(torch.hub.get_dir(), 'checkpoints', os.path.basename(urlparse(url).path))
+    if get_local_rank() == 0 and not os.path.exists(path):
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(url, path)
+        except OSError as error:
+            raise CheckpointError(
+                f'{url} cannot be downloaded ({_one_line(error)}): fetch it elsewhere and put it at {path}, or name '
+                'another file with --cfg-options model.backbone.init_cfg.checkpoint=PATH, or train from random weights '
+                'with --cfg-options model.backbone.init_cfg=None'
+            ) from None
+    barrier()
+    return path
+
+
+def _parameters(content: Any, path: str) -> dict[str, Tensor]:
+    while isinstance(content, Mapping):
+        inner = next((content[name] for name in WRAPPERS if isinstance(content.get(name), Mapping)), None)
+        if inner is None:
+            break
+        content = inner
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f'{path} holds no parameters but a {type(content).__name__}')
+    parameters = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    if not parameters:
+        raise CheckpointError(f'{path} holds no parameters; its entries are {_listed(map(str, content)) or "none"}')
+    return parameters
+
+
+def _mmengine_globals() -> list:
+    """What MMEngine's checkpoints hold beside tensors: the history of the logged values and random states."""
+    multiarray = np._core.multiarray if hasattr(np, '_core') else np.core.multiarray
+    dtypes = {type(np.dtype(kind)) for kind in ('float64', 'float32', 'int64', 'int32', 'uint32')}
+    return [HistoryBuffer, getattr, multiarray._reconstruct, multiarray.scalar, np.ndarray, np.dtype, *dtypes]
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.torch
+    except ImportError:
+        raise CheckpointError('reading and writing safetensors needs `pip install safetensors`') from None
+    return safetensors.torch
+
+
+# ------------------------------------------------------------------------------------------------- names and shapes
+
+
+def _pattern(template: str) -> re.Pattern:
+    parts = re.split(r'\{(\w+)\}', template)  # text and field names in turn
+    for i, field in list(enumerate(parts))[1::2]:
+        parts[i] = f'(?P<{field}>{"weight|bias" if field == "p" else "[0-9]+"})'
+    return re.compile(''.join(part if i % 2 else re.escape(part) for i, part in enumerate(parts)))
+
+
+_PATTERNS = {
+    template: _pattern(template)
+    for template in {name for row in (*NAMES, *CLASSIFIER_NAMES.values()) for name in row if name}
+}
+
+
+def _match(template: str, key: str) -> re.Match | None:
+    return _PATTERNS[template].fullmatch(key)
+
+
+def _translate(key: str, source: str, target: str) -> str | None:
+    """Returns the name in ``target`` of a key of ``source``, or None where either format has no such parameter."""
+    for row in NAMES:
+        theirs, wanted = row[FORMATS.index(source)], row[FORMATS.index(target)]
+        found = _match(theirs, key) if theirs and wanted else None
+        if found:
+            fields = found.groupdict()
+            stage = int(fields['s']) if 's' in fields else int(fields['s1']) - 1
+            layer = int(fields['l']) if 'l' in fields else int(fields.get('l1', 1)) - 1
+            return wanted.format(s=stage, s1=stage + 1, l=layer, l1=layer + 1, p=fields.get('p'))
+    return None
+
+
+def _name(key: str, source: str, target: str) -> str:
+    name = _translate(key, source, target)
+    assert name is not None, f'{key} has no name in the {target} format'
+    return name
+
+
+def _tables(weights: Iterable[str]) -> dict[int, str]:
+    """Returns the names of the position embeddings by stage."""
+    names = [name for name in weights if name.endswith('.pos_embed.table')]
+    return dict(sorted((int(name.split('.')[1]), name) for name in names))
+
+
+def _patch_sizes(weights: Mapping[str, Tensor]) -> list[int]:
+    return [weights[f'stages.{stage}.patch_embed.proj.weight'].shape[-1] for stage in _tables(weights)]
+
+
+def _check_shapes_of_source(weights: Mapping[str, Tensor]) -> None:
+    """Raises a CheckpointError where a key that is reshaped on the way to our format is missing or misshapen."""
+    problems = []
+    for stage in range(1 + max((int(name.split('.')[1]) for name in weights), default=0)):
+        for name, dims in ((f'stages.{stage}.pos_embed.table', 3), (f'stages.{stage}.patch_embed.proj.weight', 4)):
+            if name not in weights:
+                problems.append(f'{name} is missing')
+            elif weights[name].dim() != dims:
+                problems.append(f'{name} has shape {tuple(weights[name].shape)}, not {dims} dimensions')
+    if problems:
+        raise CheckpointError(f'it does not hold a whole PVT (names in our format): {_listed(problems)}')
+
+
+def _grids_of(
+    counts: dict[int, int],
+    patch_sizes: list[int],
+    pretrain_img_size: int | tuple[int, int] | None,
+    grids: list[tuple[int, int]] | None,
+) -> list[tuple[int, int]]:
+    """Returns the (H, W) grid of each stage's flat table; the last may have a class token's entry in front."""
+    last = len(counts) - 1
+
+    def fit(sides: list[tuple[int, int]]) -> bool:
+        exact = all(counts[i] == h * w for i, (h, w) in enumerate(sides[:last]))
+        return len(sides) > last and exact and counts[last] - math.prod(sides[last]) in (0, 1)
+
+    if pretrain_img_size is not None:
+        arch = resolve_arch('small')._replace(patch_sizes=tuple(patch_sizes))
+        stated = pretrain_grids(arch, pretrain_img_size)
+        if not fit(stated):
+            found = list(counts.values())
+            raise CheckpointError(f'position embeddings of {found} entries are not for {pretrain_img_size} pixels')
+        return stated
+    # isqrt floors, so N and N + 1 entries, with the class token's, have the same root.
+    for sides in ([(math.isqrt(count),) * 2 for count in counts.values()], list(grids or [])[: last + 1]):
+        if fit(sides):
+            return sides
+    raise CheckpointError(
+        f'its position embeddings have {list(counts.values())} entries, which are no square grids: say the size in '
+        'pixels of the images they were trained on, pretrain_img_size=(H, W)'
+    )
+
+
+def _as_linear(value: Tensor) -> Tensor:
+    """A convolution's (out, in, P, P) kernel as the (out, P * P * in) matrix of a projection of patches; else as is."""
+    return value if value.dim() != 4 else value.permute(0, 2, 3, 1).flatten(1)
+
+
+def _as_kernel(value: Tensor, size: int) -> Tensor:
+    return value.unflatten(1, (size, size, -1)).permute(0, 3, 1, 2)
+
+
+def _stack_keys_and_values(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    stacked = {}
+    for name, value in weights.items():
+        if '.attn.qkv.' in name:
+            q, kv = value.tensor_split([value.shape[0] // 3])
+            stacked[name.replace('.qkv.', '.q.')], stacked[name.replace('.qkv.', '.kv.')] = q, kv
+        elif '.attn.k.' in name and name.replace('.k.', '.v.') in weights:
+            stacked[name.replace('.k.', '.kv.')] = torch.cat([value, weights[name.replace('.k.', '.v.')]])
+        elif '.attn.v.' not in name:
+            stacked[name] = value
+    return stacked
+
+
+def _unstacked(weights: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
+    """The inverse of :func:`_stack_keys_and_values` for a format that we write."""
+    if layout == 'authors':
+        return dict(weights)
+    unstacked = {}
+    for name, value in weights.items():
+        if '.attn.q.' in name:
+            both = [value, weights[name.replace('.q.', '.kv.')]]
+            unstacked[name.replace('.q.', '.qkv.')] = torch.cat(both)
+        elif '.attn.kv.' not in name:
+            unstacked[name] = value
+    return unstacked
+
+
+def _listed(names: Iterable[str], limit: int = 8) -> str:
+    names = list(names)
+    more = f' and {len(names) - limit} more' if len(names) > limit else ''
+    return ', '.join(names[:limit]) + more
+
+
+def _one_line(error: Exception) -> str:
+    return ' '.join(str(error).split())[:200] or type(error).__name__
