@@ -21,6 +21,7 @@ from mmengine.dist import barrier, get_local_rank
 from mmengine.logging import HistoryBuffer, print_log
 from torch import Tensor, nn
 
+from pvt_mm.errors import InputError
 from pvt_mm.models.pvt import PVT, pretrain_grids, resample_grid, resolve_arch
 
 # The dictionary: one column a format, one row a parameter. {s} is the stage and {l} the layer counted from 0, {s1} and
@@ -62,7 +63,7 @@ CLASSIFIER_NAMES = {
 WRAPPERS = ('state_dict', 'model', 'ema_state_dict', 'state_dict_ema', 'model_ema', 'module')
 
 
-class CheckpointError(ValueError):
+class CheckpointError(InputError):
     """A checkpoint cannot be read, holds no PVT, or does not fit the model."""
 
 

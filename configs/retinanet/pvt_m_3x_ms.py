@@ -1,0 +1,5 @@
+# RetinaNet with PVT-Medium, 3x schedule, multi-scale. Paper: AP 43.2 (Table 3), 8 V100:
+#   tools/dist_train.sh configs/retinanet/pvt_m_3x_ms.py 8
+_base_ = './pvt_s_3x_ms.py'
+weights = 'https://github.com/whai362/PVT/releases/download/v2/pvt_medium.pth'
+model = dict(backbone=dict(arch='medium', drop_path_rate=0.0, init_cfg=dict(checkpoint=weights)))

@@ -1,0 +1,11 @@
+# RetinaNet with PVT-Small at a shorter side of 640 pixels. Paper: AP 38.7 (Table 11), 8 V100:
+#   tools/dist_train.sh configs/retinanet/pvt_s_640_1x.py 8
+_base_ = './pvt_s_1x.py'
+resize = dict(type='Resize', scale=(1333, 640), keep_ratio=True)
+pack = dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'))
+load, boxes = dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True)
+train_pipeline = [load, boxes, resize, dict(type='RandomFlip', prob=0.5), dict(type='PackDetInputs')]
+test_pipeline = [load, resize, boxes, pack]
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader

@@ -1,0 +1,5 @@
+# RetinaNet with PVT-Tiny, 3x schedule, multi-scale. Paper: AP 39.4 (Table 3), 8 V100:
+#   tools/dist_train.sh configs/retinanet/pvt_t_3x_ms.py 8
+_base_ = './pvt_s_3x_ms.py'
+weights = 'https://github.com/whai362/PVT/releases/download/v2/pvt_tiny.pth'
+model = dict(backbone=dict(arch='tiny', init_cfg=dict(checkpoint=weights)))

@@ -1,0 +1,217 @@
+"""From a config file and a command line's flags to a runner: what ``tools/train.py`` and ``tools/test.py`` share."""
+
+import argparse
+import difflib
+import inspect
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.registry import RUNNERS, DefaultScope, init_default_scope
+from mmengine.runner import Runner
+from mmengine.runner.checkpoint import find_latest_checkpoint
+
+from pvt_mm.errors import InputError
+
+
+class CfgOptions(DictAction):
+    """MMEngine's ``--cfg-options`` action, with a usage error in place of a traceback."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option_string: str | None = None):
+        try:
+            super().__call__(parser, namespace, values, option_string)
+        except (ValueError, AssertionError) as error:
+            parser.error(f'--cfg-options takes KEY=VALUE pairs, got {" ".join(values)!r} ({error})')
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that training and testing share."""
+    parser.add_argument('--work-dir', help='where logs and results go (default: work_dirs/<name of the config>)')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=CfgOptions,
+        metavar='KEY=VALUE',
+        help='override settings of the config, e.g. model.backbone.drop_path_rate=0.2; lists as key="[a,b]" or '
+        'key=a,b; data_root=PATH moves every data set of the config',
+    )
+    parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none', help='job launcher')
+    # torchrun and torch.distributed.launch pass it in either spelling
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+
+
+def load_config(path: str, options: dict | None = None) -> Config:
+    """Reads a config and overrides settings in it.
+
+    ``data_root`` among the options moves the data sets and evaluators that were written with the config's own.
+
+    Raises:
+        InputError: The file is not there or is no config, or an option begins with a name that no config has.
+    """
+    if not os.path.isfile(path):
+        near = difflib.get_close_matches(path, [str(other) for other in Path(path).parent.glob('*.py')], n=1, cutoff=0.5)
+        hint = f'; did you mean {near[0]}?' if near else ''
+        raise InputError(f'the config {path} does not exist{hint}')
+    try:
+        config = Config.fromfile(path)
+    except Exception as error:  # a config is Python: it can fail in any way
+        raise InputError(f'the config {path} cannot be read: {type(error).__name__}: {error}') from error
+    options = dict(options or {})
+    _check_option_names(options, config)
+    if 'data_root' in options:
+        _move_data(config, config.get('data_root'), options['data_root'])
+    try:
+        config.merge_from_dict(options)
+    except (KeyError, TypeError, AssertionError, ValueError) as error:
+        raise InputError(f'--cfg-options do not fit {path}: {error}') from error
+    return config
+
+
+def _check_option_names(options: dict, config: Config) -> None:
+    known = {*config.keys(), *inspect.signature(Runner.__init__).parameters, 'data_root', 'auto_scale_lr', 'runner_type'}
+    for key in options:
+        name = key.split('.')[0]
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f'; did you mean {near[0]}?' if near else f'; it has {", ".join(sorted(config.keys()))}'
+            raise InputError(f'--cfg-options {key}: the config has no {name}{hint}')
+
+
+def _move_data(config: Config, old: str | None, new: str) -> None:
+    """Replaces the data root ``old`` at the front of every path of the data sets and evaluators of a config."""
+    if not old:
+        raise InputError('--cfg-options data_root=...: the config has no data_root to move')
+    new = str(new).rstrip('/') + '/'
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: moved(inner) for key, inner in value.items()}
+        if isinstance(value, (list, tuple)):
+            return type(value)(moved(inner) for inner in value)
+        if isinstance(value, str) and (value == old or value.startswith(old.rstrip('/') + '/')):
+            return new + value[len(old) :].lstrip('/')
+        return value
+
+    for name in ('train', 'val', 'test'):
+        for part in (f'{name}_dataloader', f'{name}_evaluator'):
+            if config.get(part):
+                config[part] = moved(config[part])
+
+
+def prepare_config(args: argparse.Namespace) -> Config:
+    """Returns the config that the command line asks for, with its work directory made and its launcher set.
+
+    Raises:
+        InputError: See :func:`load_config`; or the work directory cannot be written.
+    """
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    config = load_config(args.config, args.cfg_options)
+    config.launcher = args.launcher
+    config.work_dir = args.work_dir or config.get('work_dir') or os.path.join('work_dirs', Path(args.config).stem)
+    try:
+        os.makedirs(config.work_dir, exist_ok=True)
+    except OSError as error:
+        raise InputError(f'the work directory {config.work_dir} cannot be made: {error.strerror}') from None
+    if not os.access(config.work_dir, os.W_OK):
+        raise InputError(f'the work directory {config.work_dir} cannot be written: choose another with --work-dir')
+    if not torch.cuda.is_available() and config.get('env_cfg', {}).get('dist_cfg', {}).get('backend') == 'nccl':
+        config.env_cfg.dist_cfg.backend = 'gloo'  # NCCL is for GPUs alone
+    init_default_scope(config.get('default_scope', 'mmengine'))
+    return config
+
+
+def build_runner(config: Config) -> Runner:
+    """Builds the runner of a config: the environment and the model.
+
+    Raises:
+        InputError: A part cannot be built: an unknown type, a wrong argument.
+    """
+    # A scope left by an earlier run of this process would answer for this one's.
+    DefaultScope._instance_dict.pop(config.get('experiment_name', ''), None)
+    try:
+        return RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
+    except Exception as error:
+        raise InputError(f'the config cannot be built: {type(error).__name__}: {error}') from error
+
+
+# ------------------------------------------------------------------------------------------------ what the flags mean
+
+
+def use_amp(config: Config, dtype: str) -> None:
+    """Turns on mixed precision, ``fp16`` with a dynamic loss scale or ``bf16`` without one."""
+    if not torch.cuda.is_available():
+        raise InputError(f'--amp {dtype} needs a GPU, and none is visible here: leave it out to train in fp32')
+    half = dtype == 'fp16'
+    config.optim_wrapper.type = 'AmpOptimWrapper'
+    config.optim_wrapper.dtype = 'float16' if half else 'bfloat16'
+    config.optim_wrapper.loss_scale = 'dynamic' if half else dict(enabled=False)
+
+
+def scale_lr(config: Config) -> None:
+    """Turns on the scaling of the learning rate by the batch size over the config's ``auto_scale_lr``."""
+    if 'base_batch_size' not in config.get('auto_scale_lr', {}):
+        raise InputError('--auto-scale-lr: the config does not say auto_scale_lr.base_batch_size')
+    config.auto_scale_lr.enable = True
+
+
+def skip_validation(config: Config) -> None:
+    """Leaves out the evaluation during training."""
+    config.val_cfg = config.val_dataloader = config.val_evaluator = None
+
+
+def resume(config: Config, what: str) -> str | None:
+    """Makes the run resume from the checkpoint ``what``, or for ``auto`` from the last one in its work directory.
+
+    Returns:
+        The checkpoint, or None where ``auto`` found none and the run starts anew.
+
+    Raises:
+        InputError: The checkpoint does not exist.
+    """
+    checkpoint = find_latest_checkpoint(config.work_dir) if what == 'auto' else what
+    if checkpoint is not None and not os.path.isfile(checkpoint):
+        where = f', which {config.work_dir}/last_checkpoint names,' if what == 'auto' else ''
+        raise InputError(f'--resume: the checkpoint {checkpoint}{where} does not exist')
+    config.resume = checkpoint is not None
+    config.load_from = checkpoint
+    return checkpoint
+
+
+def draw_predictions(config: Config, show: bool, show_dir: str | None, wait_time: float) -> None:
+    """Makes the test draw its predictions, in windows, in files or both."""
+    hook = config.get('default_hooks', {}).get('visualization')
+    if hook is None:
+        raise InputError('--show and --show-dir need default_hooks.visualization in the config')
+    hook.draw = True
+    hook.show, hook.wait_time = show, wait_time
+    if show_dir and hook.type.startswith('Det'):
+        hook.test_out_dir = show_dir
+    elif show_dir:
+        config.visualizer.save_dir = show_dir
+
+
+def use_tta(config: Config) -> None:
+    """Wraps the model and the test pipeline of a config in its test-time augmentation."""
+    for key in ('tta_model', 'tta_pipeline'):
+        if key not in config:
+            raise InputError(f'--tta: the config has no {key}')
+    config.model = ConfigDict(**config.tta_model, module=config.model)
+    dataset = config.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    dataset.pipeline = config.tta_pipeline
+
+
+def dump_predictions(config: Config, out: str) -> None:
+    """Makes the test write its predictions: to a pickle, or for segmentation also to a folder of label maps."""
+    metrics = config.test_evaluator if isinstance(config.test_evaluator, list) else [config.test_evaluator]
+    if out.endswith(('.pkl', '.pickle')):
+        kind = 'DumpDetResults' if config.get('default_scope') == 'mmdet' else 'DumpResults'
+        config.test_evaluator = [*metrics, dict(type=kind, out_file_path=out)]
+    elif all(metric.type == 'IoUMetric' for metric in metrics):
+        for metric in metrics:
+            metric.update(output_dir=out, keep_results=True)
+    else:
+        raise InputError(f'--out {out}: name a .pkl file (a folder of label maps is for segmentation)')

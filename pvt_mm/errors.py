@@ -1,0 +1,32 @@
+"""Errors that a command answers with one line and exit code 2."""
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+
+class InputError(ValueError):
+    """What the user gave cannot be worked with. The message is one line: what is wrong, where, and what to do."""
+
+
+def command(main: Callable) -> Callable[[Sequence[str] | None], int]:
+    """Makes a tool's ``main(argv=None)`` return 2 with one line on stderr for an :class:`InputError`.
+
+    With ``PVT_MM_DEBUG=1`` in the environment the traceback is shown instead. Ctrl-C returns 130, as shells have it.
+    """
+
+    @functools.wraps(main)
+    def run(argv: Sequence[str] | None = None) -> int:
+        try:
+            return main(argv) or 0
+        except InputError as error:
+            if os.environ.get('PVT_MM_DEBUG') == '1':
+                raise
+            sys.stderr.write(f'error: {" ".join(str(error).split())}\n')
+            return 2
+        except KeyboardInterrupt:
+            sys.stderr.write('interrupted\n')
+            return 130
+
+    return run

@@ -1,0 +1,63 @@
+#!/usr/bin/env python
+"""Write the PVT weights of any known format in another: ours, MMDetection's or the authors'."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+
+from pvt_mm.checkpoint import CheckpointError, convert, find_backbone, read_checkpoint, save_checkpoint
+from pvt_mm.errors import InputError, command
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__ + " Read are the authors' releases, MMDetection's PVT, Hugging Face's, ours, and any "
+        'detector or segmentor that contains one of them; its other parts come along. The last line of the output is '
+        'JSON.',
+        epilog='Example: tools/convert_checkpoint.py retinanet_pvt-t_fpn_1x_coco.pth pvt_tiny.pth',
+    )
+    parser.add_argument('source', metavar='IN', help='a path or URL of a .pth or .safetensors file')
+    parser.add_argument('target', metavar='OUT', help='the .pth or .safetensors file to write')
+    parser.add_argument(
+        '--to', choices=('pvt_mm', 'mmdet', 'authors'), default='pvt_mm', help='format to write (default: pvt_mm)'
+    )
+    parser.add_argument('--prefix', help='what the keys of the backbone begin with, where IN holds more than one')
+    parser.add_argument(
+        '--pretrain-img-size',
+        type=int,
+        nargs='+',
+        metavar=('H', 'W'),
+        help='size of the images that the position embeddings were trained on, where they were not square',
+    )
+    return parser.parse_args(argv)
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    size = args.pretrain_img_size
+    if size and len(size) > 2:
+        raise InputError(f'--pretrain-img-size takes a side or H and W, got {len(size)} numbers')
+    state_dict = read_checkpoint(args.source)
+    try:
+        layout, prefix = find_backbone(state_dict, args.prefix)
+        sides = (size[0], size[-1]) if size else None
+        converted, dropped = convert(state_dict, args.to, args.prefix, sides)
+    except CheckpointError as error:
+        raise CheckpointError(f'{args.source}: {error}') from None
+    try:
+        save_checkpoint(converted, args.target)
+    except OSError as error:
+        raise InputError(f'{args.target} cannot be written: {error.strerror or error}') from None
+    print(f'{args.source}: {layout} format, prefix {prefix!r}')
+    for key in dropped:
+        print(f'  dropped {key}')
+    print(f'{args.target}: {args.to} format, {len(converted)} tensors, {os.path.getsize(args.target) / 1e6:.1f} MB')
+    summary = dict(source=layout, target=args.to, prefix=prefix, tensors=len(converted), dropped=len(dropped))
+    print(json.dumps(summary))
+
+
+if __name__ == '__main__':
+    sys.exit(main())
