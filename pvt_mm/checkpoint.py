@@ -19,10 +19,10 @@ import torch
 from mmengine import fileio
 from mmengine.dist import barrier, get_local_rank
 from mmengine.logging import HistoryBuffer, print_log
-from torch import Tensor, nn
+from torch import Tensor
 
 from pvt_mm.errors import InputError
-from pvt_mm.models.pvt import PVT, pretrain_grids, resample_grid, resolve_arch
+from pvt_mm.models.pvt import PVT, Arch, pretrain_grids, resample_grid
 
 # The dictionary: one column a format, one row a parameter. {s} is the stage and {l} the layer counted from 0, {s1} and
 # {l1} from 1, {p} is weight or bias. MMDetection stacks q, k and v, Hugging Face keeps them apart, the authors and we
@@ -249,7 +249,7 @@ def convert(
 def check_complete(weights: Mapping[str, Tensor]) -> None:
     """Raises a CheckpointError that lists what a PVT of these sizes has and ``weights`` (in our format) have not."""
     with torch.device('meta'):
-        model = PVT(infer_arch(weights), out_indices=len(_tables(weights)) - 1)
+        model = PVT(infer_arch(weights), out_indices=_num_stages(weights) - 1)
     target = {**model.state_dict(), **{name: weights[name] for name in _tables(weights).values()}}
     target['stages.0.patch_embed.proj.weight'] = weights['stages.0.patch_embed.proj.weight']  # any input channels
     check_weights(weights, target)
@@ -258,19 +258,20 @@ def check_complete(weights: Mapping[str, Tensor]) -> None:
 def infer_arch(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     """Returns the sizes of the PVT that has these weights (in our format), as ``PVT(arch=...)`` takes them.
 
-    Weights do not tell the number of heads, nor the first patch size from the input channels: they are Table 1's.
+    Weights do not tell the number of heads, which is 1 here, nor the first patch size from the input channels, which is
+    Table 1's 4.
     """
-    columns: dict[str, list[int]] = {name: [] for name in resolve_arch('small')._fields}
+    columns: dict[str, list[int]] = {name: [] for name in Arch._fields}
     try:
-        for stage, table in _tables(weights).items():
-            dims = weights[table].shape[-1]
+        for stage in range(_num_stages(weights)):
+            dims = weights[f'stages.{stage}.pos_embed.table'].shape[-1]
             taps = weights[f'stages.{stage}.patch_embed.proj.weight'].shape[1]
             reduction = weights.get(f'stages.{stage}.layers.0.attn.sr.proj.weight')
             layers = {name.split('.')[3] for name in weights if name.startswith(f'stages.{stage}.layers.')}
             columns['patch_sizes'].append(math.isqrt(taps // columns['embed_dims'][-1]) if stage else 4)
             columns['embed_dims'].append(dims)
             columns['depths'].append(len(layers))
-            columns['num_heads'].append(resolve_arch('small').num_heads[stage])
+            columns['num_heads'].append(1)
             columns['sr_ratios'].append(1 if reduction is None else math.isqrt(reduction.shape[1] // dims))
             columns['mlp_ratios'].append(weights[f'stages.{stage}.layers.0.ffn.fc1.weight'].shape[0] // dims)
     except KeyError as error:
@@ -354,7 +355,7 @@ def _read_file(path: str, map_location: str) -> Any:
         if refused:
             reason = f'it asks to run {refused[1]}, which a file of weights has no need for'
             raise CheckpointError(f'{path} is refused: {reason}') from None
-        raise CheckpointError(f'{path} is no checkpoint, or a damaged one: {_one_line(error)}') from None
+        raise CheckpointError(f'{path} is no checkpoint, or a damaged one') from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
         raise CheckpointError(f'{path} is no checkpoint, or a damaged one: {_one_line(error)}') from None
 
@@ -443,6 +444,10 @@ def _name(key: str, source: str, target: str) -> str:
     return name
 
 
+def _num_stages(weights: Iterable[str]) -> int:
+    return 1 + max(int(name.split('.')[1]) for name in weights)
+
+
 def _tables(weights: Iterable[str]) -> dict[int, str]:
     """Returns the names of the position embeddings by stage."""
     names = [name for name in weights if name.endswith('.pos_embed.table')]
@@ -456,7 +461,7 @@ def _patch_sizes(weights: Mapping[str, Tensor]) -> list[int]:
 def _check_shapes_of_source(weights: Mapping[str, Tensor]) -> None:
     """Raises a CheckpointError where a key that is reshaped on the way to our format is missing or misshapen."""
     problems = []
-    for stage in range(1 + max((int(name.split('.')[1]) for name in weights), default=0)):
+    for stage in range(_num_stages(weights)):
         for name, dims in ((f'stages.{stage}.pos_embed.table', 3), (f'stages.{stage}.patch_embed.proj.weight', 4)):
             if name not in weights:
                 problems.append(f'{name} is missing')
@@ -480,8 +485,7 @@ def _grids_of(
         return len(sides) > last and exact and counts[last] - math.prod(sides[last]) in (0, 1)
 
     if pretrain_img_size is not None:
-        arch = resolve_arch('small')._replace(patch_sizes=tuple(patch_sizes))
-        stated = pretrain_grids(arch, pretrain_img_size)
+        stated = pretrain_grids(patch_sizes, pretrain_img_size)
         if not fit(stated):
             found = list(counts.values())
             raise CheckpointError(f'position embeddings of {found} entries are not for {pretrain_img_size} pixels')

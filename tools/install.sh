@@ -120,7 +120,9 @@ step() {  # TITLE COMMAND...: runs it with its output in the log, and shows how 
     job=
     if [[ -t 2 ]]; then printf '\r\033[K' >&2; fi
     if ((status)); then
-        say "install: $title failed after $(elapsed "$start"). The last lines of $log:"
+        say "install: $title failed after $(elapsed "$start"). The first errors in $log, and its last lines:"
+        tail -c "+$offset" "$log" | grep -a 'error: ' | grep -av subprocess-exited | head -n 3 >&2 || true
+        echo ... >&2
         tail -n 20 "$log" >&2
         exit 1
     fi
@@ -165,14 +167,15 @@ fi
 check_python
 compile=
 if mmcv_is_built; then
-    duration='mmcv has been compiled before: this takes a few minutes.'
+    duration='mmcv has been compiled before, so this takes a few minutes.'
 else
     check_compiler
     compile=yes
-    duration='Compiling mmcv takes about a quarter of an hour on two cores. pip keeps the wheel, so that it happens once.'
+    duration='Compiling mmcv takes about a quarter of an hour on two cores. pip keeps the wheel, so this happens once.'
 fi
 say "Setting up $venv with the versions in requirements/: torch, mmcv with its operators, mmengine, mmdet, mmseg,"
-say "and what the tests need. $duration"
+say "and what the tests need."
+say "$duration"
 
 trap 'interrupted INT 130' INT
 trap 'interrupted TERM 143' TERM HUP
@@ -191,8 +194,8 @@ step torch pip install -r requirements/torch.txt -r requirements/build.txt -c re
 if [[ $compile ]]; then check_cuda; fi
 install_mmcv
 step 'the rest' pip install -r requirements/onedl.txt -r requirements/tests.txt -c requirements/constraints.txt
-if [[ ! $compile ]] && ! stack_works "$venv/bin/python" >> "$log" 2>&1; then
-    say "  mmcv was compiled for another PyTorch, and is now compiled again: about a quarter of an hour on two cores"
+if [[ ! $compile ]] && ! "$venv/bin/python" -c 'import mmcv.ops' >> "$log" 2>&1; then
+    say "  mmcv was compiled for another PyTorch. It is compiled again: about a quarter of an hour on two cores."
     check_compiler
     check_cuda
     pip cache remove onedl_mmcv >> "$log" 2>&1 || true

@@ -6,6 +6,8 @@ Tokens stay (B, N, C) from the first layer to the last. That is the memory of a 
 permuted view of the tokens and costs no copy.
 """
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -278,6 +280,8 @@ class PVT(BaseModule):
         self.out_indices = _resolve_out_indices(out_indices, len(arch.depths))
         self.frozen_stages = frozen_stages
         self.min_size = minimum_size(arch)
+        if not isinstance(in_channels, int) or in_channels < 1:
+            raise ValueError(f'in_channels must be a positive integer, got {in_channels}')
         if not -1 <= frozen_stages <= len(arch.depths):
             raise ValueError(f'frozen_stages must be from -1 (none) to {len(arch.depths)} (all), got {frozen_stages}')
         for name, rate in dict(
@@ -286,7 +290,7 @@ class PVT(BaseModule):
             if not 0 <= rate < 1:
                 raise ValueError(f'{name} must be at least 0 and less than 1, got {rate}')
 
-        grids = pretrain_grids(arch, pretrain_img_size)
+        grids = pretrain_grids(arch.patch_sizes, pretrain_img_size)
         drop_path_rates = torch.linspace(0, drop_path_rate, sum(arch.depths), device='cpu').tolist()
         self.stages = nn.ModuleList()
         for i in range(self.out_indices[-1] + 1):
@@ -391,19 +395,18 @@ def resolve_arch(arch: str | dict) -> Arch:
     return sizes
 
 
-def pretrain_grids(arch: Arch, pretrain_img_size: int | tuple[int, int]) -> list[tuple[int, int]]:
+def pretrain_grids(patch_sizes: Sequence[int], pretrain_img_size: int | tuple[int, int]) -> list[tuple[int, int]]:
     """Returns the (H, W) grid of tokens of each stage for an image of ``pretrain_img_size`` pixels.
 
     Raises:
-        ValueError: The size is no positive int or pair of ints, or too small for the network.
+        ValueError: The size is no int or pair of ints, or leaves the last stage no token.
     """
     sides = (pretrain_img_size,) * 2 if isinstance(pretrain_img_size, int) else tuple(pretrain_img_size)
-    if len(sides) != 2 or not all(isinstance(side, int) and side >= minimum_size(arch) for side in sides):
-        raise ValueError(
-            f'pretrain_img_size must be an int or (H, W) of at least {minimum_size(arch)}, got {pretrain_img_size}'
-        )
+    least = math.prod(patch_sizes)
+    if len(sides) != 2 or not all(isinstance(side, int) and side >= least for side in sides):
+        raise ValueError(f'pretrain_img_size must be an int or (H, W) of at least {least}, got {pretrain_img_size}')
     grids = []
-    for patch_size in arch.patch_sizes:
+    for patch_size in patch_sizes:
         sides = tuple(side // patch_size for side in sides)
         grids.append(sides)
     return grids

@@ -1,0 +1,48 @@
+# VENV=DIR     the environment to make and use (.venv)
+# PYTHON=EXE   the Python to make it with (python3)
+# An active virtualenv or conda environment in which the OpenMMLab stack works is used as it is, unless one of these is given.
+
+# The interpreter that `setup` settled on.
+PY = "$$(cat build/python)"
+DEMO = work_dirs/demo
+
+# What an environment of the user's own needs to find the package; .venv has it installed.
+export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@sed -n '/^# VENV/,/^$$/s/^# /  /p' $(firstword $(MAKEFILE_LIST))
+
+setup:  ## install the exact versions of requirements/ where they are missing
+	@mkdir -p build
+	@VENV='$(VENV)' PYTHON='$(PYTHON)' tools/install.sh > build/python
+
+demo: setup  ## train, evaluate and draw a PVT RetinaNet on generated shapes: about 5 minutes on two cores
+	$(PY) tools/make_shapes.py data/shapes
+	$(PY) tools/train.py configs/demo/retinanet_shapes.py --work-dir $(DEMO)
+	$(PY) tools/plot.py curves $(DEMO) --out $(DEMO)/curves.png
+	$(PY) tools/plot.py predictions configs/demo/retinanet_shapes.py "$$(cat $(DEMO)/last_checkpoint)" --out $(DEMO)/predictions.png
+	@echo
+	@echo "checkpoint   $$(cat $(DEMO)/last_checkpoint)"
+	@echo "log          $$(ls -t $(DEMO)/*/*.log | head -n 1)"
+	@echo "curves       $(DEMO)/curves.png"
+	@echo "predictions  $(DEMO)/predictions.png"
+	@echo "bbox AP      $$(grep -h bbox_mAP_50 $$(ls -t $(DEMO)/*/vis_data/scalars.json | head -n 1) | tail -n 1 | sed 's/.*bbox_mAP": \([-0-9.]*\).*/\1/')"
+
+test: setup  ## run the tests: at most 12 minutes on two cores
+	$(PY) -m pytest
+
+check: setup  ## lint, and check the formatting
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+
+format: setup  ## format, and mend what the linter can mend
+	$(PY) -m ruff check --fix
+	$(PY) -m ruff format
+
+clean:  ## remove caches and what was built, but no environment, data or results
+	rm -rf build dist .pytest_cache .ruff_cache .hypothesis
+	find configs pvt_mm tests tools -name __pycache__ -prune -exec rm -rf {} +

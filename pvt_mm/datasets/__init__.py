@@ -1,0 +1,1 @@
+"""Datasets and transforms that MMDetection and MMSegmentation lack."""

@@ -1,0 +1,524 @@
+"""Shapes: synthetic pictures of circles, squares and triangles, annotated for every task from one drawing.
+
+Nothing but NumPy and OpenCV is needed. Colour, texture and size say nothing about the class: only the outline does.
+"""
+
+import json
+import math
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+CLASSES = ('circle', 'square', 'triangle')
+VERSION = 1  # part of every picture's seed: raise it with any change to what is drawn
+
+MIN_IMAGE_SIZE, MAX_IMAGE_SIZE = 32, 4096
+MARKER, UNFINISHED = 'shapes.json', 'shapes.unfinished.json'
+MMSEG_SPLITS = {'train': 'training', 'val': 'validation'}
+
+_MAX_SHAPES = 5
+_DIAMETER = (0.14, 0.45)  # of the circle of the same area, over the picture's shorter side
+_TILT = 0.25  # radians, at most, from upright
+_MIN_VISIBLE = 0.5  # of a shape's area, whatever the frame and the shapes above it hide
+_MAX_COVERING = 0.5  # of a shape's area may lie on shapes below: it is never nested, so no visible part has a hole
+_MIN_CONTRAST = 80.0  # Euclidean, in 8-bit BGR, between a shape's colour and 95% of its surroundings
+
+
+@dataclass(frozen=True)
+class Instance:
+    """The visible part of one shape.
+
+    Attributes:
+        label: index in ``CLASSES``.
+        mask: (H, W) bool.
+        bbox: x, y, width, height in pixels, tight around ``mask``.
+        polygons: outlines of ``mask``, each ``[x0, y0, x1, y1, ...]`` in pixels, as COCO spells them.
+    """
+
+    label: int
+    mask: np.ndarray
+    bbox: tuple[int, int, int, int]
+    polygons: list[list[float]]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture, (H, W, 3) uint8 in BGR, and the shapes in it, the lowest first."""
+
+    image: np.ndarray
+    instances: list[Instance]
+
+    @property
+    def semantic_map(self) -> np.ndarray:
+        """(H, W) uint8: 0 is background, ``1 + label`` a shape."""
+        semantic_map = np.zeros(self.image.shape[:2], np.uint8)
+        for instance in self.instances:
+            semantic_map[instance.mask] = 1 + instance.label
+        return semantic_map
+
+
+# ---- texture: fields in about [-1, 1] over an (h, w) window; x and y run from 0 to 1 along its longer side
+
+
+def _grid(h: int, w: int) -> tuple[np.ndarray, np.ndarray]:
+    step = np.float32(1 / max(h, w))
+    return (np.arange(h, dtype=np.float32)[:, None] + 0.5) * step, (np.arange(w, dtype=np.float32) + 0.5) * step
+
+
+def _ramp(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
+    y, x = _grid(h, w)
+    angle = rng.uniform(0, 2 * math.pi)
+    return np.float32(math.cos(angle)) * (x - 0.5) + np.float32(math.sin(angle)) * (y - 0.5)
+
+
+def _plain(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
+    return np.zeros((h, w), np.float32)
+
+
+def _gradient(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
+    return 1.6 * _ramp(rng, h, w)
+
+
+def _clouds(rng: np.random.Generator, h: int, w: int, finest: int = 32) -> np.ndarray:
+    """Noise at several scales, each half as strong as the one twice as coarse."""
+    field, weight, cells = np.zeros((h, w), np.float32), 0.8, max(2, finest // 8)
+    while cells <= finest:
+        coarse = rng.uniform(-1, 1, (cells, cells)).astype(np.float32)
+        field += weight * cv2.resize(coarse, (w, h), interpolation=cv2.INTER_CUBIC)
+        weight, cells = weight / 2, cells * 2
+    return field
+
+
+def _wave(rng: np.random.Generator, h: int, w: int, sharpness: float) -> np.ndarray:
+    return np.tanh(sharpness * np.sin(_ramp(rng, h, w) * rng.uniform(20, 60) + rng.uniform(0, 6)))
+
+
+def _stripes(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
+    return _wave(rng, h, w, rng.uniform(0.8, 5))
+
+
+def _checker(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
+    sharpness = rng.uniform(0.8, 4)
+    return _wave(rng, h, w, sharpness) * _wave(rng, h, w, sharpness)
+
+
+def _blobs(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
+    """A few round spots, blurred; drawn small, since they are smooth."""
+    small_h, small_w = max(2, round(48 * h / max(h, w))), max(2, round(48 * w / max(h, w)))
+    y, x = _grid(small_h, small_w)
+    field = np.zeros((small_h, small_w), np.float32)
+    for _ in range(rng.integers(2, 7)):
+        cy, cx, radius = rng.uniform(0, 1), rng.uniform(0, 1), rng.uniform(0.08, 0.3)
+        spot = np.exp(-((y - np.float32(cy)) ** 2 + (x - np.float32(cx)) ** 2) / np.float32(2 * radius**2))
+        field = np.maximum(field, spot)
+    return cv2.resize(2 * field - 1, (w, h), interpolation=cv2.INTER_LINEAR)
+
+
+_BACKGROUNDS = (_gradient, _clouds, _stripes, _checker, _blobs)
+_SURFACES = (_plain, _gradient, _clouds, _stripes, _checker)
+
+
+def _tint(rng: np.random.Generator, low: float, high: float) -> np.ndarray:
+    """A change of colour of a length between the two, (3,)."""
+    direction = rng.normal(size=3) + rng.normal()  # the shared term: lightness changes more than hue
+    return (direction / np.linalg.norm(direction) * rng.uniform(low, high)).astype(np.float32)
+
+
+def _background(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
+    layers = [
+        (_BACKGROUNDS[rng.integers(len(_BACKGROUNDS))], _tint(rng, 15, 45)),
+        (_blobs, _tint(rng, 5, 35)),
+        (_clouds, _tint(rng, 4, 16)),
+    ]
+    canvas = np.empty((h, w, 3), np.float32)
+    canvas[:] = rng.uniform(30, 225, 3)
+    for field, tint in layers:
+        canvas += field(rng, h, w)[..., None] * tint
+    return canvas
+
+
+# ---- shapes
+
+
+@dataclass(frozen=True)
+class _Outline:
+    """A circle (no corners) or a convex polygon, in pixels; corners run so that the inside is on the same side."""
+
+    center: tuple[float, float]
+    radius: float
+    corners: np.ndarray | None
+    area: float
+
+    def window(self, h: int, w: int) -> tuple[slice, slice]:
+        """The rows and columns it can touch, with a margin for its surroundings."""
+        (cx, cy), reach = self.center, self.radius + 4
+        return (
+            slice(max(0, math.floor(cy - reach)), min(h, math.ceil(cy + reach))),
+            slice(max(0, math.floor(cx - reach)), min(w, math.ceil(cx + reach))),
+        )
+
+    def depth(self, rows: slice, cols: slice) -> np.ndarray:
+        """How far inside the outline each pixel's centre lies, negative outside."""
+        y = np.arange(rows.start, rows.stop)[:, None] + 0.5
+        x = np.arange(cols.start, cols.stop) + 0.5
+        if self.corners is None:
+            return self.radius - np.hypot(x - self.center[0], y - self.center[1])
+        depth = np.full((y.size, x.size), np.inf)
+        for (x0, y0), (x1, y1) in zip(self.corners, np.roll(self.corners, -1, axis=0), strict=True):
+            edge = math.hypot(x1 - x0, y1 - y0)
+            depth = np.minimum(depth, ((x1 - x0) * (y - y0) - (y1 - y0) * (x - x0)) / edge)
+        return depth
+
+
+def _outline(rng: np.random.Generator, label: int, h: int, w: int) -> _Outline:
+    side = min(h, w)
+    low, high = _DIAMETER
+    diameter = side * low * (high / low) ** rng.random()
+    margin = 0.4 * diameter
+    center = rng.uniform(margin, w - margin), rng.uniform(margin, h - margin)
+    area = math.pi / 4 * diameter**2
+    if CLASSES[label] == 'circle':
+        return _Outline(center, diameter / 2, None, area)
+    count = 4 if CLASSES[label] == 'square' else 3
+    upright = math.pi / 4 if count == 4 else -math.pi / 2
+    angles = upright + 2 * math.pi * np.arange(count) / count + rng.uniform(-_TILT, _TILT)
+    if count == 3:
+        angles += rng.uniform(-0.15, 0.15, 3)
+    unit = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    x, y = unit.T
+    unit_area = 0.5 * float(np.sum(x * np.roll(y, -1) - y * np.roll(x, -1)))
+    radius = math.sqrt(area / unit_area)
+    return _Outline(center, radius, np.array(center) + radius * unit, area)
+
+
+def _place(rng: np.random.Generator, label: int, outlines: list[_Outline], owner: np.ndarray) -> _Outline | None:
+    """Finds the next shape a place where enough of it and of those below stays visible, or gives up.
+
+    ``owner``, (H, W), holds the place in ``outlines`` of each pixel's topmost shape, -1 in the background; it is
+    updated.
+    """
+    h, w = owner.shape
+    for _ in range(20):
+        outline = _outline(rng, label, h, w)
+        window = outline.window(h, w)
+        inside = outline.depth(*window) >= 0
+        covered = np.bincount(owner[window][inside] + 1, minlength=len(outlines) + 1)[1:]
+        visible = np.bincount(owner.ravel() + 1, minlength=len(outlines) + 1)[1:] - covered
+        if (
+            inside.sum() >= _MIN_VISIBLE * outline.area
+            and covered.sum() <= _MAX_COVERING * outline.area
+            and all(left >= _MIN_VISIBLE * below.area for left, below in zip(visible, outlines, strict=True))
+        ):
+            owner[window][inside] = len(outlines)
+            return outline
+    return None
+
+
+def _paint(rng: np.random.Generator, outline: _Outline, canvas: np.ndarray) -> None:
+    """Blends the shape into the canvas, in a colour that stands out from what is around and below it."""
+    window = outline.window(*canvas.shape[:2])
+    depth = outline.depth(*window)
+    below = canvas[window]
+    surroundings = below[(depth > -4) & (depth < 2)]
+    surroundings = surroundings[:: max(1, len(surroundings) // 200)]
+    candidates = rng.uniform(10, 245, (32, 1, 3)).astype(np.float32)
+    contrast = np.percentile(np.linalg.norm(candidates - surroundings, axis=-1), 5, axis=1)
+    chosen = np.argmax(contrast >= _MIN_CONTRAST) if contrast.max() >= _MIN_CONTRAST else np.argmax(contrast)
+
+    h, w = depth.shape
+    surface = candidates[chosen] + _SURFACES[rng.integers(len(_SURFACES))](rng, h, w)[..., None] * _tint(rng, 5, 30)
+    surface += _gradient(rng, h, w)[..., None] * _tint(rng, 0, 20)
+    coverage = np.clip(depth + 0.5, 0, 1)[..., None].astype(np.float32)  # the antialiased edge
+    below += coverage * (surface - below)
+
+
+def _polygons(mask: np.ndarray) -> list[list[float]]:
+    """Outlines of a mask, found on a copy four times as large so that they follow its pixels' edges."""
+    scale = 4
+    large = cv2.resize(
+        np.pad(mask, 1).astype(np.uint8) * 255, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR
+    )
+    contours, _ = cv2.findContours((large > 127).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    polygons = []
+    for contour in contours:
+        points = cv2.approxPolyDP(contour, 0.4 * scale, True).reshape(-1, 2)
+        if len(points) >= 3:
+            points = np.clip((points + 0.5) / scale - 1, 0, mask.shape[::-1])
+            polygons.append(np.round(points, 2).ravel().tolist())
+    return polygons
+
+
+def _instance(label: int, mask: np.ndarray) -> Instance:
+    rows, cols = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    (top, bottom), (left, right) = rows[[0, -1]].tolist(), cols[[0, -1]].tolist()
+    polygons = _polygons(mask[top : bottom + 1, left : right + 1])
+    polygons = [[round(v + (left, top)[i % 2], 2) for i, v in enumerate(polygon)] for polygon in polygons]
+    return Instance(label, mask, (left, top, right - left + 1, bottom - top + 1), polygons)
+
+
+def draw_scene(
+    rng: np.random.Generator, image_size: int | tuple[int, int] = 160, first_label: int | None = None
+) -> Scene:
+    """Draws one picture: a textured background and one to five shapes that may partly hide one another.
+
+    At least half of each shape is visible, so each one drawn is annotated. A shape has the area of a circle whose
+    diameter is 0.14 to 0.45 of the picture's shorter side; squares and triangles are tilted a little.
+
+    Args:
+        rng: the only source of chance.
+        image_size: side of a square picture, or (H, W), in pixels.
+        first_label: class of the first, lowest shape; any if None.
+
+    Raises:
+        ValueError: if a side is not within 32 to 4096 pixels.
+    """
+    h, w = _check_size(image_size)
+    canvas = _background(rng, h, w)
+    labels = rng.integers(len(CLASSES), size=rng.integers(1, _MAX_SHAPES + 1)).tolist()
+    if first_label is not None:
+        labels[0] = first_label
+    owner = np.full((h, w), -1)
+    outlines, drawn = [], []
+    for label in labels:
+        outline = _place(rng, label, outlines, owner)
+        if outline is not None:
+            outlines.append(outline)
+            drawn.append(label)
+    for outline in outlines:
+        _paint(rng, outline, canvas)
+
+    canvas = (canvas - 128) * rng.uniform(0.75, 1.1) + rng.uniform(108, 148)
+    canvas = cv2.GaussianBlur(canvas, (0, 0), rng.uniform(0.3, 0.7))
+    canvas += rng.standard_normal(canvas.shape, np.float32) * np.float32(rng.uniform(2, 7))
+    image = np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
+    return Scene(image, [_instance(label, owner == i) for i, label in enumerate(drawn)])
+
+
+def _crop(rng: np.random.Generator, scene: Scene, label: int) -> np.ndarray:
+    """A square around the shape of this class that has its surroundings most to itself, the larger at a draw."""
+    h, w = scene.image.shape[:2]
+    occupied = scene.semantic_map > 0
+    best_rank, best_window = (-1.0, -1), None
+    for instance in scene.instances:
+        if instance.label != label:
+            continue
+        x, y, bw, bh = instance.bbox
+        longer = max(bw, bh)
+        side = min(h, w, max(MIN_IMAGE_SIZE, math.ceil(longer * rng.uniform(1.15, 1.5))))
+        shift = max(0, side - longer) / 2 * rng.uniform(-1, 1, 2)
+        left = min(max(round(x + (bw - side) / 2 + shift[0]), 0), w - side)
+        top = min(max(round(y + (bh - side) / 2 + shift[1]), 0), h - side)
+        window = slice(top, top + side), slice(left, left + side)
+        share = instance.mask[window].sum() / occupied[window].sum()
+        rank = (round(float(share), 1), int(instance.mask.sum()))
+        if rank > best_rank:
+            best_rank, best_window = rank, window
+    return scene.image[best_window]
+
+
+# ---- files
+
+
+def _check_size(image_size: int | tuple[int, int]) -> tuple[int, int]:
+    h, w = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if not all(MIN_IMAGE_SIZE <= side <= MAX_IMAGE_SIZE for side in (h, w)):
+        raise ValueError(f'image size {h}x{w}: each side must be within {MIN_IMAGE_SIZE} to {MAX_IMAGE_SIZE} pixels')
+    return int(h), int(w)
+
+
+def _stem(index: int) -> str:
+    return f'{index + 1:012d}'
+
+
+def _files(train: int, val: int) -> Iterator[str]:
+    """Every file of a generated folder but its marker, relative to the folder."""
+    for split, count in (('train', train), ('val', val)):
+        yield f'annotations/instances_{split}2017.json'
+        for index in range(count):
+            stem = _stem(index)
+            yield f'{split}2017/{stem}.jpg'
+            yield f'images/{MMSEG_SPLITS[split]}/{stem}.jpg'
+            yield f'annotations/{MMSEG_SPLITS[split]}/{stem}.png'
+            yield f'classification/{split}/{CLASSES[index % len(CLASSES)]}/{stem}.jpg'
+
+
+def _folders() -> Iterator[str]:
+    """Every folder of a generated folder, each after its parent."""
+    yield from ('annotations', 'images', 'classification')
+    for split, mmseg_split in MMSEG_SPLITS.items():
+        yield from (f'{split}2017', f'annotations/{mmseg_split}', f'images/{mmseg_split}', f'classification/{split}')
+        yield from (f'classification/{split}/{name}' for name in CLASSES)
+
+
+def _read_marker(path: Path) -> dict | None:
+    try:
+        marker = json.loads(path.read_text())
+        int(marker['train']), int(marker['val'])
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f'{path} is not what the generator writes; choose another folder or remove it') from error
+    return marker
+
+
+def _write_marker(path: Path, content: dict) -> None:
+    beside = path.with_suffix('.tmp')
+    beside.write_text(json.dumps(content, indent=2) + '\n')
+    os.replace(beside, path)
+
+
+def _remove(out: Path, train: int, val: int) -> None:
+    """Removes what a run with these counts writes, and the folders that are then empty."""
+    links = [out / folder for folder in _folders() if (out / folder).is_symlink()]
+    for path in [*links, *(out / file for file in _files(train, val))]:
+        path.unlink(missing_ok=True)
+    for folder in reversed(list(_folders())):
+        path = out / folder
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+
+
+def _write_image(path: Path, image: np.ndarray) -> None:
+    params = [cv2.IMWRITE_JPEG_QUALITY, 95] if path.suffix == '.jpg' else []
+    path.write_bytes(cv2.imencode(path.suffix, image, params)[1].tobytes())
+
+
+def _write_split(
+    out: Path, split: str, count: int, size: tuple[int, int], seed: int, step: Callable[[], None]
+) -> dict[str, int]:
+    """Draws and writes one split; returns how many instances of each class it has."""
+    h, w = size
+    images, annotations = [], []
+    tally = Counter(dict.fromkeys(CLASSES, 0))
+    for index in range(count):
+        rng = np.random.default_rng([VERSION, seed, list(MMSEG_SPLITS).index(split), index])
+        label = index % len(CLASSES)
+        scene = draw_scene(rng, size, label)
+        stem = _stem(index)
+        _write_image(out / f'{split}2017' / f'{stem}.jpg', scene.image)
+        _write_image(out / 'annotations' / MMSEG_SPLITS[split] / f'{stem}.png', scene.semantic_map)
+        _write_image(out / 'classification' / split / CLASSES[label] / f'{stem}.jpg', _crop(rng, scene, label))
+        images.append(dict(id=index + 1, file_name=f'{stem}.jpg', height=h, width=w))
+        for instance in scene.instances:
+            annotations.append(
+                dict(
+                    id=len(annotations) + 1,
+                    image_id=index + 1,
+                    category_id=1 + instance.label,
+                    iscrowd=0,
+                    bbox=list(instance.bbox),
+                    area=int(instance.mask.sum()),
+                    segmentation=instance.polygons,
+                )
+            )
+            tally[CLASSES[instance.label]] += 1
+        step()
+    coco = dict(
+        info=dict(description='shapes', version=str(VERSION)),
+        licenses=[],
+        images=images,
+        annotations=annotations,
+        categories=[dict(id=1 + i, name=name, supercategory='shape') for i, name in enumerate(CLASSES)],
+    )
+    (out / 'annotations' / f'instances_{split}2017.json').write_text(json.dumps(coco))
+
+    pictures, view = out / f'{split}2017', out / 'images' / MMSEG_SPLITS[split]
+    try:
+        view.symlink_to(Path('..') / pictures.name, target_is_directory=True)
+    except OSError:  # no links on this file system, or not for this user
+        shutil.copytree(pictures, view, dirs_exist_ok=True)
+    return dict(tally)
+
+
+def make_shapes(
+    out: str | os.PathLike,
+    *,
+    image_size: int | tuple[int, int] = 160,
+    train: int = 600,
+    val: int = 100,
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict:
+    """Writes the dataset in the layouts that MMDetection, MMSegmentation and image-folder classifiers expect.
+
+    ``train2017/``, ``val2017/`` and ``annotations/instances_{train,val}2017.json`` are COCO's (ids 1 to 3 for
+    ``CLASSES``, areas and boxes of the visible parts). ``images/{training,validation}/`` (links to the former, or
+    copies where links are impossible) and ``annotations/{training,validation}/`` are MMSegmentation's, 0 being the
+    background. ``classification/{train,val}/<class>/`` holds one square crop from each picture, of varying size,
+    with the classes in turn.
+
+    A picture depends on ``VERSION``, ``seed``, its split, its index and its size, and not on the counts.
+    ``shapes.json`` is written last: a folder with the same options is left as it is, an unfinished one is made anew.
+
+    Args:
+        out: the folder, created if need be.
+        image_size: side of square pictures, or (H, W), in pixels, 32 to 4096.
+        train: number of training pictures.
+        val: number of validation pictures.
+        seed: any integer from 0.
+        overwrite: replace a finished dataset that has other options. Only files of the generator are removed.
+        progress: called with the number of pictures drawn and their total after each one.
+
+    Returns:
+        What ``shapes.json`` holds (version, seed, image_size as [H, W], counts, instances of each class in each
+        split), and ``written``, False if the folder was complete already.
+
+    Raises:
+        ValueError: for an option out of range, or a ``shapes.json`` that is not the generator's.
+        FileExistsError: if ``out`` holds other options' dataset, or another's files where this one's would go.
+        OSError: if ``out`` cannot be written.
+    """
+    size = _check_size(image_size)
+    for name, value in (('train', train), ('val', val), ('seed', seed)):
+        if value < 0:
+            raise ValueError(f'{name} is {value}: it must not be negative')
+    options = dict(version=VERSION, seed=seed, image_size=list(size), train=train, val=val)
+
+    out = Path(out)
+    finished, unfinished = _read_marker(out / MARKER), _read_marker(out / UNFINISHED)
+    if finished is not None:
+        same = {name: finished.get(name) for name in options} == options
+        if same and all((out / file).exists() for file in _files(train, val)):
+            return {**finished, 'written': False}
+        if not same and not overwrite:
+            there = ', '.join(f'{name}={finished.get(name)}' for name in options)
+            raise FileExistsError(
+                f'{out} holds shapes with other options ({there}); choose another folder, or '
+                'replace them with --overwrite (overwrite=True)'
+            )
+        os.replace(out / MARKER, out / UNFINISHED)
+        unfinished = finished
+    if unfinished is not None:
+        _remove(out, unfinished['train'], unfinished['val'])
+    else:
+        taken = [folder for folder in _folders() if '/' not in folder and (out / folder).exists()]
+        if taken:
+            raise FileExistsError(f'{out} has {", ".join(taken)} from elsewhere; choose another folder')
+        out.mkdir(parents=True, exist_ok=True)
+
+    _write_marker(out / UNFINISHED, options)
+    for folder in _folders():
+        if not folder.startswith('images/'):
+            (out / folder).mkdir(exist_ok=True)
+    done = 0
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, train + val)
+
+    instances = {
+        split: _write_split(out, split, count, size, seed, step) for split, count in (('train', train), ('val', val))
+    }
+    summary = dict(options, instances=instances)
+    _write_marker(out / UNFINISHED, summary)
+    os.replace(out / UNFINISHED, out / MARKER)
+    return {**summary, 'written': True}

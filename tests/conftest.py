@@ -1,0 +1,35 @@
+"""What the tests share."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # `tools` is imported from the checkout
+
+from pvt_mm.datasets.shapes import make_shapes  # noqa: E402
+
+# A PVT of every kind of layer and a few thousand parameters.
+TINY_ARCH = dict(
+    embed_dims=(8, 16, 24, 32),
+    depths=(1, 2, 1, 1),
+    num_heads=(1, 2, 3, 4),
+    patch_sizes=(4, 2, 2, 2),
+    sr_ratios=(8, 4, 2, 1),
+    mlp_ratios=(2, 2, 2, 2),
+)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope='session')
+def shapes(tmp_path_factory) -> Path:
+    """A few generated pictures of 64 pixels, in every layout."""
+    root = tmp_path_factory.mktemp('data') / 'shapes'
+    make_shapes(root, image_size=64, train=12, val=6)
+    return root

@@ -1,0 +1,341 @@
+"""Every format in and out, strictly; nothing executed; nothing silently left out."""
+
+import pickle
+
+import pytest
+import torch
+
+from pvt_mm import checkpoint as ckpt
+from pvt_mm.checkpoint import CheckpointError, backbone_weights, convert, load_pretrained, read_checkpoint
+from pvt_mm.models.pvt import PVT, resample_grid
+from tests.conftest import TINY_ARCH
+from tools import convert_checkpoint
+
+
+def as_authors_classifier(weights: dict) -> dict:
+    """The authors' classification release: theirs plus a token, a norm and a head."""
+    state = ckpt._to_layout(weights, 'authors')
+    dims = state['pos_embed4'].shape[-1]
+    return {**state, 'cls_token': torch.randn(1, 1, dims), 'norm.weight': torch.ones(dims), 'head.bias': torch.zeros(9)}
+
+
+def as_huggingface(weights: dict) -> dict:
+    """Hugging Face's classifier, spelt out here by hand."""
+    authors = ckpt._to_layout(weights, 'authors')
+    state = {}
+    for name, value in authors.items():
+        kind, *rest = name.split('.')
+        stage = int(kind[-1]) - 1
+        if kind.startswith('pos_embed'):
+            state[f'pvt.encoder.patch_embeddings.{stage}.position_embeddings'] = value
+        elif kind.startswith('patch_embed'):
+            part = {'proj': 'projection', 'norm': 'layer_norm'}[rest[0]]
+            state[f'pvt.encoder.patch_embeddings.{stage}.{part}.{rest[1]}'] = value
+        else:
+            layer, *part, last = rest
+            before = f'pvt.encoder.block.{stage}.{layer}.'
+            if part == ['attn', 'kv']:
+                key, val = value.chunk(2)
+                state[f'{before}attention.self.key.{last}'] = key
+                state[f'{before}attention.self.value.{last}'] = val
+                continue
+            part = {
+                'norm1': 'layer_norm_1',
+                'norm2': 'layer_norm_2',
+                'attn.q': 'attention.self.query',
+                'attn.sr': 'attention.self.sequence_reduction',
+                'attn.norm': 'attention.self.layer_norm',
+                'attn.proj': 'attention.output.dense',
+                'mlp.fc1': 'mlp.dense1',
+                'mlp.fc2': 'mlp.dense2',
+            }['.'.join(part)]
+            state[f'{before}{part}.{last}'] = value
+    dims = authors['pos_embed4'].shape[-1]
+    return {
+        **state,
+        'pvt.encoder.patch_embeddings.3.cls_token': torch.randn(1, 1, dims),
+        'pvt.encoder.layer_norm.weight': torch.ones(dims),
+        'classifier.weight': torch.randn(9, dims),
+    }
+
+
+SOURCES = {
+    'ours': dict,
+    'authors, dense': lambda weights: ckpt._to_layout(weights, 'authors'),
+    'authors, classification': as_authors_classifier,
+    'mmdet': lambda weights: ckpt._to_layout(weights, 'mmdet'),
+    'huggingface, classification': as_huggingface,
+    'huggingface, PvtModel': lambda weights: {
+        key.removeprefix('pvt.'): value for key, value in as_huggingface(weights).items() if key.startswith('pvt.')
+    },
+}
+WRAPPINGS = {
+    'plain': lambda state: state,
+    'mmengine': lambda state: {'meta': {'epoch': 3}, 'state_dict': {f'backbone.{k}': v for k, v in state.items()}},
+    'model': lambda state: {'model': state, 'epoch': 3},
+    'DDP': lambda state: {'state_dict': {f'module.backbone.{k}': v for k, v in state.items()}},
+    'EMA': lambda state: {'ema_state_dict': {'steps': torch.tensor(5), **{f'module.{k}': v for k, v in state.items()}}},
+    'mmdet 2 EMA': lambda state: {
+        'state_dict': {
+            **{f'backbone.{k}': v for k, v in state.items()},
+            **{f'ema_backbone_{k.replace(".", "_")}': v + 1 for k, v in state.items()},
+            'bbox_head.conv.weight': torch.randn(3),
+        }
+    },
+}
+
+
+@pytest.fixture
+def model() -> PVT:
+    model = PVT(TINY_ARCH)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    return model
+
+
+def assert_equal_weights(loaded: PVT, expected: PVT) -> None:
+    for name, value in expected.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize('wrapping', WRAPPINGS)
+@pytest.mark.parametrize('source', SOURCES)
+def test_every_format_loads_by_init_cfg(source, wrapping, model, tmp_path):
+    path = tmp_path / 'weights.pth'
+    torch.save(WRAPPINGS[wrapping](SOURCES[source](model.state_dict())), path)
+    loaded = PVT(TINY_ARCH, init_cfg=dict(type='Pretrained', checkpoint=str(path)))
+    loaded.init_weights()
+    assert_equal_weights(loaded, model)
+
+
+@pytest.mark.parametrize('layout', ['pvt_mm', 'mmdet', 'authors'])
+@pytest.mark.parametrize('source', SOURCES)
+def test_conversions_come_back_the_same(source, layout, model):
+    converted, _ = convert(SOURCES[source](model.state_dict()), layout)
+    back, dropped = backbone_weights(converted)
+    loaded = PVT(TINY_ARCH)
+    loaded.load_state_dict(back)
+    assert_equal_weights(loaded, model)
+    assert not dropped
+
+
+@pytest.mark.parametrize('arch', ['tiny', 'small_wide'])
+def test_conversion_to_mmdet_runs_there(arch):
+    from mmdet.models.backbones.pvt import PyramidVisionTransformer
+
+    model = PVT(arch)
+    converted, _ = convert(model.state_dict(), 'mmdet')
+    theirs = PyramidVisionTransformer(
+        embed_dims=model.arch.embed_dims[0] // 1, num_layers=list(model.arch.depths), num_heads=[1, 2, 5, 8]
+    )
+    theirs.load_state_dict(converted)
+
+
+def test_a_detectors_other_parts_come_along(model):
+    state = {f'module.backbone.{key}': value for key, value in SOURCES['mmdet'](model.state_dict()).items()}
+    converted, _ = convert({**state, 'module.neck.weight': torch.ones(2)}, 'pvt_mm')
+    assert set(converted) == {*(f'backbone.{name}' for name in model.state_dict()), 'neck.weight'}
+
+
+def test_prefix_chooses_among_several(model, tmp_path):
+    other = {f'teacher.{name}': value + 1 for name, value in model.state_dict().items()}
+    path = str(tmp_path / 'weights.pth')
+    torch.save({**other, **{f'student.{name}': value for name, value in model.state_dict().items()}}, path)
+    loaded = PVT(TINY_ARCH)
+    with pytest.raises(CheckpointError, match=r"more than one PVT, at 'teacher.', 'student.': say which by prefix"):
+        load_pretrained(loaded, path)
+    for prefix in ('student', 'student.'):
+        load_pretrained(loaded, path, prefix=prefix)
+        assert_equal_weights(loaded, model)
+    with pytest.raises(CheckpointError, match="no PVT under the prefix 'pupil'"):
+        load_pretrained(loaded, path, prefix='pupil')
+
+
+# ---------------------------------------------------------------------------------------------------------- reshaping
+
+
+@pytest.mark.parametrize('layout', ['pvt_mm', 'authors', 'mmdet'])
+@pytest.mark.parametrize('pixels', [384, (192, 384)])
+def test_other_grids_are_resampled_at_load(layout, pixels, tmp_path):
+    source = PVT(TINY_ARCH, pretrain_img_size=pixels)
+    path = str(tmp_path / 'weights.pth')
+    torch.save(convert(source.state_dict(), layout)[0], path)
+    loaded = PVT(TINY_ARCH)
+    needed = dict(pretrain_img_size=pixels) if pixels != 384 and layout != 'pvt_mm' else {}
+    load_pretrained(loaded, path, **needed)
+    for stage, (ours, theirs) in enumerate(zip(loaded.stages, source.stages, strict=True)):
+        expected = resample_grid(theirs.pos_embed.table, (56 >> stage, 56 >> stage))
+        torch.testing.assert_close(ours.pos_embed.table, expected)
+    if needed:
+        with pytest.raises(CheckpointError, match=r'no square grids: say the size .* pretrain_img_size=\(H, W\)'):
+            load_pretrained(loaded, path)
+        with pytest.raises(CheckpointError, match='are not for 256 pixels'):
+            load_pretrained(loaded, path, pretrain_img_size=256)
+
+
+def test_a_non_square_table_of_the_models_own_grid_needs_no_hint(tmp_path):
+    source = PVT(TINY_ARCH, pretrain_img_size=(192, 384))
+    torch.save(convert(source.state_dict(), 'authors')[0], tmp_path / 'weights.pth')
+    loaded = PVT(TINY_ARCH, pretrain_img_size=(192, 384))
+    load_pretrained(loaded, str(tmp_path / 'weights.pth'))
+    assert_equal_weights(loaded, source)
+
+
+@pytest.mark.parametrize('channels', [1, 4])
+def test_three_channels_are_averaged_into_any_number(channels, model, tmp_path, caplog):
+    path = str(tmp_path / 'weights.pth')
+    torch.save(convert(model.state_dict(), 'authors')[0], path)
+    loaded = PVT(TINY_ARCH, in_channels=channels).eval()
+    load_pretrained(loaded, path)
+    grey = torch.randn(1, 1, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            loaded.stages[0].patch_embed.proj(grey.expand(-1, channels, -1, -1).unfold(2, 4, 4).unfold(3, 4, 4)
+            .permute(0, 2, 3, 4, 5, 1).flatten(3)),
+            model.stages[0].patch_embed.proj(grey.expand(-1, 3, -1, -1).unfold(2, 4, 4).unfold(3, 4, 4)
+            .permute(0, 2, 3, 4, 5, 1).flatten(3)),
+        )  # fmt: skip
+
+
+def test_stages_that_are_not_built_are_dropped(model, tmp_path):
+    torch.save(model.state_dict(), tmp_path / 'weights.pth')
+    loaded = PVT(TINY_ARCH, out_indices=1)
+    load_pretrained(loaded, str(tmp_path / 'weights.pth'))
+    assert torch.equal(loaded.stages[1].layers[1].ffn.fc2.weight, model.stages[1].layers[1].ffn.fc2.weight)
+
+
+# ------------------------------------------------------------------------------------------------------ strict loading
+
+
+def broken(change):
+    def state(weights: dict) -> dict:
+        weights = dict(weights)
+        change(weights)
+        return weights
+
+    return state
+
+
+@pytest.mark.parametrize('layout', ['pvt_mm', 'authors', 'mmdet'])
+def test_any_missing_key_is_an_error(layout, model, tmp_path):
+    path = str(tmp_path / 'weights.pth')
+    whole = convert(model.state_dict(), layout)[0]
+    before = {name: value.clone() for name, value in PVT(TINY_ARCH).state_dict().items()}
+    for key in whole:
+        torch.save({name: value for name, value in whole.items() if name != key}, path)
+        loaded = PVT(TINY_ARCH)
+        loaded.load_state_dict(before)
+        with pytest.raises(CheckpointError):
+            load_pretrained(loaded, path)
+        assert all(torch.equal(value, before[name]) for name, value in loaded.state_dict().items())
+        with pytest.raises(CheckpointError):
+            convert(torch.load(path), 'pvt_mm')
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda w: w.update({'stages.0.extra': torch.ones(1)}), r'no parameter of PVT .*: stages.0.extra'),
+        (lambda w: w.pop('stages.1.layers.0.attn.kv.bias'), '1 missing: stages.1.layers.0.attn.kv.bias'),
+        (lambda w: w.update({'stages.0.layers.1.norm1.bias': torch.ones(8)}), '1 unknown: stages.0.layers.1.norm1.bias'),
+        (lambda w: w.update({'stages.2.layers.0.norm2.bias': torch.ones(5)}), r'norm2.bias \(5,\), not \(24,\)'),
+    ],
+)
+def test_errors_list_the_keys_and_name_the_file(change, message, model, tmp_path):
+    path = str(tmp_path / 'weights.pth')
+    torch.save(broken(change)(model.state_dict()), path)
+    with pytest.raises(CheckpointError, match=message) as error:
+        load_pretrained(PVT(TINY_ARCH), path)
+    assert str(error.value).startswith(path)
+    assert '\n' not in str(error.value)
+
+
+def test_another_models_weights_are_an_error(tmp_path):
+    torch.save({'layer1.0.conv1.weight': torch.ones(2)}, tmp_path / 'resnet.pth')
+    with pytest.raises(CheckpointError, match=r'holds no PVT .* its keys are layer1.0.conv1.weight'):
+        load_pretrained(PVT(TINY_ARCH), str(tmp_path / 'resnet.pth'))
+    torch.save(PVT('tiny').state_dict(), tmp_path / 'tiny.pth')
+    with pytest.raises(CheckpointError, match=r'does not fit the model; \d+ missing: stages.0.layers.2.norm1.weight'):
+        load_pretrained(PVT('small'), str(tmp_path / 'tiny.pth'))
+
+
+# -------------------------------------------------------------------------------------------------------- safe reading
+
+
+class Malicious:
+    """A pickle that runs a command when it is read in full."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), 'w')
+
+
+def test_a_pickle_that_runs_code_is_refused_and_runs_nothing(tmp_path):
+    path, harm = tmp_path / 'bad.pth', tmp_path / 'harm'
+    torch.save({'state_dict': {}, 'x': Malicious(harm)}, path)
+    with pytest.raises(CheckpointError, match=r'bad.pth is refused: it asks to run \w*\.?open'):
+        read_checkpoint(path)
+    path.write_bytes(pickle.dumps(Malicious(harm)))
+    with pytest.raises(CheckpointError):
+        read_checkpoint(path)
+    assert not harm.exists()
+
+
+def test_what_cannot_be_read_says_so(tmp_path, model):
+    whole = tmp_path / 'whole.pth'
+    torch.save(model.state_dict(), whole)
+    (tmp_path / 'cut.pth').write_bytes(whole.read_bytes()[:-1000])
+    (tmp_path / 'empty.pth').touch()
+    (tmp_path / 'text.pth').write_text('not a checkpoint')
+    (tmp_path / 'text.safetensors').write_text('not a checkpoint')
+    torch.save([1, 2], tmp_path / 'list.pth')
+    torch.save({'meta': {}, 'epoch': 3}, tmp_path / 'nothing.pth')
+    for name in ('cut.pth', 'empty.pth', 'text.pth', 'text.safetensors', 'list.pth', 'nothing.pth', 'absent.pth', '.'):
+        with pytest.raises(CheckpointError) as error:
+            read_checkpoint(tmp_path / name)
+        assert '\n' not in str(error.value)
+        assert len(str(error.value)) < 400
+        assert name.rstrip('.') in str(error.value)
+
+
+def test_a_url_that_cannot_be_reached_says_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    with pytest.raises(CheckpointError, match=r'cannot be downloaded .*init_cfg.checkpoint=PATH'):
+        read_checkpoint('http://127.0.0.1:9/pvt_small.pth')
+    assert not list(tmp_path.rglob('*.pth'))
+
+
+# ------------------------------------------------------------------------------------------------------------ the tool
+
+
+def test_tool_round_trip(tmp_path, capsys, model):
+    source = tmp_path / 'theirs.pth'
+    torch.save(SOURCES['authors, classification'](model.state_dict()), source)
+    assert convert_checkpoint.main([str(source), str(tmp_path / 'ours.safetensors')]) == 0
+    assert '"dropped": 3' in capsys.readouterr().out.splitlines()[-1]
+    assert convert_checkpoint.main([str(tmp_path / 'ours.safetensors'), str(tmp_path / 'a.pth'), '--to', 'mmdet']) == 0
+    loaded = PVT(TINY_ARCH)
+    load_pretrained(loaded, str(tmp_path / 'a.pth'))
+    assert_equal_weights(loaded, model)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['absent.pth', 'out.pth'], 'absent.pth does not exist'),
+        (['text.pth', 'out.pth'], 'no checkpoint, or a damaged one'),
+        (['ours.pth', 'text.pth/out.pth'], 'cannot be written'),
+        (['ours.pth', 'out.pth', '--prefix', 'neck'], "no PVT under the prefix 'neck'"),
+    ],
+)
+def test_tool_answers_bad_input_with_one_line(arguments, message, tmp_path, monkeypatch, capsys, model):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'text.pth').write_text('text')
+    torch.save(model.state_dict(), 'ours.pth')
+    assert convert_checkpoint.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count('\n') == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['ours.pth', 'text.pth']

@@ -1,0 +1,329 @@
+"""The shapes dataset: reproducible pictures whose boxes, polygons and maps agree, and folders that heal."""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from pvt_mm.datasets.shapes import CLASSES, MARKER, UNFINISHED, VERSION, draw_scene, make_shapes
+from tools.make_shapes import main
+
+pycocotools_mask = pytest.importorskip('pycocotools.mask')
+SIZES = (160, (96, 208), 32)
+
+GOLDEN_INSTANCES = [
+    ('circle', (78, 29, 55, 55), 2395),
+    ('square', (92, 104, 38, 38), 1099),
+    ('circle', (44, 105, 55, 55), 2383),
+]
+GOLDEN_MAP = 'b32fb43c9ca4331a78f46a1f72522935312412c51955be1874bdc2b0cb498c8e'
+GOLDEN_COLOR = (108.99, 127.80, 93.19)
+
+
+def rng(index=0):
+    return np.random.default_rng([VERSION, 0, 0, index])
+
+
+def contents(root):
+    """Every file below a folder, links followed, with the hash of its bytes."""
+    return {
+        str(Path(folder, name).relative_to(root)): hashlib.sha256(Path(folder, name).read_bytes()).hexdigest()
+        for folder, _, names in os.walk(root, followlinks=True)
+        for name in names
+    }
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+    out = tmp_path_factory.mktemp('shapes') / 'out'
+    return out, make_shapes(out, image_size=(96, 128), train=12, val=5)
+
+
+# ---- pictures
+
+
+def test_golden_scene():
+    scene = draw_scene(rng(), 160, first_label=0)
+    assert [(CLASSES[i.label], i.bbox, int(i.mask.sum())) for i in scene.instances] == GOLDEN_INSTANCES
+    assert hashlib.sha256(scene.semantic_map.tobytes()).hexdigest() == GOLDEN_MAP
+    # The pixels pass through blurs and resizes, whose last bits differ between builds of OpenCV.
+    assert scene.image.reshape(-1, 3).mean(axis=0) == pytest.approx(GOLDEN_COLOR, abs=0.5)
+
+
+def test_same_rng_same_scene():
+    first, second, other = draw_scene(rng(3)), draw_scene(rng(3)), draw_scene(rng(4))
+    assert np.array_equal(first.image, second.image)
+    assert [i.polygons for i in first.instances] == [i.polygons for i in second.instances]
+    assert not np.array_equal(first.image, other.image)
+
+
+@pytest.mark.parametrize('size', SIZES)
+def test_annotations_agree(size):
+    h, w = (size, size) if isinstance(size, int) else size
+    for index in range(40):
+        scene = draw_scene(rng(index), size)
+        assert scene.image.shape == (h, w, 3)
+        assert scene.image.dtype == scene.semantic_map.dtype == np.uint8
+        assert 1 <= len(scene.instances) <= 5
+        assert sum(i.mask.astype(int) for i in scene.instances).max() == 1, 'visible parts overlap'
+        assert np.array_equal(scene.semantic_map, sum(i.mask * (1 + i.label) for i in scene.instances))
+        for instance in scene.instances:
+            x, y, bw, bh = instance.bbox
+            rows, cols = np.nonzero(instance.mask)
+            assert (x, y, x + bw - 1, y + bh - 1) == (cols.min(), rows.min(), cols.max(), rows.max())
+            drawn = pycocotools_mask.decode(
+                pycocotools_mask.merge(pycocotools_mask.frPyObjects(instance.polygons, h, w))
+            ).astype(bool)
+            iou = (drawn & instance.mask).sum() / (drawn | instance.mask).sum()
+            assert iou > (0.9 if min(h, w) > 64 else 0.75), (index, instance.bbox)
+
+
+def test_sizes_and_contrast():
+    """A shape spans 16 px to about half the picture, and its border is an edge in the picture."""
+    for index in range(40):
+        scene = draw_scene(rng(index))
+        smooth = cv2.GaussianBlur(scene.image, (0, 0), 1).astype(float)
+        for instance in scene.instances:
+            assert min(instance.bbox[2:]) >= 12
+            assert max(instance.bbox[2:]) <= 120
+            mask = instance.mask.astype(np.uint8)
+            inner = mask.astype(bool) & ~cv2.erode(mask, np.ones((5, 5))).astype(bool)
+            outer = cv2.dilate(mask, np.ones((7, 7))).astype(bool) & ~instance.mask
+            step = np.linalg.norm(smooth[inner].mean(axis=0) - smooth[outer].mean(axis=0))
+            assert step > 25, (index, instance.bbox)
+
+
+def test_colour_does_not_tell_the_class():
+    colors = {label: [] for label in range(len(CLASSES))}
+    for index in range(150):
+        scene = draw_scene(rng(index), 64)
+        for instance in scene.instances:
+            colors[instance.label].append(scene.image[instance.mask].mean(axis=0))
+    means = np.array([np.mean(values, axis=0) for values in colors.values()])
+    spread = np.std(np.concatenate(list(colors.values())), axis=0)
+    assert (np.abs(means - means.mean(axis=0)) < 0.25 * spread).all()
+
+
+# ---- folders
+
+
+def test_coco_json(made):
+    from pycocotools.coco import COCO
+
+    out, summary = made
+    for split, count in (('train', 12), ('val', 5)):
+        coco = COCO(out / 'annotations' / f'instances_{split}2017.json')
+        assert [c['name'] for c in coco.loadCats([1, 2, 3])] == list(CLASSES)
+        assert len(coco.dataset['images']) == len(coco.imgs) == count
+        assert len(coco.dataset['annotations']) == len(coco.anns), 'an id is used twice'
+        assert {a['category_id'] for a in coco.anns.values()} == {1, 2, 3}
+        assert sum(summary['instances'][split].values()) == len(coco.anns)
+        for annotation in coco.anns.values():
+            image = coco.imgs[annotation['image_id']]
+            semantic_map = cv2.imread(
+                str(
+                    out
+                    / 'annotations'
+                    / {'train': 'training', 'val': 'validation'}[split]
+                    / image['file_name'].replace('.jpg', '.png')
+                ),
+                cv2.IMREAD_UNCHANGED,
+            )
+            mask = coco.annToMask(annotation).astype(bool)
+            assert (semantic_map[mask] == annotation['category_id']).mean() > 0.85
+            assert annotation['area'] == pytest.approx(mask.sum(), rel=0.2)
+            assert annotation['iscrowd'] == 0
+
+
+def test_layout(made):
+    out, _ = made
+    assert cv2.imread(str(out / 'train2017' / '000000000012.jpg')).shape == (96, 128, 3)
+    for images, maps in (('train2017', 'training'), ('val2017', 'validation')):
+        stems = sorted(p.stem for p in (out / images).glob('*.jpg'))
+        assert stems == sorted(p.stem for p in (out / 'images' / maps).glob('*.jpg'))
+        assert stems == sorted(p.stem for p in (out / 'annotations' / maps).glob('*.png'))
+    assert {name: len(list((out / 'classification' / 'train' / name).glob('*.jpg'))) for name in CLASSES} == {
+        'circle': 4,
+        'square': 4,
+        'triangle': 4,
+    }
+    for path in out.glob('classification/*/*/*.jpg'):
+        h, w = cv2.imread(str(path)).shape[:2]
+        assert h == w
+        assert 32 <= h <= 96
+
+
+def test_picture_depends_on_its_index_not_on_counts(made, tmp_path):
+    out, _ = made
+    make_shapes(tmp_path / 'few', image_size=(96, 128), train=4, val=2)
+    many, few = contents(out), contents(tmp_path / 'few')
+    pictures = [name for name in few if name.endswith(('.jpg', '.png'))]
+    assert len(pictures) == 4 * (4 + 2)
+    assert all(few[name] == many[name] for name in pictures)
+    make_shapes(tmp_path / 'seed', image_size=(96, 128), train=4, val=2, seed=1)
+    other = contents(tmp_path / 'seed')
+    assert all(few[name] != other[name] for name in pictures)
+
+
+def test_finished_folder_is_left_alone(made):
+    out, summary = made
+    before = {path: path.stat().st_mtime_ns for path in out.rglob('*')}
+    again = make_shapes(out, image_size=[96, 128], train=12, val=5)
+    assert again == {**summary, 'written': False}
+    assert {path: path.stat().st_mtime_ns for path in out.rglob('*')} == before
+
+
+def test_unfinished_folder_is_made_anew(made, tmp_path):
+    """An interrupted run with more pictures leaves no trace in the next one."""
+    out = tmp_path / 'out'
+
+    def interrupt(done, total):
+        assert total == 25
+        if done == 17:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_shapes(out, image_size=(96, 128), train=20, val=5, progress=interrupt)
+    assert not (out / MARKER).exists()
+    assert (out / UNFINISHED).exists()
+    assert make_shapes(out, image_size=(96, 128), train=12, val=5)['written']
+    assert contents(out) == contents(made[0])
+
+
+def test_lost_file_is_made_anew(made, tmp_path):
+    out = tmp_path / 'out'
+    make_shapes(out, image_size=(96, 128), train=12, val=5)
+    (out / 'annotations' / 'training' / '000000000003.png').unlink()
+    assert make_shapes(out, image_size=(96, 128), train=12, val=5)['written']
+    assert contents(out) == contents(made[0])
+
+
+def test_other_options_are_refused_unless_overwrite(tmp_path):
+    make_shapes(tmp_path, image_size=48, train=6, val=2)
+    notes = [tmp_path / 'train2017' / 'notes.txt', tmp_path / 'train2017' / '000000000099.jpg']
+    for note in notes:
+        note.write_text('mine')
+    before = contents(tmp_path)
+    for options in (dict(train=5), dict(val=1), dict(image_size=64), dict(seed=1)):
+        with pytest.raises(FileExistsError, match=r'other options.*train=6.*--overwrite'):
+            make_shapes(tmp_path, **{**dict(image_size=48, train=6, val=2), **options})
+    assert contents(tmp_path) == before
+
+    make_shapes(tmp_path, image_size=48, train=3, val=2, overwrite=True)
+    assert sorted(p.name for p in (tmp_path / 'train2017').iterdir()) == [
+        '000000000001.jpg',
+        '000000000002.jpg',
+        '000000000003.jpg',
+        '000000000099.jpg',
+        'notes.txt',
+    ]
+    assert all(note.read_text() == 'mine' for note in notes)
+
+
+@pytest.mark.parametrize('overwrite', [False, True])
+def test_folder_of_others_is_never_touched(tmp_path, overwrite):
+    (tmp_path / 'train2017').mkdir()
+    (tmp_path / 'train2017' / '000000000001.jpg').write_text('mine')
+    with pytest.raises(FileExistsError, match='train2017'):
+        make_shapes(tmp_path, image_size=48, train=2, val=1, overwrite=overwrite)
+    assert contents(tmp_path) == {'train2017/000000000001.jpg': hashlib.sha256(b'mine').hexdigest()}
+
+
+def test_copies_where_links_are_impossible(made, tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError('no links here')
+
+    monkeypatch.setattr(Path, 'symlink_to', refuse)
+    make_shapes(tmp_path, image_size=(96, 128), train=12, val=5)
+    assert not any(path.is_symlink() for path in tmp_path.rglob('*'))
+    assert contents(tmp_path) == contents(made[0])
+
+
+def test_moves_as_a_whole(made, tmp_path):
+    shutil.copytree(made[0], tmp_path / 'copy', symlinks=True)
+    moved = (tmp_path / 'copy').rename(tmp_path / 'moved')
+    assert contents(moved) == contents(made[0])
+
+
+def test_no_pictures(tmp_path):
+    summary = make_shapes(tmp_path, train=0, val=0)
+    assert summary['instances'] == {split: dict.fromkeys(CLASSES, 0) for split in ('train', 'val')}
+    assert not make_shapes(tmp_path, train=0, val=0)['written']
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(image_size=31), 'image size 31x31: each side must be within 32 to 4096 pixels'),
+        (dict(image_size=(160, 5000)), 'image size 160x5000'),
+        (dict(train=-1), 'train is -1'),
+        (dict(val=-2), 'val is -2'),
+        (dict(seed=-3), 'seed is -3'),
+    ],
+)
+def test_bad_options(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_shapes(tmp_path / 'out', **options)
+    assert not (tmp_path / 'out').exists()
+
+
+# ---- the command
+
+
+def test_command(made, tmp_path, capsys):
+    args = [str(tmp_path / 'out'), '--image-size', '96', '128', '--train', '12', '--val', '5']
+    assert main(args) == 0
+    streams = capsys.readouterr()
+    assert json.loads(streams.out.splitlines()[-1]) == {'out': args[0], **made[1]}
+    assert streams.err.splitlines()[-1].startswith('17/17 pictures')
+    assert contents(tmp_path / 'out') == contents(made[0])
+
+    assert main(args) == 0
+    streams = capsys.readouterr()
+    assert json.loads(streams.out)['written'] is False
+    assert streams.err == f'{args[0]} is complete already; nothing written\n'
+
+
+@pytest.mark.parametrize(
+    ('args', 'message'),
+    [
+        ([], 'required: OUT'),
+        (['{}/file'], 'file'),
+        (['{}/file/below'], 'file'),
+        (['{}/broken'], 'shapes.json is not what the generator writes'),
+        (['{}/out', '--image-size', '31'], 'within 32 to 4096'),
+        (['{}/out', '--image-size', '64', '64', '64'], 'one or two numbers'),
+        (['{}/out', '--image-size', 'large'], "invalid int value: 'large'"),
+        (['{}/out', '--train', '-1'], 'must not be negative'),
+        (['{}/out', '--trains'], 'unrecognized'),
+    ],
+)
+def test_bad_command_is_one_line(tmp_path, capsys, args, message):
+    (tmp_path / 'file').write_text('mine')
+    (tmp_path / 'broken').mkdir()
+    (tmp_path / 'broken' / MARKER).write_text('[1]')
+    with pytest.raises(SystemExit) as stop:
+        main([arg.format(tmp_path) for arg in args])
+    streams = capsys.readouterr()
+    assert stop.value.code == 2
+    assert streams.out == ''
+    assert streams.err.startswith('make_shapes.py: error: ')
+    assert message in streams.err
+    assert streams.err.count('\n') == 1
+    assert not (tmp_path / 'out').exists()
+
+
+def test_interrupted_command(tmp_path, capsys, monkeypatch):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr('pvt_mm.datasets.shapes.draw_scene', interrupt)
+    assert main([str(tmp_path / 'out'), '--train', '2', '--val', '1']) == 130
+    streams = capsys.readouterr()
+    assert streams.out == ''
+    assert streams.err == 'interrupted\n'

@@ -1,0 +1,178 @@
+"""From flags and config to a runner: options that take effect or are refused, and checks before the start."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from pvt_mm.engine import checks, run
+from pvt_mm.errors import InputError
+from tests.conftest import ROOT
+
+RETINANET = str(ROOT / 'configs/retinanet/pvt_t_1x.py')
+
+
+def test_data_root_moves_every_data_set_and_evaluator():
+    config = run.load_config(RETINANET, {'data_root': '/elsewhere'})
+    for split in ('train', 'val', 'test'):
+        assert config[f'{split}_dataloader'].dataset.data_root == '/elsewhere/'
+    assert config.val_evaluator.ann_file == '/elsewhere/annotations/instances_val2017.json'
+    assert config.test_evaluator.ann_file == '/elsewhere/annotations/instances_val2017.json'
+    assert config.train_dataloader.dataset.ann_file == 'annotations/instances_train2017.json'
+
+
+def test_options_are_merged():
+    config = run.load_config(RETINANET, {'model.backbone.drop_path_rate': 0.3, 'train_cfg.max_epochs': 2})
+    assert config.model.backbone.drop_path_rate == 0.3
+    assert config.train_cfg.max_epochs == 2
+
+
+@pytest.mark.parametrize(
+    ('path', 'options', 'message'),
+    [
+        (RETINANET.replace('pvt_t', 'pvt_z'), {}, r'does not exist; did you mean .*/retinanet/pvt_\w_1x.py\?'),
+        (str(ROOT / 'README.md'), {}, 'cannot be read'),
+        (RETINANET, {'modle.backbone.arch': 'small'}, 'the config has no modle; did you mean model?'),
+        (RETINANET, {'quux': 1}, 'the config has no quux; it has'),
+        (RETINANET, {'model.backbone.arch.x': 1}, 'do not fit'),
+    ],
+)
+def test_bad_configs_and_options_say_so(path, options, message):
+    with pytest.raises(InputError, match=message):
+        run.load_config(path, options)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
+def test_amp_without_a_gpu_says_so():
+    with pytest.raises(InputError, match='--amp bf16 needs a GPU'):
+        run.use_amp(run.load_config(RETINANET), 'bf16')
+
+
+@pytest.mark.parametrize(('dtype', 'name', 'scale'), [('fp16', 'float16', 'dynamic'), ('bf16', 'bfloat16', None)])
+def test_amp_with_a_gpu(dtype, name, scale, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    config = run.load_config(RETINANET)
+    run.use_amp(config, dtype)
+    assert config.optim_wrapper.type == 'AmpOptimWrapper'
+    assert config.optim_wrapper.dtype == name
+    assert config.optim_wrapper.loss_scale == (scale or dict(enabled=False))
+
+
+def test_flags_set_what_they_say(tmp_path):
+    config = run.load_config(RETINANET)
+    run.scale_lr(config)
+    assert config.auto_scale_lr == dict(enable=True, base_batch_size=16)
+    run.draw_predictions(config, show=False, show_dir='drawn', wait_time=1)
+    assert config.default_hooks.visualization.draw is True
+    assert config.default_hooks.visualization.test_out_dir == 'drawn'
+    run.dump_predictions(config, 'out.pkl')
+    assert [metric.type for metric in config.test_evaluator] == ['CocoMetric', 'DumpDetResults']
+    run.use_tta(config)
+    assert config.model.type == 'DetTTAModel'
+    assert config.model.module.type == 'RetinaNet'
+    assert config.test_dataloader.dataset.pipeline[1].type == 'TestTimeAug'
+    run.skip_validation(config)
+    assert config.val_cfg is config.val_dataloader is config.val_evaluator is None
+    config.work_dir = str(tmp_path)
+    assert run.resume(config, 'auto') is None
+    assert config.resume is False
+    for what in (str(tmp_path / 'gone.pth'), 'auto'):
+        (tmp_path / 'last_checkpoint').write_text('gone.pth')
+        with pytest.raises(InputError, match='--resume: the checkpoint .*gone.pth'):
+            run.resume(config, what)
+
+
+def test_dump_needs_a_pickle_for_detection_and_takes_a_folder_for_segmentation():
+    with pytest.raises(InputError, match='name a .pkl file'):
+        run.dump_predictions(run.load_config(RETINANET), 'folder')
+    config = Config(dict(test_evaluator=dict(type='IoUMetric'), default_scope='mmseg'))
+    run.dump_predictions(config, 'folder')
+    assert config.test_evaluator.output_dir == 'folder'
+
+
+# ------------------------------------------------------------------------------------------------------ data and classes
+
+
+def on(root: Path, **options) -> Config:
+    config = run.load_config(str(ROOT / 'configs/demo/retinanet_shapes.py'), {'data_root': str(root), **options})
+    run.init_default_scope('mmdet')
+    return config
+
+
+def test_data_that_fits_passes(shapes):
+    checks.check_data(on(shapes), 'train', 'val', 'test')
+    checks.check_data(Config(dict(train_dataloader=None)), 'train')
+
+
+def test_missing_data_says_what_is_expected_where(tmp_path):
+    with pytest.raises(InputError, match=rf'{tmp_path}/annotations/instances_train2017.json does not exist. COCO is laid'):
+        checks.check_data(on(tmp_path), 'train')
+
+
+def test_missing_image_folder_and_evaluators_file(shapes):
+    with pytest.raises(InputError, match='the val data is not there: .*/pictures does not exist'):
+        checks.check_data(on(shapes, **{'val_dataloader.dataset.data_prefix.img': 'pictures'}), 'val')
+    with pytest.raises(InputError, match=r'test_evaluator.ann_file, gone.json, does not exist'):
+        checks.check_data(on(shapes, **{'test_evaluator.ann_file': 'gone.json'}), 'test')
+
+
+def test_wrappers_are_looked_into(tmp_path, shapes):
+    config = on(shapes)
+    inner = {**config.train_dataloader.dataset, 'data_root': str(tmp_path)}
+    config.train_dataloader.dataset = dict(type='RepeatDataset', times=2, dataset=dict(type='ConcatDataset', datasets=[inner]))
+    with pytest.raises(InputError, match='the train data is not there'):
+        checks.check_data(config, 'train')
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'train_dataloader.dataset.metainfo.classes': ('circle', 'hexagon', 'triangle')}, 'has no hexagon; its classes are'),
+        ({'train_dataloader.dataset.metainfo.classes': ('circle', 'square')}, 'num_classes is 3, and .* has 2 classes'),
+        ({'train_dataloader.dataset.metainfo.classes': 'circle'}, 'write a tuple'),
+        ({'model.bbox_head.num_classes': 80}, 'model.bbox_head.num_classes is 80, and the train data has 3 classes'),
+    ],
+)
+def test_classes_that_do_not_fit(options, message, shapes):
+    with pytest.raises(InputError, match=message):
+        checks.check_data(on(shapes, **options), 'train')
+
+
+def test_cocos_80_classes_are_the_default(shapes):
+    config = run.load_config(RETINANET, {'data_root': str(shapes)})
+    run.init_default_scope('mmdet')
+    with pytest.raises(InputError, match='has no person, bicycle, car, motorcycle, airplane …; its classes are circle'):
+        checks.check_data(config, 'train')
+
+
+@pytest.mark.parametrize('text', ['', 'text', '{"categories": 3}', '{"categories": [{"id": 1}]}', '{"images": []}'])
+def test_files_that_are_no_coco_annotations(text, tmp_path):
+    (tmp_path / 'a.json').write_text(text)
+    with pytest.raises(InputError, match='a.json is no COCO annotation file'):
+        checks.coco_categories(str(tmp_path / 'a.json'))
+
+
+def test_categories_are_found_anywhere_in_the_file(tmp_path):
+    content = {'images': [{'id': 1}], 'categories': [{'id': 7, 'name': 'ö'}, {'id': 9, 'name': 'b'}], 'annotations': []}
+    for text in (json.dumps(content), json.dumps(content, indent=2), json.dumps(content, ensure_ascii=False)):
+        (tmp_path / 'a.json').write_text(text)
+        assert checks.coco_categories(str(tmp_path / 'a.json')) == ['ö', 'b']
+
+
+# ---------------------------------------------------------------------------------------------------------- checkpoints
+
+
+def test_checkpoints_of_another_model(tmp_path):
+    model, path = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 4)), str(tmp_path / 'a.pth')
+    torch.save({'state_dict': model.state_dict()}, path)
+    checks.check_checkpoint(model, path, strict=True)
+    weights = {**model.state_dict(), '1.weight': torch.ones(5, 3)}
+    torch.save({'state_dict': weights}, path)
+    checks.check_checkpoint(model, path, strict=False)
+    with pytest.raises(InputError, match=r'of another model: .*1.weight \(5, 3\), not \(4, 3\)'):
+        checks.check_checkpoint(model, path, strict=True)
+    torch.save({'other': torch.ones(1)}, path)
+    with pytest.raises(InputError, match='has nothing for this model'):
+        checks.check_checkpoint(model, path, strict=False)

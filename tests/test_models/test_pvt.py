@@ -1,0 +1,424 @@
+"""The backbone against independent implementations, and what it promises about sizes, freezing, memory and export."""
+
+import copy
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from mmengine.optim import OptimWrapper
+from torch import nn
+
+from pvt_mm.checkpoint import backbone_weights
+from pvt_mm.models.pvt import ARCHS, PVT, DropPath, PositionEmbedding, patches, resample_grid
+from tests.conftest import TINY_ARCH
+
+SIZES = [(224, 224), (448, 448), (224, 896), (320, 417), (800, 1344)]
+# Where the reference crashes or, the last three, uses a table that it did not resample.
+REFERENCE_BREAKS = [
+    (448, 448),
+    (224, 896),
+    (896, 224),
+    (256, 784),
+    (392, 512),
+    (896, 896),
+    (448, 1792),
+    (512, 1568),
+    (112, 448),
+    (32, 1568),
+    (64, 784),
+]
+
+
+def mmdet_pvt(arch: str, **kwargs) -> nn.Module:
+    """MMDetection's own PVT with the reference's eps, which it does not have."""
+    from mmdet.models.backbones.pvt import PyramidVisionTransformer
+
+    sizes = ARCHS[arch]
+    model = PyramidVisionTransformer(
+        embed_dims=64, num_layers=list(sizes.depths), num_heads=list(sizes.num_heads), **{'drop_path_rate': 0.0, **kwargs}
+    )
+    model.init_weights()
+    for name, module in model.named_modules():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = 1e-5 if name.endswith(('.0.norm', 'attn.norm')) else 1e-6
+    return model
+
+
+def pair(arch: str) -> tuple[PVT, nn.Module]:
+    """Our model and MMDetection's with the same weights, none of them at a value that would hide a mistake."""
+    theirs = mmdet_pvt(arch)
+    for name, parameter in theirs.named_parameters():
+        if parameter.dim() == 1:  # biases and norms
+            nn.init.normal_(parameter, mean=float(name.endswith('weight')), std=0.2)
+        elif 'pos_embed' in name:
+            nn.init.normal_(parameter, std=0.5)
+    ours = PVT(arch, drop_path_rate=0.0)
+    weights, _ = backbone_weights(theirs.state_dict())
+    ours.load_state_dict(weights)
+    return ours, theirs
+
+
+def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return ((ours - theirs).abs().max() / theirs.abs().max()).item()
+
+
+@pytest.mark.parametrize('arch', ['tiny', 'small', 'medium', 'large'])
+@pytest.mark.parametrize('size', SIZES, ids=lambda size: f'{size[0]}x{size[1]}')
+def test_outputs_and_gradients_equal_mmdets(arch, size):
+    ours, theirs = pair(arch)
+    large = math.prod(size) > 500_000
+    image = torch.randn(1, 3, *size)
+    with torch.set_grad_enabled(not large or arch == 'tiny'):
+        outputs, expected = ours(image), theirs(image)
+    for output, reference in zip(outputs, expected, strict=True):
+        assert output.shape == reference.shape
+        assert relative_error(output, reference) < 1e-5
+    if not outputs[0].requires_grad:
+        return
+    gradients = [torch.randn_like(output) for output in outputs]
+    torch.autograd.backward(outputs, gradients)
+    torch.autograd.backward(expected, gradients)
+    expected, _ = backbone_weights({name: p.grad for name, p in theirs.named_parameters()})
+    for name, parameter in ours.named_parameters():
+        assert relative_error(parameter.grad, expected[name]) < 2e-4, name
+
+
+@pytest.mark.parametrize('size', REFERENCE_BREAKS, ids=lambda size: f'{size[0]}x{size[1]}')
+def test_sizes_that_break_the_reference(size):
+    ours, theirs = pair('tiny')
+    image = torch.randn(1, 3, *size)
+    with torch.no_grad():
+        for output, reference in zip(ours(image), theirs(image), strict=True):
+            assert relative_error(output, reference) < 1e-5
+
+
+def test_classification_features_equal_hugging_faces():
+    transformers = pytest.importorskip('transformers')
+    theirs = transformers.PvtModel(transformers.PvtConfig(depths=[2, 2, 2, 2])).eval()
+    for name, module in theirs.named_modules():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = 1e-5 if 'patch_embeddings' in name or 'attention.self' in name else 1e-6
+    weights, _ = backbone_weights(theirs.state_dict())
+    ours = PVT('tiny', out_indices=(0, 1, 2)).eval()
+    ours.load_state_dict({name: value for name, value in weights.items() if not name.startswith('stages.3')})
+    image = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        # The last stage has a class token there.
+        expected = theirs(image, output_hidden_states=True).hidden_states
+        for output in ours(image):
+            tokens = output.flatten(2).transpose(1, 2)
+            assert any(h.shape == tokens.shape and relative_error(tokens, h) < 1e-5 for h in expected)
+
+
+@pytest.mark.parametrize(
+    ('arch', 'millions'), [('tiny', 13.2), ('small', 24.5), ('medium', 44.2), ('large', 61.4), ('small_wide', 46.8)]
+)
+def test_parameters_with_the_classifiers_head_are_table_2s(arch, millions):
+    with torch.device('meta'):
+        model = PVT(arch)
+    dims = ARCHS[arch].embed_dims[-1]
+    token, its_position, norm, head = dims, dims, 2 * dims, 1000 * (dims + 1)
+    count = sum(p.numel() for p in model.parameters()) + token + its_position + norm + head
+    assert count / 1e6 == pytest.approx(millions, abs=0.05)
+
+
+def test_initialisation_is_the_references():
+    model = PVT('small')
+    for name, parameter in model.named_parameters():
+        values = parameter.detach()
+        if name.endswith('pos_embed.table') or (name.endswith('weight') and 'norm' not in name and '.sr.' not in name):
+            if 'patch_embed' in name:
+                bound = values.shape[1] ** -0.5
+                assert values.abs().max() <= bound
+                assert values.std() == pytest.approx(bound / 3**0.5, rel=0.05)
+            else:
+                assert values.std() == pytest.approx(0.02, rel=0.05), name
+        elif 'norm' in name:
+            assert (values == float(name.endswith('weight'))).all()
+        elif name.endswith('bias') and '.sr.' not in name and 'patch_embed' not in name:
+            assert (values == 0).all(), name
+
+
+def test_eps_are_the_references():
+    for name, module in PVT(TINY_ARCH).named_modules():
+        if isinstance(module, nn.LayerNorm):
+            assert module.eps == (1e-5 if 'patch_embed' in name or '.sr.' in name else 1e-6)
+
+
+def test_drop_path_rises_linearly_over_all_layers_built_or_not():
+    rates = [m.drop_prob for m in PVT('tiny', drop_path_rate=0.7).modules() if isinstance(m, DropPath)]
+    assert rates == pytest.approx([0.1 * i for i in range(8)])
+    rates = [m.drop_prob for m in PVT('tiny', drop_path_rate=0.7, out_indices=1).modules() if isinstance(m, DropPath)]
+    assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3])
+
+
+def test_drop_path_drops_samples_and_keeps_the_mean():
+    x = torch.ones(4000, 2, 3)
+    dropped = DropPath(0.25).train()(x)
+    assert set(dropped.flatten().tolist()) == {0.0, pytest.approx(1 / 0.75)}
+    assert (dropped.amax((1, 2)) == dropped.amin((1, 2))).all()
+    assert dropped.mean() == pytest.approx(1, abs=0.05)
+    assert torch.equal(DropPath(0.25).eval()(x), x)
+
+
+@pytest.mark.parametrize('rate', ['drop_rate', 'attn_drop_rate', 'drop_path_rate'])
+def test_every_rate_acts_in_training_only(rate):
+    model, image = PVT(TINY_ARCH, **{'drop_path_rate': 0.0, rate: 0.5}), torch.randn(2, 3, 64, 64)
+    first, second = model.train()(image)[-1], model(image)[-1]
+    assert not torch.equal(first, second)
+    model.eval()
+    assert torch.equal(model(image)[-1], model(image)[-1])
+
+
+def test_outputs_are_channels_last_views_at_strides_4_to_32():
+    outputs = PVT('tiny').eval()(torch.randn(2, 3, 96, 160))
+    for output, stride, channels in zip(outputs, (4, 8, 16, 32), (64, 128, 320, 512), strict=True):
+        assert output.shape == (2, channels, 96 // stride, 160 // stride)
+        assert output.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(('size', 'floored'), [((33, 63), (8, 15)), ((47, 131), (11, 32)), ((32, 32), (8, 8))])
+def test_sizes_floor(size, floored):
+    outputs = PVT(TINY_ARCH)(torch.randn(1, 3, *size))
+    for output in outputs:
+        assert tuple(output.shape[2:]) == floored
+        floored = floored[0] // 2, floored[1] // 2
+
+
+def test_patches_are_those_of_a_strided_convolution():
+    x, kernel = torch.randn(2, 3, 13, 18), torch.randn(5, 3, 4, 4)
+    expected = torch.nn.functional.conv2d(x, kernel, stride=4)
+    ours = patches(x.permute(0, 2, 3, 1), 4) @ kernel.permute(0, 2, 3, 1).flatten(1).T
+    torch.testing.assert_close(ours.permute(0, 3, 1, 2), expected)
+
+
+@pytest.mark.parametrize('size', [(31, 640), (640, 31)])
+def test_too_small_an_input_says_so(size):
+    with pytest.raises(ValueError, match=rf'{size[0]} x {size[1]} .* at least 32 x 32'):
+        PVT(TINY_ARCH)(torch.randn(1, 3, *size))
+
+
+# ------------------------------------------------------------------------------------------------ position embeddings
+
+
+def test_position_embeddings_are_exact_at_their_own_size():
+    embedding = PositionEmbedding((7, 9), 4)
+    nn.init.normal_(embedding.table)
+    assert torch.equal(embedding((7, 9), torch.float32), embedding.table.flatten(1, 2))
+
+
+def test_position_embeddings_are_resampled_with_half_pixel_centres():
+    table = torch.arange(4.0).view(1, 1, 4, 1)
+    assert resample_grid(table, (1, 8)).flatten().tolist() == [0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3]
+
+
+@pytest.mark.parametrize('write', ['optimiser', 'load', 'data'])
+def test_cached_position_embeddings_follow_the_weights(write):
+    model, image = PVT(TINY_ARCH).eval(), torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        model(image)
+        before = model(image)[0]
+        if write == 'load':
+            model.load_state_dict(PVT(TINY_ARCH).state_dict())
+        for stage in model.stages:
+            if write == 'data':
+                stage.pos_embed.table.data.mul_(3)
+            elif write == 'optimiser':
+                stage.pos_embed.table.add_(1)
+        after = model(image)[0]
+        fresh = PVT(TINY_ARCH).eval()
+        fresh.load_state_dict(model.state_dict())
+    assert torch.equal(after, fresh(image)[0])
+    assert not torch.equal(after, before)
+
+
+def test_position_embeddings_are_cached_by_size_without_gradients(monkeypatch):
+    embedding = PositionEmbedding((4, 4), 2)
+    resampled = []
+    monkeypatch.setattr(embedding, '_resample', lambda size, dtype: resampled.append(size) or torch.zeros(1, 1, 2))
+    with torch.no_grad():
+        for size in [(5, 5), (6, 5), (5, 5), (6, 5)]:
+            embedding(size, torch.float32)
+    assert resampled == [(5, 5), (6, 5)]
+    embedding((5, 5), torch.float32)  # with gradients, anew
+    assert len(resampled) == 3
+
+
+# ------------------------------------------------------------------------------------- freezing, recomputing, copying
+
+
+@pytest.mark.parametrize('frozen_stages', [-1, 0, 1, 3, 4])
+def test_frozen_stages_hold_from_the_constructor_through_train(frozen_stages):
+    model = PVT(TINY_ARCH, frozen_stages=frozen_stages, drop_path_rate=0.5)
+
+    def is_frozen(name: str) -> bool:
+        first = name.startswith(('stages.0.patch_embed', 'stages.0.pos_embed'))
+        return (frozen_stages >= 0 and first) or int(name.split('.')[1]) < frozen_stages
+
+    for _ in range(2):
+        for name, parameter in model.named_parameters():
+            assert parameter.requires_grad != is_frozen(name), name
+        for i, stage in enumerate(model.stages):
+            assert stage.training != (i < frozen_stages)
+        model.eval()
+        model.train()
+
+
+def test_frozen_stages_get_no_gradient_and_the_others_do():
+    model = PVT(TINY_ARCH, frozen_stages=2)
+    sum(output.sum() for output in model(torch.randn(1, 3, 64, 64))).backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is None) == name.startswith(('stages.0', 'stages.1')), name
+
+
+def test_every_parameter_gets_a_gradient_with_any_outputs():
+    for out_indices in [(0, 1, 2, 3), (1, 3), (2,), 0]:
+        model = PVT(TINY_ARCH, out_indices=out_indices)
+        outputs = model(torch.randn(2, 3, 64, 64))
+        sum(output.square().sum() for output in outputs).backward()
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is not None, name
+            assert parameter.grad.abs().sum() > 0, name
+
+
+def test_stages_behind_the_last_output_are_not_built():
+    full = PVT(TINY_ARCH).eval()
+    part = PVT(TINY_ARCH, out_indices=(0, 2)).eval()
+    assert len(part.stages) == 3
+    part.load_state_dict({k: v for k, v in full.state_dict().items() if not k.startswith('stages.3')})
+    image = torch.randn(1, 3, 64, 64)
+    outputs = full(image)
+    for output, expected in zip(part(image), (outputs[0], outputs[2]), strict=True):
+        assert torch.equal(output, expected)
+
+
+def test_checkpointing_gives_the_same_gradients_and_keeps_less(monkeypatch):
+    plain = PVT(TINY_ARCH, drop_path_rate=0.3)
+    recomputing = PVT(TINY_ARCH, drop_path_rate=0.3, with_cp=True)
+    recomputing.load_state_dict(plain.state_dict())
+    image, kept = torch.randn(4, 3, 96, 64), {}
+    for model in (plain, recomputing):
+        torch.manual_seed(1)
+        saved = kept.setdefault(model, [])
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, saved=saved: saved.append(t.numel()) or t, lambda t: t):
+            loss = sum(output.square().sum() for output in model(image))
+        loss.backward()
+    for a, b in zip(plain.parameters(), recomputing.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+    assert sum(kept[recomputing]) < 0.5 * sum(kept[plain])
+
+
+def test_copies_and_pickles_are_independent():
+    model = PVT(TINY_ARCH).eval()
+    image = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        expected = model(image)[-1]
+        clone = copy.deepcopy(model)
+        model.stages[0].pos_embed.table.add_(1)
+        assert torch.equal(clone(image)[-1], expected)
+        assert not torch.equal(model(image)[-1], expected)
+
+
+# ------------------------------------------------------------------------------------------ precision, compile, export
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_mixed_precision_is_near_and_trains(dtype):
+    model, image = PVT(TINY_ARCH, drop_path_rate=0.0), torch.randn(2, 3, 96, 64)
+    expected = model(image)[-1]
+    with torch.autocast('cpu', dtype=dtype):
+        outputs = model(image)
+        sum(output.float().square().mean() for output in outputs).backward()
+    assert relative_error(outputs[-1], expected) < 0.05
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+    half = copy.deepcopy(model).to(dtype).eval()
+    assert relative_error(half(image.to(dtype))[-1].float(), model.eval()(image)[-1]) < 0.05
+
+
+def test_compiled_equals_eager():
+    model = PVT(TINY_ARCH, drop_path_rate=0.0)
+    compiled = torch.compile(model, dynamic=True, backend='aot_eager')
+    for size in [(64, 96), (97, 70)]:
+        image = torch.randn(2, 3, *size)
+        for output, expected in zip(compiled(image), model(image), strict=True):
+            torch.testing.assert_close(output, expected)
+    sum(output.square().sum() for output in compiled(image)).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_export_with_dynamic_height_and_width():
+    model = PVT(TINY_ARCH).eval()
+    sides = {2: torch.export.Dim('height', min=64, max=2048), 3: torch.export.Dim('width', min=64, max=2048)}
+    program = torch.export.export(model, (torch.randn(1, 3, 96, 128),), dynamic_shapes=(sides,)).module()
+    for size in [(224, 224), (101, 230), (64, 333)]:
+        image = torch.randn(1, 3, *size)
+        with torch.no_grad():
+            for output, expected in zip(program(image), model(image), strict=True):
+                torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
+
+
+# ----------------------------------------------------------------------------------------------------- bad arguments
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (dict(arch='huge'), "unknown arch 'huge': choose from tiny, small"),
+        (dict(arch={'depths': (1, 1, 1, 1)}), 'a dict with the keys embed_dims, depths'),
+        (dict(arch=3), 'arch must be a name or a dict'),
+        (dict(arch={**TINY_ARCH, 'extra': 1}), 'a dict with the keys'),
+        (dict(arch={**TINY_ARCH, 'depths': (1, 1)}), 'one number a stage'),
+        (dict(arch={**TINY_ARCH, 'depths': (1, 0, 1, 1)}), 'positive integer; got depths'),
+        (dict(arch={**TINY_ARCH, 'num_heads': (3, 2, 3, 4)}), 'divisible by num_heads; got 8 and 3'),
+        (dict(out_indices=(0, 4)), 'from 0 to 3, got'),
+        (dict(out_indices=-1), 'from 0 to 3, got -1'),
+        (dict(out_indices=()), 'from 0 to 3'),
+        (dict(out_indices=(2, 1)), 'must ascend'),
+        (dict(frozen_stages=5), r'from -1 \(none\) to 4 \(all\), got 5'),
+        (dict(drop_path_rate=1.0), 'drop_path_rate must be at least 0 and less than 1'),
+        (dict(pretrain_img_size=16), 'at least 32, got 16'),
+        (dict(in_channels=0), 'in_channels must be a positive integer'),
+        (dict(init_cfg=[dict(type='Pretrained', checkpoint='a'), dict(type='Constant')]), 'must be one dict'),
+    ],
+)
+def test_wrong_arguments_say_what_is_allowed(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        PVT(**arguments).init_weights()
+
+
+# ---------------------------------------------------------------------------------------------------- in the ecosystem
+
+
+def test_imports_without_mmcv_mmdet_and_mmseg():
+    code = (
+        'import sys\n'
+        'for name in ("mmcv", "mmdet", "mmseg", "torchvision"): sys.modules[name] = None\n'
+        'from mmengine.registry import MODELS\n'
+        'import torch\n'
+        'print(len(MODELS.build(dict(type="pvt_mm.PVT", arch="tiny"))(torch.randn(1, 3, 64, 64))))'
+    )
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert result.stdout.strip() == '4', result.stderr
+
+
+@pytest.mark.parametrize('package', ['mmdet', 'mmseg'])
+def test_resolves_from_the_registries_with_nothing_imported_first(package):
+    code = (
+        f'from {package}.registry import MODELS\n'
+        'print(type(MODELS.build(dict(type="pvt_mm.PVT", arch="tiny", out_indices=3))).__module__)'
+    )
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert result.stdout.strip().endswith('pvt_mm.models.pvt'), result.stderr
+
+
+def test_an_optimiser_step_lowers_the_loss():
+    model = PVT(TINY_ARCH, drop_path_rate=0.0)
+    optimiser = OptimWrapper(torch.optim.AdamW(model.parameters(), lr=1e-3))
+    image, losses = torch.randn(2, 3, 64, 64), []
+    for _ in range(5):
+        loss = model(image)[-1].square().mean()
+        losses.append(loss.item())
+        optimiser.update_params(loss)
+    assert losses[-1] < 0.9 * losses[0]

@@ -1,0 +1,90 @@
+#!/usr/bin/env python
+"""Draw what a run did, its training curves, and what its model sees, predictions beside the ground truth."""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Sequence
+
+from pvt_mm.analysis import curves
+from pvt_mm.engine import run
+from pvt_mm.errors import InputError, command
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__ + ' The last line of the output is JSON.',
+        epilog='Example: tools/plot.py curves work_dirs/pvt_t_1x work_dirs/pvt_s_1x --out curves.svg',
+    )
+    commands = parser.add_subparsers(required=True, metavar='curves|predictions')
+
+    part = commands.add_parser('curves', help='the loss and a metric over training', description=draw_curves.__doc__)
+    part.add_argument('logs', nargs='+', metavar='LOG', help='a work directory or a scalars.json; several are overlaid')
+    part.add_argument('--metric', help=f'as the log names it (default: the first there of {", ".join(curves.METRICS)})')
+    part.add_argument('--out', default='curves.png', help='a .png, .svg or .pdf file (default: %(default)s)')
+    part.set_defaults(draw=draw_curves)
+
+    part = commands.add_parser(
+        'predictions', help='a grid of test images with their boxes', description=draw_predictions.__doc__
+    )
+    part.add_argument('config', help='the config file of a detector')
+    part.add_argument('checkpoint', help='the checkpoint file, or a work directory for its last checkpoint')
+    part.add_argument('--images', type=int, default=8, metavar='N', help='how many images (default: %(default)s)')
+    part.add_argument('--score-thr', type=float, default=0.3, help='the least score drawn (default: %(default)s)')
+    part.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=run.CfgOptions,
+        metavar='KEY=VALUE',
+        help='override settings of the config, e.g. data_root=/data/coco',
+    )
+    part.add_argument('--out', default='predictions.png', help='a .png, .svg or .pdf file (default: %(default)s)')
+    part.set_defaults(draw=draw_predictions)
+    return parser.parse_args(argv)
+
+
+def draw_curves(args: argparse.Namespace) -> dict:
+    """Draw the training loss and a metric over training, of one run or of several."""
+    runs = curves.read_runs(args.logs)
+    metric = curves.choose_metric(runs, args.metric)
+    curves.save_figure(curves.plot_curves(runs, metric), args.out)
+    results = {}
+    for one in runs:
+        results[one.name] = {}
+        if one.metrics.get(metric):
+            last, best = (
+                point.value if math.isfinite(point.value) else None for point in curves.last_and_best(one, metric)
+            )
+            results[one.name] = {metric: last, f'{metric}_best': best}
+    return results[runs[0].name] if len(runs) == 1 else {'runs': results}
+
+
+def draw_predictions(args: argparse.Namespace) -> dict:
+    """Draw images evenly spaced through the test data, the ground truth beside the predictions."""
+    from pvt_mm.analysis import predictions  # loads the model's libraries, which curves can do without
+
+    if args.images < 1 or not 0 <= args.score_thr <= 1:
+        raise InputError('--images is at least 1, and --score-thr is between 0 and 1')
+    config = run.load_config(args.config, args.cfg_options)
+    checkpoint = predictions.find_checkpoint(args.checkpoint)
+    examples, classes = predictions.predict(config, checkpoint, args.images)
+    figure = predictions.plot_predictions(
+        examples, classes, args.score_thr, title=predictions.title(args.config, checkpoint)
+    )
+    curves.save_figure(figure, args.out)
+    drawn = sum(len(example.predicted.above(args.score_thr).labels) for example in examples)
+    return {'images': len(examples), 'ground_truth': sum(len(e.truth.labels) for e in examples), 'predictions': drawn}
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    curves.check_out(args.out)
+    results = args.draw(args)
+    print(args.out)
+    print(json.dumps({'out': args.out, **results}))
+
+
+if __name__ == '__main__':
+    sys.exit(main())
