@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `tools` is imported from the checkout
@@ -33,3 +35,14 @@ def shapes(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp('data') / 'shapes'
     make_shapes(root, image_size=64, train=12, val=6)
     return root
+
+
+@HOOKS.register_module()
+class StopAfterEpoch(Hook):
+    """Ends a run after its first epoch, checkpoint included, as Ctrl-C would."""
+
+    priority = 'LOWEST'
+
+    def before_train_epoch(self, runner):
+        if runner.epoch == 1:
+            raise KeyboardInterrupt

@@ -16,7 +16,12 @@ def as_authors_classifier(weights: dict) -> dict:
     """The authors' classification release: theirs plus a token, a norm and a head."""
     state = ckpt._to_layout(weights, 'authors')
     dims = state['pos_embed4'].shape[-1]
-    return {**state, 'cls_token': torch.randn(1, 1, dims), 'norm.weight': torch.ones(dims), 'head.bias': torch.zeros(9)}
+    return {
+        **state,
+        'cls_token': torch.randn(1, 1, dims),
+        'norm.weight': torch.ones(dims),
+        'head.bias': torch.zeros(9),
+    }
 
 
 def as_huggingface(weights: dict) -> dict:
@@ -237,7 +242,10 @@ def test_any_missing_key_is_an_error(layout, model, tmp_path):
     [
         (lambda w: w.update({'stages.0.extra': torch.ones(1)}), r'no parameter of PVT .*: stages.0.extra'),
         (lambda w: w.pop('stages.1.layers.0.attn.kv.bias'), '1 missing: stages.1.layers.0.attn.kv.bias'),
-        (lambda w: w.update({'stages.0.layers.1.norm1.bias': torch.ones(8)}), '1 unknown: stages.0.layers.1.norm1.bias'),
+        (
+            lambda w: w.update({'stages.0.layers.1.norm1.bias': torch.ones(8)}),
+            '1 unknown: stages.0.layers.1.norm1.bias',
+        ),
         (lambda w: w.update({'stages.2.layers.0.norm2.bias': torch.ones(5)}), r'norm2.bias \(5,\), not \(24,\)'),
     ],
 )

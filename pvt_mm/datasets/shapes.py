@@ -23,11 +23,11 @@ MARKER, UNFINISHED = 'shapes.json', 'shapes.unfinished.json'
 MMSEG_SPLITS = {'train': 'training', 'val': 'validation'}
 
 _MAX_SHAPES = 5
-_DIAMETER = (0.14, 0.45)  # of the circle of the same area, over the picture's shorter side
-_TILT = 0.25  # radians, at most, from upright
+_DIAMETER = (0.14, 0.3)  # of the circle of the same area, over the picture's shorter side
+_TILT = 0.15  # radians, at most, from upright
 _MIN_VISIBLE = 0.5  # of a shape's area, whatever the frame and the shapes above it hide
 _MAX_COVERING = 0.5  # of a shape's area may lie on shapes below: it is never nested, so no visible part has a hole
-_MIN_CONTRAST = 80.0  # Euclidean, in 8-bit BGR, between a shape's colour and 95% of its surroundings
+_MIN_CONTRAST = 100.0  # Euclidean, in 8-bit BGR, between a shape's colour and 95% of its surroundings
 
 
 @dataclass(frozen=True)
@@ -132,9 +132,9 @@ def _tint(rng: np.random.Generator, low: float, high: float) -> np.ndarray:
 
 def _background(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
     layers = [
-        (_BACKGROUNDS[rng.integers(len(_BACKGROUNDS))], _tint(rng, 15, 45)),
-        (_blobs, _tint(rng, 5, 35)),
-        (_clouds, _tint(rng, 4, 16)),
+        (_BACKGROUNDS[rng.integers(len(_BACKGROUNDS))], _tint(rng, 8, 28)),
+        (_blobs, _tint(rng, 3, 20)),
+        (_clouds, _tint(rng, 2, 10)),
     ]
     canvas = np.empty((h, w, 3), np.float32)
     canvas[:] = rng.uniform(30, 225, 3)
@@ -232,7 +232,7 @@ def _paint(rng: np.random.Generator, outline: _Outline, canvas: np.ndarray) -> N
     chosen = np.argmax(contrast >= _MIN_CONTRAST) if contrast.max() >= _MIN_CONTRAST else np.argmax(contrast)
 
     h, w = depth.shape
-    surface = candidates[chosen] + _SURFACES[rng.integers(len(_SURFACES))](rng, h, w)[..., None] * _tint(rng, 5, 30)
+    surface = candidates[chosen] + _SURFACES[rng.integers(len(_SURFACES))](rng, h, w)[..., None] * _tint(rng, 2, 15)
     surface += _gradient(rng, h, w)[..., None] * _tint(rng, 0, 20)
     coverage = np.clip(depth + 0.5, 0, 1)[..., None].astype(np.float32)  # the antialiased edge
     below += coverage * (surface - below)
@@ -241,9 +241,7 @@ def _paint(rng: np.random.Generator, outline: _Outline, canvas: np.ndarray) -> N
 def _polygons(mask: np.ndarray) -> list[list[float]]:
     """Outlines of a mask, found on a copy four times as large so that they follow its pixels' edges."""
     scale = 4
-    large = cv2.resize(
-        np.pad(mask, 1).astype(np.uint8) * 255, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR
-    )
+    large = cv2.resize(np.pad(mask, 1).astype(np.uint8) * 255, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
     contours, _ = cv2.findContours((large > 127).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     polygons = []
     for contour in contours:

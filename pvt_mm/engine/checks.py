@@ -55,8 +55,8 @@ def _check_paths(dataset: dict, split: str) -> None:
         if path and '://' not in path and not os.path.exists(path):
             layout = LAYOUTS.get(dataset['type'].split('.')[-1], 'data_root, ann_file and data_prefix say what is read')
             raise InputError(
-                f'the {split} data is not there: {path} does not exist. {layout}, below {root or "data_root"}; where it '
-                'is elsewhere, add --cfg-options data_root=PATH'
+                f'the {split} data is not there: {path} does not exist. {layout}, below {root or "data_root"}; where '
+                'it is elsewhere, add --cfg-options data_root=PATH'
             )
 
 
@@ -84,8 +84,8 @@ def _classes(dataset: dict) -> list[str]:
     if isinstance(given, str):
         raise InputError(f'metainfo.classes is the string {given!r}: write a tuple, ({given!r},) for one class')
     if given is None:
-        kind = DATASETS.get(dataset['type'])
-        given = getattr(kind, 'METAINFO', {}).get('classes')
+        with DATASETS.switch_scope_and_registry(None) as registry:  # the default scope's, mmdet's say
+            given = getattr(registry.get(dataset['type']), 'METAINFO', {}).get('classes')
     return list(given or ())
 
 

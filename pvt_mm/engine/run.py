@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
-from mmengine.registry import RUNNERS, DefaultScope, init_default_scope
+from mmengine.registry import RUNNERS, init_default_scope
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import find_latest_checkpoint
 
@@ -51,7 +51,9 @@ def load_config(path: str, options: dict | None = None) -> Config:
         InputError: The file is not there or is no config, or an option begins with a name that no config has.
     """
     if not os.path.isfile(path):
-        near = difflib.get_close_matches(path, [str(other) for other in Path(path).parent.glob('*.py')], n=1, cutoff=0.5)
+        near = difflib.get_close_matches(
+            path, [str(other) for other in Path(path).parent.glob('*.py')], n=1, cutoff=0.5
+        )
         hint = f'; did you mean {near[0]}?' if near else ''
         raise InputError(f'the config {path} does not exist{hint}')
     try:
@@ -70,7 +72,13 @@ def load_config(path: str, options: dict | None = None) -> Config:
 
 
 def _check_option_names(options: dict, config: Config) -> None:
-    known = {*config.keys(), *inspect.signature(Runner.__init__).parameters, 'data_root', 'auto_scale_lr', 'runner_type'}
+    known = {
+        *config.keys(),
+        *inspect.signature(Runner.__init__).parameters,
+        'data_root',
+        'auto_scale_lr',
+        'runner_type',
+    }
     for key in options:
         name = key.split('.')[0]
         if name not in known:
@@ -116,10 +124,17 @@ def prepare_config(args: argparse.Namespace) -> Config:
         raise InputError(f'the work directory {config.work_dir} cannot be made: {error.strerror}') from None
     if not os.access(config.work_dir, os.W_OK):
         raise InputError(f'the work directory {config.work_dir} cannot be written: choose another with --work-dir')
-    if not torch.cuda.is_available() and config.get('env_cfg', {}).get('dist_cfg', {}).get('backend') == 'nccl':
-        config.env_cfg.dist_cfg.backend = 'gloo'  # NCCL is for GPUs alone
+    if not torch.cuda.is_available():
+        _distribute_on_cpu(config)
     init_default_scope(config.get('default_scope', 'mmengine'))
     return config
+
+
+def _distribute_on_cpu(config: Config) -> None:
+    """Does what MMEngine does for GPUs alone: joins torchrun's process group, with gloo, and wraps the model for it."""
+    if config.launcher == 'pytorch' and not torch.distributed.is_initialized():
+        torch.distributed.init_process_group('gloo')
+        config.setdefault('model_wrapper_cfg', dict(broadcast_buffers=False, device_ids=None))
 
 
 def build_runner(config: Config) -> Runner:
@@ -128,8 +143,6 @@ def build_runner(config: Config) -> Runner:
     Raises:
         InputError: A part cannot be built: an unknown type, a wrong argument.
     """
-    # A scope left by an earlier run of this process would answer for this one's.
-    DefaultScope._instance_dict.pop(config.get('experiment_name', ''), None)
     try:
         return RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
     except Exception as error:

@@ -1,7 +1,6 @@
-"""The Pyramid Vision Transformer backbone (Wang et al., "Pyramid Vision Transformer: A Versatile Backbone for Dense
-Prediction without Convolutions", ICCV 2021), in one file, bottom-up.
+"""The Pyramid Vision Transformer backbone (Wang et al., ICCV 2021, arXiv 2102.12122), in one file, bottom-up.
 
-Letters are the paper's: B images, H x W pixels or tokens, N = H * W tokens, C channels, P patch size, R reduction ratio.
+Letters are the paper's: B images, H x W pixels or tokens, N = H * W tokens, C channels, P patch size, R reduction.
 Tokens stay (B, N, C) from the first layer to the last. That is the memory of a channels-last map, so an output is a
 permuted view of the tokens and costs no copy.
 """
@@ -46,7 +45,7 @@ ARCHS = {
 
 
 class PatchEmbed(nn.Module):
-    """LayerNorm(Reshape(x, P) W): the patch embedding of section 3.2, and with P = R the spatial reduction of equation 3.
+    """LayerNorm(Reshape(x, P) W): the patch embedding of section 3.2, and with P = R the reduction of equation 3.
 
     Rows and columns that do not fill a patch are dropped, as the reference's convolution with stride P drops them.
     """
@@ -275,6 +274,10 @@ class PVT(BaseModule):
         with_cp: bool = False,
         init_cfg: dict | list[dict] | None = None,
     ):
+        if not isinstance(init_cfg, (dict, list, type(None))):
+            raise ValueError(
+                f"init_cfg must be a dict such as dict(type='Pretrained', checkpoint=...), got {init_cfg!r}"
+            )
         super().__init__(init_cfg)
         self.arch = arch = resolve_arch(arch)
         self.out_indices = _resolve_out_indices(out_indices, len(arch.depths))

@@ -33,7 +33,7 @@ def test_options_are_merged():
     ('path', 'options', 'message'),
     [
         (RETINANET.replace('pvt_t', 'pvt_z'), {}, r'does not exist; did you mean .*/retinanet/pvt_\w_1x.py\?'),
-        (str(ROOT / 'README.md'), {}, 'cannot be read'),
+        (str(ROOT / 'LICENSE'), {}, 'cannot be read'),
         (RETINANET, {'modle.backbone.arch': 'small'}, 'the config has no modle; did you mean model?'),
         (RETINANET, {'quux': 1}, 'the config has no quux; it has'),
         (RETINANET, {'model.backbone.arch.x': 1}, 'do not fit'),
@@ -80,19 +80,19 @@ def test_flags_set_what_they_say(tmp_path):
     assert config.resume is False
     for what in (str(tmp_path / 'gone.pth'), 'auto'):
         (tmp_path / 'last_checkpoint').write_text('gone.pth')
-        with pytest.raises(InputError, match='--resume: the checkpoint .*gone.pth'):
+        with pytest.raises(InputError, match=r'--resume: the checkpoint .*gone.pth'):
             run.resume(config, what)
 
 
 def test_dump_needs_a_pickle_for_detection_and_takes_a_folder_for_segmentation():
-    with pytest.raises(InputError, match='name a .pkl file'):
+    with pytest.raises(InputError, match=r'name a .pkl file'):
         run.dump_predictions(run.load_config(RETINANET), 'folder')
     config = Config(dict(test_evaluator=dict(type='IoUMetric'), default_scope='mmseg'))
     run.dump_predictions(config, 'folder')
     assert config.test_evaluator.output_dir == 'folder'
 
 
-# ------------------------------------------------------------------------------------------------------ data and classes
+# ---------------------------------------------------------------------------------------------- data and classes
 
 
 def on(root: Path, **options) -> Config:
@@ -107,12 +107,14 @@ def test_data_that_fits_passes(shapes):
 
 
 def test_missing_data_says_what_is_expected_where(tmp_path):
-    with pytest.raises(InputError, match=rf'{tmp_path}/annotations/instances_train2017.json does not exist. COCO is laid'):
+    with pytest.raises(
+        InputError, match=rf'{tmp_path}/annotations/instances_train2017.json does not exist. COCO is laid'
+    ):
         checks.check_data(on(tmp_path), 'train')
 
 
 def test_missing_image_folder_and_evaluators_file(shapes):
-    with pytest.raises(InputError, match='the val data is not there: .*/pictures does not exist'):
+    with pytest.raises(InputError, match=r'the val data is not there: .*/pictures does not exist'):
         checks.check_data(on(shapes, **{'val_dataloader.dataset.data_prefix.img': 'pictures'}), 'val')
     with pytest.raises(InputError, match=r'test_evaluator.ann_file, gone.json, does not exist'):
         checks.check_data(on(shapes, **{'test_evaluator.ann_file': 'gone.json'}), 'test')
@@ -121,7 +123,9 @@ def test_missing_image_folder_and_evaluators_file(shapes):
 def test_wrappers_are_looked_into(tmp_path, shapes):
     config = on(shapes)
     inner = {**config.train_dataloader.dataset, 'data_root': str(tmp_path)}
-    config.train_dataloader.dataset = dict(type='RepeatDataset', times=2, dataset=dict(type='ConcatDataset', datasets=[inner]))
+    config.train_dataloader.dataset = dict(
+        type='RepeatDataset', times=2, dataset=dict(type='ConcatDataset', datasets=[inner])
+    )
     with pytest.raises(InputError, match='the train data is not there'):
         checks.check_data(config, 'train')
 
@@ -129,8 +133,14 @@ def test_wrappers_are_looked_into(tmp_path, shapes):
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        ({'train_dataloader.dataset.metainfo.classes': ('circle', 'hexagon', 'triangle')}, 'has no hexagon; its classes are'),
-        ({'train_dataloader.dataset.metainfo.classes': ('circle', 'square')}, 'num_classes is 3, and .* has 2 classes'),
+        (
+            {'train_dataloader.dataset.metainfo.classes': ('circle', 'hexagon', 'triangle')},
+            'has no hexagon; its classes are',
+        ),
+        (
+            {'train_dataloader.dataset.metainfo.classes': ('circle', 'square')},
+            'num_classes is 3, and .* has 2 classes',
+        ),
         ({'train_dataloader.dataset.metainfo.classes': 'circle'}, 'write a tuple'),
         ({'model.bbox_head.num_classes': 80}, 'model.bbox_head.num_classes is 80, and the train data has 3 classes'),
     ],
@@ -150,18 +160,22 @@ def test_cocos_80_classes_are_the_default(shapes):
 @pytest.mark.parametrize('text', ['', 'text', '{"categories": 3}', '{"categories": [{"id": 1}]}', '{"images": []}'])
 def test_files_that_are_no_coco_annotations(text, tmp_path):
     (tmp_path / 'a.json').write_text(text)
-    with pytest.raises(InputError, match='a.json is no COCO annotation file'):
+    with pytest.raises(InputError, match=r'a.json is no COCO annotation file'):
         checks.coco_categories(str(tmp_path / 'a.json'))
 
 
 def test_categories_are_found_anywhere_in_the_file(tmp_path):
-    content = {'images': [{'id': 1}], 'categories': [{'id': 7, 'name': 'ö'}, {'id': 9, 'name': 'b'}], 'annotations': []}
+    content = {
+        'images': [{'id': 1}],
+        'categories': [{'id': 7, 'name': 'ö'}, {'id': 9, 'name': 'b'}],
+        'annotations': [],
+    }
     for text in (json.dumps(content), json.dumps(content, indent=2), json.dumps(content, ensure_ascii=False)):
         (tmp_path / 'a.json').write_text(text)
         assert checks.coco_categories(str(tmp_path / 'a.json')) == ['ö', 'b']
 
 
-# ---------------------------------------------------------------------------------------------------------- checkpoints
+# --------------------------------------------------------------------------------------------------- checkpoints
 
 
 def test_checkpoints_of_another_model(tmp_path):

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import socket
 import subprocess
 import sys
 
@@ -37,7 +38,10 @@ def mmdet_pvt(arch: str, **kwargs) -> nn.Module:
 
     sizes = ARCHS[arch]
     model = PyramidVisionTransformer(
-        embed_dims=64, num_layers=list(sizes.depths), num_heads=list(sizes.num_heads), **{'drop_path_rate': 0.0, **kwargs}
+        embed_dims=64,
+        num_layers=list(sizes.depths),
+        num_heads=list(sizes.num_heads),
+        **{'drop_path_rate': 0.0, **kwargs},
     )
     model.init_weights()
     for name, module in model.named_modules():
@@ -380,6 +384,7 @@ def test_export_with_dynamic_height_and_width():
         (dict(drop_path_rate=1.0), 'drop_path_rate must be at least 0 and less than 1'),
         (dict(pretrain_img_size=16), 'at least 32, got 16'),
         (dict(in_channels=0), 'in_channels must be a positive integer'),
+        (dict(init_cfg='weights.pth'), "init_cfg must be a dict .* got 'weights.pth'"),
         (dict(init_cfg=[dict(type='Pretrained', checkpoint='a'), dict(type='Constant')]), 'must be one dict'),
     ],
 )
@@ -411,6 +416,38 @@ def test_resolves_from_the_registries_with_nothing_imported_first(package):
     )
     result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert result.stdout.strip().endswith('pvt_mm.models.pvt'), result.stderr
+
+
+def _step(rank: int, processes: int, port: int, images: torch.Tensor, folder: str) -> None:
+    """One step of one of ``processes`` on its share of the images; the first writes the weights."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    model = PVT(TINY_ARCH, drop_path_rate=0.0, out_indices=(1, 2))  # no parameter may be left unused
+    if processes > 1:
+        address = f'tcp://127.0.0.1:{port}'
+        torch.distributed.init_process_group('gloo', init_method=address, rank=rank, world_size=processes)
+        model = nn.parallel.DistributedDataParallel(model)
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):
+        optimiser.zero_grad()
+        sum(output.square().mean() for output in model(images.chunk(processes)[rank])).backward()
+        optimiser.step()
+    if rank == 0:
+        torch.save(getattr(model, 'module', model).state_dict(), f'{folder}/{processes}.pth')
+    if processes > 1:
+        torch.distributed.destroy_process_group()
+
+
+def test_two_processes_equal_one_with_the_joined_batch(tmp_path):
+    images = torch.randn(4, 3, 64, 96)
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    for processes in (1, 2):
+        torch.multiprocessing.spawn(_step, (processes, port, images, str(tmp_path)), nprocs=processes)
+    one, two = (torch.load(tmp_path / f'{processes}.pth') for processes in (1, 2))
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-5, atol=1e-6, msg=name)
 
 
 def test_an_optimiser_step_lowers_the_loss():

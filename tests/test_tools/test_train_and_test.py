@@ -1,0 +1,163 @@
+"""The commands themselves: train, resume, test, draw and dump, and one line for what is wrong."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmdet.visualization import DetLocalVisualizer
+
+from tests.conftest import ROOT, TINY_ARCH
+from tools import test as test_tool
+from tools import train as train_tool
+
+CONFIG = """
+_base_ = '{root}/configs/demo/retinanet_shapes.py'
+backbone = dict(arch=dict(_delete_=True, **{arch}), drop_path_rate=0.2)
+model = dict(backbone=backbone, neck=dict(in_channels=[8, 16, 24, 32]))
+"""
+FAST = [
+    'train_cfg.max_epochs=2',
+    'train_dataloader.batch_size=2',
+    'train_dataloader.num_workers=0',
+    'train_dataloader.persistent_workers=False',
+    'val_dataloader.num_workers=0',
+    'val_dataloader.persistent_workers=False',
+    'test_dataloader.num_workers=0',
+    'test_dataloader.persistent_workers=False',
+    'default_hooks.logger.interval=1',
+    'default_hooks.checkpoint.max_keep_ckpts=2',
+    'model.test_cfg.score_thr=0.0',
+]
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'small.py').write_text(CONFIG.format(root=ROOT, arch=TINY_ARCH))
+    stopping = "_base_ = 'small.py'\ncustom_hooks = [dict(type='StopAfterEpoch')]\n"
+    (tmp_path / 'stopping.py').write_text(stopping)
+    pretrained = "_base_ = 'small.py'\nmodel = dict(backbone=dict(init_cfg=dict(_delete_=True, type='Pretrained', checkpoint='other.pth')))\n"
+    (tmp_path / 'pretrained.py').write_text(pretrained)
+    return 'small.py'
+
+
+@pytest.fixture(autouse=True)
+def _own_visualizer():
+    DetLocalVisualizer._instance_dict.clear()  # MMEngine keeps the first of a process for good
+
+
+def options(shapes: Path, *more: str) -> list[str]:
+    return ['--cfg-options', f'data_root={shapes}', *FAST, *more]
+
+
+def losses(work_dir: str) -> dict[int, float]:
+    lines = [
+        json.loads(line)
+        for path in sorted(Path(work_dir).glob('*/vis_data/scalars.json'))
+        for line in path.read_text().splitlines()
+    ]
+    return {line['step']: line['loss'] for line in lines if 'loss' in line}
+
+
+def test_train_resume_and_test(config, shapes, capsys):
+    whole = ['small.py', '--work-dir', 'whole', '--seed', '1']
+    assert train_tool.main([*whole, *options(shapes)]) == 0
+    logged = losses('whole')
+    assert sorted(logged) == list(range(1, 13))  # 12 pictures, 2 a step, 2 epochs
+
+    # Stopped after the first epoch and resumed, the run is the one that was not stopped.
+    DetLocalVisualizer._instance_dict.clear()
+    part = ['--work-dir', 'part', '--seed', '1']
+    assert train_tool.main(['stopping.py', *part, *options(shapes)]) == 130
+    assert Path('part/last_checkpoint').read_text().endswith('epoch_1.pth')
+    assert train_tool.main(['small.py', *part, '--resume', *options(shapes)]) == 0
+    resumed = losses('part')
+    assert sorted(resumed) == sorted(logged)
+    for step in range(1, 7):
+        assert resumed[step] == logged[step]
+    # The random state is not in the checkpoint: the order of the pictures is the same, stochastic depth is not.
+    first, last = (sum(run[step] for step in range(7, 13)) for run in (resumed, logged))
+    assert first == pytest.approx(last, rel=0.1)
+
+    capsys.readouterr()
+    arguments = ['small.py', 'whole/epoch_2.pth', '--work-dir', 'tested', '--out', 'out.pkl', '--show-dir', 'drawn']
+    assert test_tool.main([*arguments, *options(shapes)]) == 0
+    metrics = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert 'coco/bbox_mAP' in metrics
+    assert len(pickle.loads(Path('out.pkl').read_bytes())) == 6
+    assert len(list(Path('tested').rglob('drawn/*.jpg'))) == 6
+    with_tta = [*arguments[:4], '--tta', *options(shapes, 'img_scales=[(64,64)]')]
+    assert test_tool.main(with_tta) == 0
+
+
+@pytest.mark.parametrize(
+    ('tool', 'arguments', 'message'),
+    [
+        (train_tool, ['gone.py'], 'the config gone.py does not exist'),
+        (
+            train_tool,
+            ['small.py', '--cfg-options', 'data_root=gone'],
+            'gone/annotations/instances_train2017.json does not',
+        ),
+        (train_tool, ['small.py', '--resume', 'gone.pth'], '--resume: the checkpoint gone.pth does not exist'),
+        (train_tool, ['small.py', '--work-dir', 'small.py/x'], 'the work directory small.py/x cannot be made'),
+        (train_tool, ['small.py', '--cfg-options', 'model.backbone.frozen_stages=9', 'DATA'], 'frozen_stages must be'),
+        (train_tool, ['small.py', '--cfg-options', 'model.type=RetinaNot', 'DATA'], 'RetinaNot'),
+        (train_tool, ['small.py', '--cfg-options', 'load_from=other.pth', 'DATA'], 'has nothing for this model'),
+        (train_tool, ['pretrained.py', '--cfg-options', 'DATA'], 'other.pth: it holds no PVT'),
+        (test_tool, ['small.py', 'gone.pth', '--cfg-options', 'DATA'], 'gone.pth does not exist'),
+        (test_tool, ['small.py', 'other.pth', '--cfg-options', 'DATA'], 'other.pth is of another model'),
+        (test_tool, ['small.py', 'other.pth', '--out', 'folder', '--cfg-options', 'DATA'], 'name a .pkl file'),
+    ],
+)
+def test_bad_input_gets_one_line_and_exit_code_2(tool, arguments, message, config, shapes, capsys):
+    torch.save({'layer.weight': torch.ones(1)}, 'other.pth')
+    arguments = [f'data_root={shapes}' if argument == 'DATA' else argument for argument in arguments]
+    if '--cfg-options' in arguments and f'data_root={shapes}' in arguments:
+        arguments += FAST
+    assert tool.main(arguments) == 2
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith('error:')]
+    assert len(error) == 1
+    assert message in error[0]
+
+
+@pytest.mark.parametrize('arguments', [['small.py', '--epochs', '3'], ['small.py', '--cfg-options', 'a'], []])
+def test_bad_usage_exits_with_2(arguments, config):
+    with pytest.raises(SystemExit) as stop:
+        train_tool.main(arguments)
+    assert stop.value.code == 2
+
+
+def test_mmdets_own_tools_run_these_configs(config, shapes):
+    """Nothing of ours is imported first: `type='pvt_mm.PVT'` is enough."""
+    import mmdet
+
+    tool = Path(mmdet.__file__).parent / '.mim/tools/train.py'
+    moved = [
+        *(f'{split}_dataloader.dataset.data_root={shapes}/' for split in ('train', 'val', 'test')),
+        *(f'{split}_evaluator.ann_file={shapes}/annotations/instances_val2017.json' for split in ('val', 'test')),
+    ]
+    command = [sys.executable, str(tool), 'small.py', '--work-dir', 'theirs', '--cfg-options', *moved, *FAST]
+    environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
+    result = subprocess.run([*command, 'train_cfg.max_epochs=1'], capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr[-2000:]
+
+    from mmdet.apis import inference_detector, init_detector
+
+    model = init_detector('small.py', 'theirs/epoch_1.pth', device='cpu')
+    picture = next((shapes / 'val2017').iterdir())
+    assert inference_detector(model, str(picture)).pred_instances.bboxes.shape[1] == 4
+
+
+def test_dist_train_runs_two_processes(config, shapes):
+    command = [str(ROOT / 'tools/dist_train.sh'), 'small.py', '2', '--work-dir', 'two words', *options(shapes)]
+    environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'PYTHON': sys.executable, 'PORT': '29511'}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert sorted(losses('two words')) == list(range(1, 7))  # half the steps that one process takes
+    assert Path('two words/epoch_2.pth').is_file()

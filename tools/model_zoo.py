@@ -1,0 +1,61 @@
+#!/usr/bin/env python
+"""Write the model tables of the READMEs from the metafiles."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from pvt_mm.errors import InputError, command
+
+ROOT = Path(__file__).resolve().parents[1]
+START, END = '<!-- model zoo -->', '<!-- /model zoo -->'
+READMES = {'README.md': '', 'configs/retinanet/README.md': '../../'}  # and the way from each to the root
+METRICS = ('box AP', 'box AP50', 'box AP75', 'box APs', 'box APm', 'box APl')
+
+
+def model_table(metafile: Path, to_root: str) -> str:
+    """Returns a metafile's models as a Markdown table."""
+    rows = [('config', 'parameters (M)', 'epochs', *METRICS, 'source'), ('---',) * (len(METRICS) + 4)]
+    for model in yaml.safe_load(metafile.read_text())['Models']:
+        metadata = model['Metadata']
+        metrics = model['Results'][0]['Metrics'] if 'Results' in model else metadata
+        config = Path(model['Config'])
+        rows.append(
+            (
+                f'[{config.stem}]({to_root}{config})',
+                str(metadata.get('Parameters (M)', '')),
+                str(metadata['Epochs']),
+                *(str(metrics.get(name, '')) for name in METRICS),
+                metadata['Source'],
+            )
+        )
+    return '\n'.join(f'| {" | ".join(row)} |' for row in rows)
+
+
+def with_table(readme: str, table: str) -> str:
+    """Returns a README with its model table replaced."""
+    before, rest = readme.split(START)
+    _, after = rest.split(END)
+    return f'{before}{START}\n{table}\n{END}{after}'
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, epilog='Example: tools/model_zoo.py --check')
+    parser.add_argument('--check', action='store_true', help='write nothing, and fail where a table is stale')
+    args = parser.parse_args(argv)
+    for name, to_root in READMES.items():
+        path = ROOT / name
+        text = path.read_text()
+        current = with_table(text, model_table(ROOT / 'configs/retinanet/metafile.yml', to_root))
+        if args.check and text != current:
+            raise InputError(f'the model table of {name} is stale: run tools/model_zoo.py')
+        if not args.check:
+            path.write_text(current)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
