@@ -166,7 +166,7 @@ def _add(run: Run, records: list[dict]) -> None:
             if 'loss' in record:
                 run.loss[step] = float(record['loss'])
             continue
-        # A validation's step is its epoch or its iteration, and nothing says which; an epoch is never ahead of training.
+        # A validation's step is its epoch or its iteration; nothing says which, but no epoch is ahead of training.
         by_epoch = epoch is not None and step <= epoch
         for name, value in record.items():
             if name not in NOT_METRICS and isinstance(value, (int, float)):
@@ -252,7 +252,7 @@ def plot_curves(runs: Sequence[Run], metric: str | None) -> Figure:
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """Returns a curve's running mean, weighted by a Gaussian about a fiftieth of the curve wide; not finite is no value.
+    """Returns a curve's running mean, weighted by a Gaussian a fiftieth of the curve wide; not finite is no value.
 
     Args:
         values: (N,) values at about equal distances.

@@ -1,7 +1,6 @@
 """The backbone against independent implementations, and what it promises about sizes, freezing, memory and export."""
 
 import copy
-import math
 import socket
 import subprocess
 import sys
@@ -72,17 +71,20 @@ def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 @pytest.mark.parametrize('size', SIZES, ids=lambda size: f'{size[0]}x{size[1]}')
 def test_outputs_and_gradients_equal_mmdets(arch, size):
     ours, theirs = pair(arch)
-    large = math.prod(size) > 500_000
+    # MMDetection's PVT-Large would take 15 GB for its gradients there.
+    with_gradients = not (arch == 'large' and size == (800, 1344))
     image = torch.randn(1, 3, *size)
-    with torch.set_grad_enabled(not large or arch == 'tiny'):
-        outputs, expected = ours(image), theirs(image)
+    with torch.set_grad_enabled(with_gradients):
+        outputs = ours(image)
+        gradients = [torch.randn_like(output) for output in outputs]
+        if with_gradients:
+            torch.autograd.backward(outputs, gradients)
+        expected = theirs(image)
     for output, reference in zip(outputs, expected, strict=True):
         assert output.shape == reference.shape
         assert relative_error(output, reference) < 1e-5
-    if not outputs[0].requires_grad:
+    if not with_gradients:
         return
-    gradients = [torch.randn_like(output) for output in outputs]
-    torch.autograd.backward(outputs, gradients)
     torch.autograd.backward(expected, gradients)
     expected, _ = backbone_weights({name: p.grad for name, p in theirs.named_parameters()})
     for name, parameter in ours.named_parameters():
@@ -161,7 +163,7 @@ def test_drop_path_rises_linearly_over_all_layers_built_or_not():
 def test_drop_path_drops_samples_and_keeps_the_mean():
     x = torch.ones(4000, 2, 3)
     dropped = DropPath(0.25).train()(x)
-    assert set(dropped.flatten().tolist()) == {0.0, pytest.approx(1 / 0.75)}
+    assert dropped.unique().tolist() == pytest.approx([0, 1 / 0.75])
     assert (dropped.amax((1, 2)) == dropped.amin((1, 2))).all()
     assert dropped.mean() == pytest.approx(1, abs=0.05)
     assert torch.equal(DropPath(0.25).eval()(x), x)
@@ -342,7 +344,7 @@ def test_mixed_precision_is_near_and_trains(dtype):
 
 
 def test_compiled_equals_eager():
-    model = PVT(TINY_ARCH, drop_path_rate=0.0)
+    model = PVT(TINY_ARCH, drop_path_rate=0.0, out_indices=(0, 1))
     compiled = torch.compile(model, dynamic=True, backend='aot_eager')
     for size in [(64, 96), (97, 70)]:
         image = torch.randn(2, 3, *size)
@@ -452,7 +454,7 @@ def test_two_processes_equal_one_with_the_joined_batch(tmp_path):
 
 def test_an_optimiser_step_lowers_the_loss():
     model = PVT(TINY_ARCH, drop_path_rate=0.0)
-    optimiser = OptimWrapper(torch.optim.AdamW(model.parameters(), lr=1e-3))
+    optimiser = OptimWrapper(torch.optim.AdamW(model.parameters(), lr=1e-2))
     image, losses = torch.randn(2, 3, 64, 64), []
     for _ in range(5):
         loss = model(image)[-1].square().mean()

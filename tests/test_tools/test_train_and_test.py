@@ -41,7 +41,8 @@ def config(tmp_path, monkeypatch) -> str:
     (tmp_path / 'small.py').write_text(CONFIG.format(root=ROOT, arch=TINY_ARCH))
     stopping = "_base_ = 'small.py'\ncustom_hooks = [dict(type='StopAfterEpoch')]\n"
     (tmp_path / 'stopping.py').write_text(stopping)
-    pretrained = "_base_ = 'small.py'\nmodel = dict(backbone=dict(init_cfg=dict(_delete_=True, type='Pretrained', checkpoint='other.pth')))\n"
+    init_cfg = dict(_delete_=True, type='Pretrained', checkpoint='other.pth')
+    pretrained = f"_base_ = 'small.py'\nmodel = dict(backbone=dict(init_cfg={init_cfg}))\n"
     (tmp_path / 'pretrained.py').write_text(pretrained)
     return 'small.py'
 
