@@ -7,6 +7,7 @@ import pytest
 import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
+from mmengine.visualization import Visualizer
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `tools` is imported from the checkout
@@ -25,8 +26,15 @@ TINY_ARCH = dict(
 
 
 @pytest.fixture(autouse=True)
-def _seed():
+def _afresh():
     torch.manual_seed(0)
+    forget_visualizers()
+
+
+def forget_visualizers() -> None:
+    """MMEngine keeps the first visualizer of a process, with its folder, for every later run."""
+    for kind in Visualizer.__subclasses__():
+        kind._instance_dict.clear()
 
 
 @pytest.fixture(scope='session')

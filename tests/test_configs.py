@@ -48,6 +48,7 @@ def on_shapes(config: Config, root: Path, work_dir: Path) -> Config:
     config.work_dir = str(work_dir)
     config.train_cfg.max_epochs = 1
     config.default_hooks.logger.interval = 1
+    config.default_hooks.checkpoint.update(interval=-1, save_last=False)  # a large one's would be 850 MB
     return config
 
 

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmdet.visualization import DetLocalVisualizer
 
-from tests.conftest import ROOT, TINY_ARCH
+from tests.conftest import ROOT, TINY_ARCH, forget_visualizers
 from tools import test as test_tool
 from tools import train as train_tool
 
@@ -47,11 +46,6 @@ def config(tmp_path, monkeypatch) -> str:
     return 'small.py'
 
 
-@pytest.fixture(autouse=True)
-def _own_visualizer():
-    DetLocalVisualizer._instance_dict.clear()  # MMEngine keeps the first of a process for good
-
-
 def options(shapes: Path, *more: str) -> list[str]:
     return ['--cfg-options', f'data_root={shapes}', *FAST, *more]
 
@@ -72,7 +66,7 @@ def test_train_resume_and_test(config, shapes, capsys):
     assert sorted(logged) == list(range(1, 13))  # 12 pictures, 2 a step, 2 epochs
 
     # Stopped after the first epoch and resumed, the run is the one that was not stopped.
-    DetLocalVisualizer._instance_dict.clear()
+    forget_visualizers()
     part = ['--work-dir', 'part', '--seed', '1']
     assert train_tool.main(['stopping.py', *part, *options(shapes)]) == 130
     assert Path('part/last_checkpoint').read_text().endswith('epoch_1.pth')
@@ -92,7 +86,8 @@ def test_train_resume_and_test(config, shapes, capsys):
     assert 'coco/bbox_mAP' in metrics
     assert len(pickle.loads(Path('out.pkl').read_bytes())) == 6
     assert len(list(Path('tested').rglob('drawn/*.jpg'))) == 6
-    with_tta = [*arguments[:4], '--tta', *options(shapes, 'img_scales=[(64,64)]')]
+    scales = [f'tta_pipeline.1.transforms.0.{i}.scale=(96,96)' for i in range(3)]
+    with_tta = [*arguments[:4], '--tta', *options(shapes, *scales)]
     assert test_tool.main(with_tta) == 0
 
 
