@@ -31,7 +31,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     part.add_argument('config', help='the config file of a detector')
     part.add_argument('checkpoint', help='the checkpoint file, or a work directory for its last checkpoint')
     part.add_argument('--images', type=int, default=8, metavar='N', help='how many images (default: %(default)s)')
-    part.add_argument('--score-thr', type=float, default=0.3, help='the least score drawn (default: %(default)s)')
+    part.add_argument('--score-thr', type=float, default=0.5, help='the least score drawn (default: %(default)s)')
     part.add_argument(
         '--cfg-options',
         nargs='+',

@@ -22,7 +22,7 @@ MIN_IMAGE_SIZE, MAX_IMAGE_SIZE = 32, 4096
 MARKER, UNFINISHED = 'shapes.json', 'shapes.unfinished.json'
 MMSEG_SPLITS = {'train': 'training', 'val': 'validation'}
 
-_MAX_SHAPES = 5
+_MIN_SHAPES, _MAX_SHAPES = 3, 7
 _DIAMETER = (0.14, 0.3)  # of the circle of the same area, over the picture's shorter side
 _TILT = 0.15  # radians, at most, from upright
 _MIN_VISIBLE = 0.5  # of a shape's area, whatever the frame and the shapes above it hide
@@ -278,7 +278,7 @@ def draw_scene(
     """
     h, w = _check_size(image_size)
     canvas = _background(rng, h, w)
-    labels = rng.integers(len(CLASSES), size=rng.integers(1, _MAX_SHAPES + 1)).tolist()
+    labels = rng.integers(len(CLASSES), size=rng.integers(_MIN_SHAPES, _MAX_SHAPES + 1)).tolist()
     if first_label is not None:
         labels[0] = first_label
     owner = np.full((h, w), -1)
