@@ -43,6 +43,7 @@ def on_shapes(config: Config, root: Path, work_dir: Path) -> Config:
         if split != 'train':
             config[f'{split}_evaluator'].ann_file = f'{root}/annotations/instances_{year}.json'
     config.model.backbone.init_cfg = None
+    config.model.backbone.drop_path_rate = 0.0  # it may drop a layer from the one step, which then learns nothing
     config.model.bbox_head.num_classes = len(CLASSES)
     config.model.test_cfg.score_thr = 0.0
     config.work_dir = str(work_dir)
