@@ -44,5 +44,5 @@ format: setup  ## format, and mend what the linter can mend
 	$(PY) -m ruff format
 
 clean:  ## remove caches and what was built, but no environment, data or results
-	rm -rf build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist .pytest_cache .ruff_cache
 	find configs pvt_mm tests tools -name __pycache__ -prune -exec rm -rf {} +

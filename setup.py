@@ -123,6 +123,6 @@ setup(
             'regex',
         ],
         'hf': ['safetensors', 'transformers'],
-        'tests': ['hypothesis', 'pytest', 'pytest-timeout', 'ruff', 'safetensors', 'transformers'],
+        'tests': ['pytest', 'pytest-timeout', 'ruff', 'safetensors', 'transformers'],
     },
 )

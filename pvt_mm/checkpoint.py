@@ -5,6 +5,7 @@ built-in PVT, and Hugging Face's ``PvtModel`` and ``PvtForImageClassification``,
 segmentor. :data:`NAMES` is the dictionary between them.
 """
 
+import argparse
 import math
 import os
 import pickle
@@ -17,7 +18,7 @@ from urllib.parse import urlparse
 import numpy as np
 import torch
 from mmengine import fileio
-from mmengine.dist import barrier, get_local_rank
+from mmengine.dist import barrier
 from mmengine.logging import HistoryBuffer, print_log
 from torch import Tensor
 
@@ -88,7 +89,7 @@ def load_pretrained(
         checkpoint: A path or URL, of any format that this module knows.
         prefix: What the keys of the backbone begin with, where the file holds more than one; found where it does not.
         pretrain_img_size: Size in pixels of the images that the position embeddings were trained on, a side or (H, W).
-            Needed only where they are neither square nor of the grid of ``model``.
+            Needed only where they are neither square nor of the grid of ``model``, or could be both.
         map_location: The device to read to.
 
     Raises:
@@ -120,8 +121,7 @@ def backbone_weights(
         state_dict: Parameters by name, of any format.
         prefix: See :func:`load_pretrained`.
         pretrain_img_size: See :func:`load_pretrained`.
-        grids: The (H, W) grids to assume, stage by stage, where the counts of position embeddings fit them and are not
-            square.
+        grids: The (H, W) grids, stage by stage, to assume where the counts of position embeddings are not square.
 
     Raises:
         CheckpointError: There is no PVT, more than one, or a key that is no parameter of PVT.
@@ -258,8 +258,8 @@ def check_complete(weights: Mapping[str, Tensor]) -> None:
 def infer_arch(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     """Returns the sizes of the PVT that has these weights (in our format), as ``PVT(arch=...)`` takes them.
 
-    Weights do not tell the number of heads, which is 1 here, nor the first patch size from the input channels, which is
-    Table 1's 4.
+    Weights do not tell the number of heads, which is 1 here. The first patch size is the one that leaves 3 input
+    channels, or else Table 1's 4.
     """
     columns: dict[str, list[int]] = {name: [] for name in Arch._fields}
     try:
@@ -268,7 +268,8 @@ def infer_arch(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
             taps = weights[f'stages.{stage}.patch_embed.proj.weight'].shape[1]
             reduction = weights.get(f'stages.{stage}.layers.0.attn.sr.proj.weight')
             layers = {name.split('.')[3] for name in weights if name.startswith(f'stages.{stage}.layers.')}
-            columns['patch_sizes'].append(math.isqrt(taps // columns['embed_dims'][-1]) if stage else 4)
+            patch_size = math.isqrt(taps // columns['embed_dims'][-1]) if stage else _first_patch_size(taps)
+            columns['patch_sizes'].append(patch_size)
             columns['embed_dims'].append(dims)
             columns['depths'].append(len(layers))
             columns['num_heads'].append(1)
@@ -277,6 +278,15 @@ def infer_arch(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     except KeyError as error:
         raise CheckpointError(f'it does not hold a whole PVT; missing: {error.args[0]}') from None
     return {name: tuple(column) for name, column in columns.items()}
+
+
+def _first_patch_size(taps: int) -> int:
+    side = math.isqrt(taps // 3)
+    if 3 * side**2 == taps:
+        return side
+    if taps % 16:
+        raise CheckpointError(f'the first patch embedding takes {taps} numbers a patch: neither 3 channels nor 4 x 4')
+    return 4
 
 
 def _to_layout(weights: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
@@ -306,21 +316,33 @@ def _to_layout(weights: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
 def read_checkpoint(path: str | os.PathLike, map_location: str = 'cpu') -> dict[str, Tensor]:
     """Returns the parameters in a file or behind a URL, freed from the wrappers of the tool that wrote it.
 
-    Nothing in the file is executed: pickles are read with ``weights_only=True``, allowing what MMEngine writes beside
-    the weights, or the file is in safetensors format. Downloads are kept in torch.hub's cache.
+    Raises:
+        CheckpointError: See :func:`read_file`; or the file holds no parameters.
+    """
+    return _parameters(read_file(path, map_location), str(path))
+
+
+def read_file(path: str | os.PathLike, map_location: str = 'cpu') -> Any:
+    """Returns what is in a file or behind a URL, with its parameters under ``state_dict``, as MMEngine has them.
+
+    Nothing in the file is executed: pickles are read with ``weights_only=True``, allowing what MMEngine and the
+    authors' training write beside the weights, or the file is in safetensors format. Downloads are kept in torch.hub's
+    cache.
 
     Raises:
-        CheckpointError: The file is not there, cannot be read, is refused, or holds no parameters.
+        CheckpointError: The file is not there, cannot be read, or is refused.
     """
     path = str(path)
     if urlparse(path).scheme in ('http', 'https'):
-        local = _download(path)
+        content = _read_local(_download(path), map_location)
     elif '://' in path:
         with fileio.get_local_path(path) as local:
-            return _parameters(_read_file(local, map_location), path)
+            content = _read_local(local, map_location)
     else:
-        local = path
-    return _parameters(_read_file(local, map_location), path)
+        content = _read_local(path, map_location)
+    if isinstance(content, Mapping) and 'state_dict' not in content and set(WRAPPERS) & set(content):
+        content = {**content, 'state_dict': _parameters(content, path)}
+    return content
 
 
 def save_checkpoint(state_dict: Mapping[str, Tensor], path: str | os.PathLike) -> None:
@@ -338,7 +360,7 @@ def save_checkpoint(state_dict: Mapping[str, Tensor], path: str | os.PathLike) -
         beside.unlink(missing_ok=True)
 
 
-def _read_file(path: str, map_location: str) -> Any:
+def _read_local(path: str, map_location: str) -> Any:
     if not os.path.isfile(path):
         what = 'is a folder, not a checkpoint' if os.path.isdir(path) else 'does not exist'
         raise CheckpointError(f'{path} {what}')
@@ -347,9 +369,9 @@ def _read_file(path: str, map_location: str) -> Any:
             return _safetensors().load_file(path, device=map_location)
         except Exception as error:  # safetensors has an exception type of its own in each version
             raise CheckpointError(f'{path} cannot be read as safetensors: {_one_line(error)}') from None
-    torch.serialization.add_safe_globals(_mmengine_globals())
     try:
-        return torch.load(path, map_location=map_location, weights_only=True)
+        with torch.serialization.safe_globals(_allowed_globals()):
+            return torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         refused = re.search(r'GLOBAL ([\w.]+)', str(error))
         if refused:
@@ -361,18 +383,22 @@ def _read_file(path: str, map_location: str) -> Any:
 
 
 def _download(url: str) -> str:
+    """Downloads a file once a machine, by its first process; the others wait for it, also where it fails."""
     path = os.path.join(torch.hub.get_dir(), 'checkpoints', os.path.basename(urlparse(url).path))
-    if get_local_rank() == 0 and not os.path.exists(path):
-        os.makedirs(os.path.dirname(path), exist_ok=True)
+    reason = 'by the first process of this machine'
+    if int(os.environ.get('LOCAL_RANK', 0)) == 0 and not os.path.exists(path):
         try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
             torch.hub.download_url_to_file(url, path)
         except OSError as error:
-            raise CheckpointError(
-                f'{url} cannot be downloaded ({_one_line(error)}): fetch it elsewhere and put it at {path}, or name '
-                'another file with --cfg-options model.backbone.init_cfg.checkpoint=PATH, or train from random weights '
-                'with --cfg-options model.backbone.init_cfg=None'
-            ) from None
+            reason = _one_line(error)
     barrier()
+    if not os.path.exists(path):
+        raise CheckpointError(
+            f'{url} cannot be downloaded ({reason}): fetch it elsewhere and put it at {path}, or name another file '
+            'with --cfg-options model.backbone.init_cfg.checkpoint=PATH, or train from random weights with '
+            '--cfg-options model.backbone.init_cfg=None'
+        )
     return path
 
 
@@ -390,11 +416,22 @@ def _parameters(content: Any, path: str) -> dict[str, Tensor]:
     return parameters
 
 
-def _mmengine_globals() -> list:
-    """What MMEngine's checkpoints hold beside tensors: the history of the logged values and random states."""
+def _allowed_globals() -> list:
+    """What checkpoints hold beside tensors, none of which runs code.
+
+    MMEngine's hold the history of the logged values and random states, the authors' training its command line.
+    """
     multiarray = np._core.multiarray if hasattr(np, '_core') else np.core.multiarray
     dtypes = {type(np.dtype(kind)) for kind in ('float64', 'float32', 'int64', 'int32', 'uint32')}
-    return [HistoryBuffer, getattr, multiarray._reconstruct, multiarray.scalar, np.ndarray, np.dtype, *dtypes]
+    arrays = [multiarray._reconstruct, multiarray.scalar, np.ndarray, np.dtype, *dtypes]
+    return [argparse.Namespace, HistoryBuffer, (_history_method, 'builtins.getattr'), *arrays]
+
+
+def _history_method(owner: Any, name: str) -> Any:
+    """The one use that MMEngine's checkpoints have for ``getattr``, which reaches everything if left alone."""
+    if owner is not HistoryBuffer or name.startswith('_'):
+        raise pickle.UnpicklingError('GLOBAL builtins.getattr')
+    return getattr(owner, name)
 
 
 def _safetensors() -> Any:
@@ -491,9 +528,15 @@ def _grids_of(
             raise CheckpointError(f'position embeddings of {found} entries are not for {pretrain_img_size} pixels')
         return stated
     # isqrt floors, so N and N + 1 entries, with the class token's, have the same root.
-    for sides in ([(math.isqrt(count),) * 2 for count in counts.values()], list(grids or [])[: last + 1]):
-        if fit(sides):
-            return sides
+    square, models = [(math.isqrt(count),) * 2 for count in counts.values()], list(grids or [])[: last + 1]
+    fitting = [sides for sides in (square, models) if fit(sides)]
+    if len(fitting) == 2 and square != models:
+        raise CheckpointError(
+            f'its position embeddings have {list(counts.values())} entries, which fit square images and those of the '
+            'model alike: say the size in pixels of the images they were trained on, pretrain_img_size=(H, W)'
+        )
+    if fitting:
+        return fitting[0]
     raise CheckpointError(
         f'its position embeddings have {list(counts.values())} entries, which are no square grids: say the size in '
         'pixels of the images they were trained on, pretrain_img_size=(H, W)'

@@ -1,9 +1,11 @@
 """Every format in and out, strictly; nothing executed; nothing silently left out."""
 
+import argparse
 import pickle
 
 import pytest
 import torch
+from mmengine.logging import HistoryBuffer
 
 from pvt_mm import checkpoint as ckpt
 from pvt_mm.checkpoint import CheckpointError, backbone_weights, convert, load_pretrained, read_checkpoint
@@ -77,9 +79,14 @@ SOURCES = {
 WRAPPINGS = {
     'plain': lambda state: state,
     'mmengine': lambda state: {'meta': {'epoch': 3}, 'state_dict': {f'backbone.{k}': v for k, v in state.items()}},
-    'model': lambda state: {'model': state, 'epoch': 3},
+    # as the authors' training writes it
+    'model': lambda state: {'model': state, 'epoch': 3, 'args': argparse.Namespace(lr=1e-3)},
     'DDP': lambda state: {'state_dict': {f'module.backbone.{k}': v for k, v in state.items()}},
     'EMA': lambda state: {'ema_state_dict': {'steps': torch.tensor(5), **{f'module.{k}': v for k, v in state.items()}}},
+    'mmengine with EMA': lambda state: {
+        'ema_state_dict': {f'module.backbone.{k}': v + 1 for k, v in state.items()},
+        'state_dict': {f'backbone.{k}': v for k, v in state.items()},
+    },
     'mmdet 2 EMA': lambda state: {
         'state_dict': {
             **{f'backbone.{k}': v for k, v in state.items()},
@@ -96,6 +103,17 @@ def model() -> PVT:
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter)
     return model
+
+
+@pytest.fixture
+def log_of(monkeypatch):
+    def run(function, *arguments) -> str:
+        messages = []
+        monkeypatch.setattr(ckpt, 'print_log', lambda message, logger: messages.append(message))
+        function(*arguments)
+        return ' '.join(messages)
+
+    return run
 
 
 def assert_equal_weights(loaded: PVT, expected: PVT) -> None:
@@ -131,7 +149,7 @@ def test_conversion_to_mmdet_runs_there(arch):
     model = PVT(arch)
     converted, _ = convert(model.state_dict(), 'mmdet')
     theirs = PyramidVisionTransformer(
-        embed_dims=model.arch.embed_dims[0] // 1, num_layers=list(model.arch.depths), num_heads=[1, 2, 5, 8]
+        embed_dims=model.arch.embed_dims[0], num_layers=list(model.arch.depths), num_heads=[1, 2, 5, 8]
     )
     theirs.load_state_dict(converted)
 
@@ -186,12 +204,34 @@ def test_a_non_square_table_of_the_models_own_grid_needs_no_hint(tmp_path):
     assert_equal_weights(loaded, source)
 
 
+def test_tables_that_fit_two_grids_need_the_hint(tmp_path):
+    source = PVT(TINY_ARCH, pretrain_img_size=(128, 512))  # as many entries as 256 x 256 has
+    path = str(tmp_path / 'weights.pth')
+    torch.save(convert(source.state_dict(), 'authors', pretrain_img_size=(128, 512))[0], path)
+    loaded = PVT(TINY_ARCH, pretrain_img_size=(128, 512))
+    with pytest.raises(CheckpointError, match=r'fit square images and those of the model alike.*pretrain_img_size'):
+        load_pretrained(loaded, path)
+    load_pretrained(loaded, path, pretrain_img_size=(128, 512))
+    assert_equal_weights(loaded, source)
+
+
+def test_another_first_patch_size_is_kept():
+    arch = {**TINY_ARCH, 'patch_sizes': (8, 2, 2, 2)}
+    converted, _ = convert(PVT(arch).state_dict(), 'mmdet')
+    assert converted['layers.0.0.projection.weight'].shape == (8, 3, 8, 8)
+    odd = PVT(arch, in_channels=1, pretrain_img_size=256).state_dict()
+    odd['stages.0.patch_embed.proj.weight'] = torch.zeros(8, 50)
+    with pytest.raises(CheckpointError, match='takes 50 numbers a patch'):
+        convert(odd, 'mmdet')
+
+
 @pytest.mark.parametrize('channels', [1, 4])
-def test_three_channels_are_averaged_into_any_number(channels, model, tmp_path, caplog):
+def test_three_channels_are_averaged_into_any_number(channels, model, tmp_path, log_of):
     path = str(tmp_path / 'weights.pth')
     torch.save(convert(model.state_dict(), 'authors')[0], path)
     loaded = PVT(TINY_ARCH, in_channels=channels).eval()
-    load_pretrained(loaded, path)
+    messages = log_of(load_pretrained, loaded, path)
+    assert f'averaged the 3 input channels of stages.0.patch_embed.proj.weight for {channels}' in messages
     grey = torch.randn(1, 1, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(
@@ -202,10 +242,12 @@ def test_three_channels_are_averaged_into_any_number(channels, model, tmp_path, 
         )  # fmt: skip
 
 
-def test_stages_that_are_not_built_are_dropped(model, tmp_path):
-    torch.save(model.state_dict(), tmp_path / 'weights.pth')
+def test_what_is_dropped_is_logged(model, tmp_path, log_of):
+    torch.save(as_authors_classifier(model.state_dict()), tmp_path / 'weights.pth')
     loaded = PVT(TINY_ARCH, out_indices=1)
-    load_pretrained(loaded, str(tmp_path / 'weights.pth'))
+    messages = log_of(load_pretrained, loaded, str(tmp_path / 'weights.pth'))
+    assert 'dropped what a dense backbone has no use for: cls_token, norm.weight, head.bias' in messages
+    assert 'dropped the stages behind the last output: stages.2.' in messages
     assert torch.equal(loaded.stages[1].layers[1].ffn.fc2.weight, model.stages[1].layers[1].ffn.fc2.weight)
 
 
@@ -291,6 +333,46 @@ def test_a_pickle_that_runs_code_is_refused_and_runs_nothing(tmp_path):
     assert not harm.exists()
 
 
+class GetAttribute:
+    """A pickle that only looks something up; from the right object that leads to everything."""
+
+    def __reduce__(self):
+        return getattr, (torch._utils._rebuild_tensor_v2, '__globals__')
+
+
+def test_getattr_is_refused_on_all_but_the_history_of_values(tmp_path):
+    torch.save({'state_dict': {'a': torch.ones(1)}, 'x': GetAttribute()}, tmp_path / 'bad.pth')
+    with pytest.raises(CheckpointError, match=r'bad.pth is refused: it asks to run builtins.getattr'):
+        read_checkpoint(tmp_path / 'bad.pth')
+    with pytest.raises(pickle.UnpicklingError):
+        ckpt._history_method(HistoryBuffer, '__init__')
+    torch.save({'state_dict': {'a': torch.ones(1)}, 'x': HistoryBuffer([1], [1])}, tmp_path / 'good.pth')
+    assert ckpt.read_file(tmp_path / 'good.pth')['x'].mean() == 1
+
+
+def test_reading_leaves_torchs_own_allow_list_as_it_was(tmp_path, model):
+    torch.save(model.state_dict(), tmp_path / 'weights.pth')
+    before = torch.serialization.get_safe_globals()
+    read_checkpoint(tmp_path / 'weights.pth')
+    assert torch.serialization.get_safe_globals() == before
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, model, monkeypatch):
+    path = tmp_path / 'weights.pth'
+    ckpt.save_checkpoint(model.state_dict(), path)
+    whole = path.read_bytes()
+
+    def fail(_, file):
+        file.write_bytes(b'half')
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(torch, 'save', fail)
+    with pytest.raises(OSError, match='No space'):
+        ckpt.save_checkpoint(model.state_dict(), path)
+    assert path.read_bytes() == whole
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_what_cannot_be_read_says_so(tmp_path, model):
     whole = tmp_path / 'whole.pth'
     torch.save(model.state_dict(), whole)
@@ -313,6 +395,22 @@ def test_a_url_that_cannot_be_reached_says_what_to_do(monkeypatch, tmp_path):
     with pytest.raises(CheckpointError, match=r'cannot be downloaded .*init_cfg.checkpoint=PATH'):
         read_checkpoint('http://127.0.0.1:9/pvt_small.pth')
     assert not list(tmp_path.rglob('*.pth'))
+
+
+def test_a_url_in_a_process_group_is_read_from_the_cache(model, monkeypatch, tmp_path):
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    cache = tmp_path / 'hub/checkpoints'
+    cache.mkdir(parents=True)
+    torch.save(model.state_dict(), cache / 'pvt.pth')
+    torch.distributed.init_process_group('gloo', store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        loaded = PVT(TINY_ARCH)
+        load_pretrained(loaded, 'https://example.com/pvt.pth')
+        with pytest.raises(CheckpointError, match='cannot be downloaded'):
+            read_checkpoint('http://127.0.0.1:9/absent.pth')
+    finally:
+        torch.distributed.destroy_process_group()
+    assert_equal_weights(loaded, model)
 
 
 # ------------------------------------------------------------------------------------------------------------ the tool

@@ -109,6 +109,9 @@ def test_retinanet_recipes_are_the_papers(name, arch, epochs, drop_path):
     assert config.train_cfg.max_epochs == epochs
     assert config.param_scheduler[1].milestones == [epochs * 2 // 3 if epochs == 12 else 27, epochs * 11 // 12]
     assert config.param_scheduler[1].end == epochs
+    assert config.param_scheduler[1].gamma == 0.1
+    warm_up = {key: value for key, value in config.param_scheduler[0].items() if key != '_scope_'}
+    assert warm_up == dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=500)
     test = next(step for step in config.test_dataloader.dataset.pipeline if step.type == 'Resize')
     train = next(step for step in config.train_dataloader.dataset.pipeline if 'Resize' in step.type)
     short = 640 if '640' in name else 800
@@ -116,8 +119,11 @@ def test_retinanet_recipes_are_the_papers(name, arch, epochs, drop_path):
     if epochs == 36:
         assert train.type == 'RandomResize'
         assert [tuple(scale) for scale in train.scale] == [(1333, 640), (1333, 800)]
+        assert [step.type for step in config.train_dataloader.dataset.pipeline[3:]] == ['RandomFlip', 'PackDetInputs']
     else:
         assert tuple(train.scale) == (1333, short)
+    scales = [tuple(resize.scale) for resize in config.tta_pipeline[1].transforms[0]]
+    assert scales == [(1333, short), (666, short // 2), (2000, short * 3 // 2)]
     assert config.model.neck.in_channels == list(PVT(arch).arch.embed_dims)
 
 

@@ -22,7 +22,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     part = commands.add_parser('curves', help='the loss and a metric over training', description=draw_curves.__doc__)
     part.add_argument('logs', nargs='+', metavar='LOG', help='a work directory or a scalars.json; several are overlaid')
     part.add_argument('--metric', help=f'as the log names it (default: the first there of {", ".join(curves.METRICS)})')
-    part.add_argument('--out', default='curves.png', help='a .png, .svg or .pdf file (default: %(default)s)')
+    part.add_argument('--out', default='curves.png', help='a .png, .svg, .pdf or .jpg file (default: %(default)s)')
     part.set_defaults(draw=draw_curves)
 
     part = commands.add_parser(
@@ -39,7 +39,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar='KEY=VALUE',
         help='override settings of the config, e.g. data_root=/data/coco',
     )
-    part.add_argument('--out', default='predictions.png', help='a .png, .svg or .pdf file (default: %(default)s)')
+    part.add_argument('--out', default='predictions.png', help='a .png, .svg, .pdf or .jpg file (default: %(default)s)')
     part.set_defaults(draw=draw_predictions)
     return parser.parse_args(argv)
 

@@ -44,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     checks.check_checkpoint(runner.model, args.checkpoint, strict=True)
     metrics = runner.test()
     if is_main_process():
+        if not metrics:
+            print('no metrics: the model predicts nothing on any image, or test_evaluator writes results only')
         print(json.dumps(metrics))
 
 

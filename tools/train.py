@@ -4,6 +4,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 
 from pvt_mm.engine import checks, run
 from pvt_mm.errors import command
@@ -30,8 +31,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="go on from a checkpoint; 'auto' or no value: from the last one in the work directory",
     )
     parser.add_argument('--no-validate', action='store_true', help='do not evaluate during training')
-    parser.add_argument('--seed', type=int, help='seed of every random number (default: a random one, logged)')
+    parser.add_argument(
+        '--seed', type=int, help="seed of every random number (default: the config's, or else a random one, logged)"
+    )
     parser.add_argument('--deterministic', action='store_true', help='use deterministic algorithms only')
+    argv = sys.argv[1:] if argv is None else list(argv)
+    for i, (flag, value) in enumerate(pairwise([*argv, ''])):
+        if flag == '--amp' and value not in ('fp16', 'bf16'):
+            argv[i] = '--amp=fp16'  # as in `--amp CONFIG`, where argparse would take the config for the value
     return parser.parse_args(argv)
 
 
@@ -45,12 +52,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         run.scale_lr(config)
     if args.no_validate:
         run.skip_validation(config)
-    if args.seed is not None or args.deterministic:
-        config.randomness = dict(seed=args.seed, deterministic=args.deterministic)
+    run.set_randomness(config, args.seed, args.deterministic)
     if args.resume:
         run.resume(config, args.resume)
     checks.check_data(config, 'train', 'val')
     runner = run.build_runner(config)
+    if config.get('resume'):
+        checks.check_resumable(config.load_from)
     if config.get('load_from'):
         checks.check_checkpoint(runner.model, config.load_from, strict=bool(config.get('resume')))
     runner.train()

@@ -29,7 +29,7 @@ OKABE_ITO = {
 }
 METRICS = {'coco/bbox_mAP': 'box AP', 'mIoU': 'mIoU (%)', 'accuracy/top1': 'top-1 accuracy (%)'}
 NOT_METRICS = ('step', 'epoch', 'iter', 'time', 'data_time', 'memory')
-FORMATS = ('.png', '.svg', '.pdf')
+FORMATS = ('.png', '.svg', '.pdf', '.jpg')
 STYLE = {
     'axes.edgecolor': '0.4',
     'axes.spines.right': False,
@@ -244,7 +244,7 @@ def plot_curves(runs: Sequence[Run], metric: str | None) -> Figure:
             figure.suptitle(runs[0].name, x=0.01, ha='left', fontsize=10, color='0.4')
         else:
             _legend(figure, loss_axes)
-        figure.draw_without_rendering()  # lays the panels out, for the places of the labels
+        figure.draw_without_rendering()  # lays the panels out, for the heights of the labels
         _label_ends(loss_axes, loss_ends)
         for axes in others:
             _label_ends(axes, metric_ends)
@@ -291,26 +291,25 @@ def _legend(figure: Figure, axes: Axes) -> None:
 
 
 def _label_ends(axes: Axes, ends: list[tuple[float, float, str]]) -> None:
-    """Writes the last value of each curve to the right of its end, the texts clear of one another."""
+    """Writes the last value of each curve to the right of the axes, the texts clear of one another."""
     ends = sorted(end for end in ends if math.isfinite(end[1]))
     if not ends:
         return
     ends.sort(key=lambda end: end[1])
-    scale = 72 / axes.figure.dpi  # points per pixel
-    heights = [axes.transData.transform(end[:2])[1] * scale for end in ends]
-    right = axes.bbox.x1 * scale
+    points_per_pixel = 72 / axes.figure.dpi
+    heights = [axes.transData.transform(end[:2])[1] * points_per_pixel for end in ends]
     for (x, y, color), height, place in zip(ends, heights, spread(heights, gap=13), strict=True):
         axes.plot(x, y, 'o', color=color, markersize=6, clip_on=False)
         axes.annotate(
             _number(y),
-            (x, y),
-            xytext=(right - axes.transData.transform((x, y))[0] * scale + 8, place - height),
+            (1, y),
+            xycoords=axes.get_yaxis_transform(),
+            xytext=(8, place - height),
             textcoords='offset points',
             va='center',
             color=color,
             weight='bold',
             annotation_clip=False,
-            arrowprops=None,
         )
 
 
@@ -354,7 +353,7 @@ def save_figure(figure: Figure, path: str | os.PathLike, dpi: int = 160) -> None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with matplotlib.rc_context(STYLE):
-            undated = {} if kind == 'png' else {'Date' if kind == 'svg' else 'CreationDate': None}
+            undated = {'svg': {'Date': None}, 'pdf': {'CreationDate': None}}.get(kind)
             figure.savefig(beside, format=kind, dpi=dpi, facecolor='white', metadata=undated)
         os.replace(beside, path)
     except OSError as error:

@@ -16,6 +16,7 @@ from mmengine.runner.checkpoint import find_latest_checkpoint
 
 from pvt_mm.checkpoint import CheckpointError, read_checkpoint
 from pvt_mm.engine.checks import check_checkpoint, check_data
+from pvt_mm.engine.run import WRONG_CONFIG
 from pvt_mm.errors import InputError
 
 # Okabe and Ito's colours, told apart by the colour-blind.
@@ -77,7 +78,7 @@ def predict(config: Config, checkpoint: str, count: int) -> tuple[list[Example],
     try:
         dataset = DATASETS.build(config.test_dataloader.dataset)
         model = MODELS.build(config.model).eval()
-    except Exception as error:
+    except WRONG_CONFIG as error:
         raise InputError(f'the config cannot be built: {type(error).__name__}: {error}') from error
     check_checkpoint(model, checkpoint, strict=True)
     model.load_state_dict({key.removeprefix('module.'): value for key, value in read_checkpoint(checkpoint).items()})
@@ -134,5 +135,8 @@ def _draw(axis, boxes: Boxes, scores: bool) -> None:
         axis.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor='black', linewidth=3))
         axis.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=color, linewidth=1.7))
         if scores:
-            text = dict(fontsize=7, color='black', va='bottom', ha='left', clip_on=True)
+            side = (
+                'bottom' if y1 > 0.05 * axis.get_ylim()[0] else 'top'
+            )  # above the box, or in it where that is cut off
+            text = dict(fontsize=7, color='black', va=side, ha='left', clip_on=True)
             axis.text(x1, y1, f'{score:.2f}', bbox=dict(facecolor=color, edgecolor='none', pad=0.8), **text)

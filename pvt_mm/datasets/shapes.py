@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 CLASSES = ('circle', 'square', 'triangle')
-VERSION = 1  # part of every picture's seed: raise it with any change to what is drawn
+VERSION = 2  # part of every picture's seed: raise it with any change to what is drawn
 
 MIN_IMAGE_SIZE, MAX_IMAGE_SIZE = 32, 4096
 MARKER, UNFINISHED = 'shapes.json', 'shapes.unfinished.json'
@@ -263,10 +263,10 @@ def _instance(label: int, mask: np.ndarray) -> Instance:
 def draw_scene(
     rng: np.random.Generator, image_size: int | tuple[int, int] = 160, first_label: int | None = None
 ) -> Scene:
-    """Draws one picture: a textured background and one to five shapes that may partly hide one another.
+    """Draws one picture: a textured background and 3 to 7 shapes that may partly hide one another.
 
     At least half of each shape is visible, so each one drawn is annotated. A shape has the area of a circle whose
-    diameter is 0.14 to 0.45 of the picture's shorter side; squares and triangles are tilted a little.
+    diameter is 0.14 to 0.3 of the picture's shorter side; squares and triangles are tilted a little.
 
     Args:
         rng: the only source of chance.

@@ -11,7 +11,7 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import DATASETS
 from torch import nn
 
-from pvt_mm.checkpoint import CheckpointError, check_weights, read_checkpoint
+from pvt_mm.checkpoint import CheckpointError, check_weights, read_checkpoint, read_file
 from pvt_mm.errors import InputError
 
 LAYOUTS = {
@@ -110,7 +110,7 @@ def coco_categories(path: str) -> list[str]:
             if key < 0:
                 raise ValueError('it has no "categories"')
             start = text.find(b'[', key)
-            categories, _ = json.JSONDecoder().raw_decode(text[start : start + 10_000_000].decode())
+            categories, _ = json.JSONDecoder().raw_decode(text[start : start + 10_000_000].decode(errors='ignore'))
             return [category['name'] for category in categories]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f'{path} is no COCO annotation file: {error}') from None
@@ -136,6 +136,21 @@ def check_checkpoint(model: nn.Module, path: str, strict: bool) -> None:
         if not fitting:
             raise CheckpointError(f'{path} has nothing for this model: {error}; {hint}') from None
         print_log(f'{path} fills {len(fitting)} of {len(target)} parameters: {error}', logger='current')
+
+
+def check_resumable(path: str) -> None:
+    """Checks that a checkpoint holds what a run needs to go on.
+
+    Raises:
+        CheckpointError: It cannot be read, or holds weights alone.
+    """
+    content = read_file(path)
+    missing = [key for key in ('meta', 'message_hub', 'optimizer') if key not in content]
+    if missing:
+        raise CheckpointError(
+            f'--resume: {path} has no {", ".join(missing)}, so no run can go on from it; to begin a new run from its '
+            f'weights, use --cfg-options load_from={path}'
+        )
 
 
 def _as_list(value: list | dict | None) -> list:

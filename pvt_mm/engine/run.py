@@ -10,10 +10,14 @@ from typing import Any
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.registry import RUNNERS, init_default_scope
-from mmengine.runner import Runner
+from mmengine.runner import CheckpointLoader, Runner
 from mmengine.runner.checkpoint import find_latest_checkpoint
 
+from pvt_mm.checkpoint import read_file
 from pvt_mm.errors import InputError
+
+# What building a part raises where its type or an argument is wrong, and a bug or a lack of memory is not.
+WRONG_CONFIG = (AssertionError, AttributeError, ImportError, KeyError, TypeError, ValueError, FileNotFoundError)
 
 
 class CfgOptions(DictAction):
@@ -138,18 +142,26 @@ def _distribute_on_cpu(config: Config) -> None:
 
 
 def build_runner(config: Config) -> Runner:
-    """Builds the runner of a config: the environment and the model.
+    """Builds the runner of a config: the environment and the model. It reads checkpoints with our reader.
 
     Raises:
         InputError: A part cannot be built: an unknown type, a wrong argument.
     """
+    CheckpointLoader.register_scheme(prefixes='', loader=read_file, force=True)
     try:
         return RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
-    except Exception as error:
+    except WRONG_CONFIG as error:
         raise InputError(f'the config cannot be built: {type(error).__name__}: {error}') from error
 
 
 # ------------------------------------------------------------------------------------------------ what the flags mean
+
+
+def set_randomness(config: Config, seed: int | None, deterministic: bool) -> None:
+    """Sets the seed and the determinism of a run, leaving what is not asked for as the config has it."""
+    asked = dict(seed=seed, deterministic=deterministic or None)
+    given = {key: value for key, value in asked.items() if value is not None}
+    config.randomness = {**(config.get('randomness') or {}), **given}
 
 
 def use_amp(config: Config, dtype: str) -> None:

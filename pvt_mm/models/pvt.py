@@ -223,7 +223,7 @@ class Stage(nn.Module):
         B, H, W, C = x.shape
         x = self.pos_drop(x.flatten(1, 2) + self.pos_embed((H, W), x.dtype))  # (B, N, C)
         for layer in self.layers:
-            if self.with_cp and x.requires_grad:
+            if self.with_cp and torch.is_grad_enabled():
                 x = checkpoint(layer, x, (H, W), use_reentrant=False)
             else:
                 x = layer(x, (H, W))
@@ -281,16 +281,17 @@ class PVT(BaseModule):
         super().__init__(init_cfg)
         self.arch = arch = resolve_arch(arch)
         self.out_indices = _resolve_out_indices(out_indices, len(arch.depths))
+        self.in_channels = in_channels
         self.frozen_stages = frozen_stages
         self.min_size = minimum_size(arch)
         if not isinstance(in_channels, int) or in_channels < 1:
             raise ValueError(f'in_channels must be a positive integer, got {in_channels}')
-        if not -1 <= frozen_stages <= len(arch.depths):
+        if not isinstance(frozen_stages, int) or not -1 <= frozen_stages <= len(arch.depths):
             raise ValueError(f'frozen_stages must be from -1 (none) to {len(arch.depths)} (all), got {frozen_stages}')
         for name, rate in dict(
             drop_rate=drop_rate, attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate
         ).items():
-            if not 0 <= rate < 1:
+            if not isinstance(rate, (int, float)) or not 0 <= rate < 1:
                 raise ValueError(f'{name} must be at least 0 and less than 1, got {rate}')
 
         grids = pretrain_grids(arch.patch_sizes, pretrain_img_size)
@@ -317,12 +318,8 @@ class PVT(BaseModule):
         self.train()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        H, W = x.shape[2:]
-        if not torch.compiler.is_compiling() and min(H, W) < self.min_size:
-            raise ValueError(
-                f'the input is {H} x {W} pixels (H x W), and PVT needs at least {self.min_size} x {self.min_size}: '
-                'resize or pad the images'
-            )
+        if not torch.compiler.is_compiling():
+            self._check_input(x)
         x = x.permute(0, 2, 3, 1)  # (B, H, W, C)
         outputs = []
         for i, stage in enumerate(self.stages):
@@ -330,6 +327,16 @@ class PVT(BaseModule):
             if i in self.out_indices:
                 outputs.append(x.permute(0, 3, 1, 2))  # (B, C, H, W)
         return tuple(outputs)
+
+    def _check_input(self, x: Tensor) -> None:
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(f'the input must be (B, {self.in_channels}, H, W), got {tuple(x.shape)}')
+        H, W = x.shape[2:]
+        if min(H, W) < self.min_size:
+            raise ValueError(
+                f'the input is {H} x {W} pixels (H x W), and PVT needs at least {self.min_size} x {self.min_size}: '
+                'resize or pad the images'
+            )
 
     def init_weights(self) -> None:
         """Loads the weights that ``init_cfg`` names; without one, the initialisation of the constructor stands.
@@ -385,6 +392,8 @@ def resolve_arch(arch: str | dict) -> Arch:
     if not isinstance(arch, dict) or set(arch) != set(Arch._fields):
         given = sorted(arch) if isinstance(arch, dict) else arch
         raise ValueError(f'arch must be a name or a dict with the keys {", ".join(Arch._fields)}; got {given}')
+    if not all(isinstance(value, (list, tuple)) for value in arch.values()):
+        raise ValueError(f'every entry of arch must be a list or tuple of one number a stage; got {arch}')
     sizes = Arch(**{key: tuple(value) for key, value in arch.items()})
     if len({len(column) for column in sizes}) != 1 or not sizes.depths:
         lengths = {key: len(column) for key, column in sizes._asdict().items()}
@@ -404,7 +413,7 @@ def pretrain_grids(patch_sizes: Sequence[int], pretrain_img_size: int | tuple[in
     Raises:
         ValueError: The size is no int or pair of ints, or leaves the last stage no token.
     """
-    sides = (pretrain_img_size,) * 2 if isinstance(pretrain_img_size, int) else tuple(pretrain_img_size)
+    sides = pretrain_img_size if isinstance(pretrain_img_size, (list, tuple)) else (pretrain_img_size,) * 2
     least = math.prod(patch_sizes)
     if len(sides) != 2 or not all(isinstance(side, int) and side >= least for side in sides):
         raise ValueError(f'pretrain_img_size must be an int or (H, W) of at least {least}, got {pretrain_img_size}')
@@ -425,7 +434,7 @@ def minimum_size(arch: Arch) -> int:
 
 
 def _resolve_out_indices(out_indices: int | tuple[int, ...], num_stages: int) -> tuple[int, ...]:
-    indices = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
+    indices = tuple(out_indices) if isinstance(out_indices, (list, tuple)) else (out_indices,)
     if not indices or not all(isinstance(i, int) and 0 <= i < num_stages for i in indices):
         raise ValueError(f'out_indices must be stages from 0 to {num_stages - 1}, got {out_indices}')
     if sorted(set(indices)) != list(indices):

@@ -10,8 +10,11 @@ from mmengine.config import Config
 from pvt_mm.engine import checks, run
 from pvt_mm.errors import InputError
 from tests.conftest import ROOT
+from tools import test as test_tool
+from tools import train as train_tool
 
 RETINANET = str(ROOT / 'configs/retinanet/pvt_t_1x.py')
+DEMO = str(ROOT / 'configs/demo/retinanet_shapes.py')
 
 
 def test_data_root_moves_every_data_set_and_evaluator():
@@ -84,6 +87,64 @@ def test_flags_set_what_they_say(tmp_path):
             run.resume(config, what)
 
 
+@pytest.mark.parametrize(
+    ('flags', 'expected'),
+    [
+        ([], {'seed': 0}),
+        (['--seed', '5'], {'seed': 5}),
+        (['--deterministic'], {'seed': 0, 'deterministic': True}),
+        (['--seed', '5', '--deterministic'], {'seed': 5, 'deterministic': True}),
+    ],
+)
+def test_seed_and_determinism_change_what_is_asked_for_alone(flags, expected, built):
+    assert built(train_tool, [DEMO, *flags]).randomness == expected
+
+
+@pytest.mark.parametrize(('flags', 'dtype'), [(['--amp'], 'float16'), (['--amp', 'bf16'], 'bfloat16')])
+def test_trains_flags_reach_the_runner(flags, dtype, built, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    config = built(train_tool, [*flags, DEMO, '--auto-scale-lr', '--no-validate'])
+    assert config.optim_wrapper.type == 'AmpOptimWrapper'
+    assert config.optim_wrapper.dtype == dtype
+    assert config.auto_scale_lr.enable is True
+    assert config.val_cfg is config.val_dataloader is config.val_evaluator is None
+
+
+def test_tests_flags_reach_the_runner(built):
+    config = built(test_tool, [DEMO, 'gone.pth', '--tta', '--show-dir', 'drawn', '--out', 'out.pkl'])
+    assert config.model.type == 'DetTTAModel'
+    assert config.default_hooks.visualization.test_out_dir == 'drawn'
+    assert [metric.type for metric in config.test_evaluator] == ['CocoMetric', 'DumpDetResults']
+
+
+@pytest.fixture
+def built(shapes, tmp_path, monkeypatch):
+    """Returns the config that a command builds its runner from."""
+
+    def run_until_built(tool, arguments) -> Config:
+        given = []
+
+        def stop(config):
+            given.append(config)
+            raise InputError('far enough')
+
+        monkeypatch.setattr(run, 'build_runner', stop)
+        monkeypatch.chdir(tmp_path)
+        assert tool.main([*arguments, '--cfg-options', f'data_root={shapes}']) == 2
+        return given[0]
+
+    return run_until_built
+
+
+def test_faults_that_are_no_mistake_in_the_config_are_not_called_one(monkeypatch):
+    def fail(config):
+        raise RuntimeError('CUDA out of memory')
+
+    monkeypatch.setattr(run.Runner, 'from_cfg', fail)
+    with pytest.raises(RuntimeError, match='out of memory'):
+        run.build_runner(Config({}))
+
+
 def test_dump_needs_a_pickle_for_detection_and_takes_a_folder_for_segmentation():
     with pytest.raises(InputError, match=r'name a .pkl file'):
         run.dump_predictions(run.load_config(RETINANET), 'folder')
@@ -96,7 +157,7 @@ def test_dump_needs_a_pickle_for_detection_and_takes_a_folder_for_segmentation()
 
 
 def on(root: Path, **options) -> Config:
-    config = run.load_config(str(ROOT / 'configs/demo/retinanet_shapes.py'), {'data_root': str(root), **options})
+    config = run.load_config(DEMO, {'data_root': str(root), **options})
     run.init_default_scope('mmdet')
     return config
 
@@ -173,6 +234,12 @@ def test_categories_are_found_anywhere_in_the_file(tmp_path):
     for text in (json.dumps(content), json.dumps(content, indent=2), json.dumps(content, ensure_ascii=False)):
         (tmp_path / 'a.json').write_text(text)
         assert checks.coco_categories(str(tmp_path / 'a.json')) == ['ö', 'b']
+
+
+def test_categories_are_found_where_a_letter_is_cut(tmp_path):
+    content = {'categories': [{'id': 7, 'name': 'a'}], 'captions': 'x' + 'ö' * 6_000_000}
+    (tmp_path / 'a.json').write_text(json.dumps(content, ensure_ascii=False))
+    assert checks.coco_categories(str(tmp_path / 'a.json')) == ['a']
 
 
 # --------------------------------------------------------------------------------------------------- checkpoints
