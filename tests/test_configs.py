@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
@@ -132,12 +133,22 @@ def test_retinanet_recipes_are_the_papers(name, arch, epochs, drop_path):
     [('pvt_t_1x', 23.0), ('pvt_s_1x', 34.2), ('pvt_m_1x', 53.9), ('pvt_l_1x', 71.1), ('pvt_s_3x_ms', 34.2)],
 )
 def test_retinanets_parameters_are_table_3s(name, millions):
-    from mmdet.registry import MODELS
-
     init_default_scope('mmdet')
     with torch.device('meta'):
         model = MODELS.build(Config.fromfile(ROOT / f'configs/retinanet/{name}.py').model)
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, rel=0.01)
+
+
+def test_the_readmes_example_turns_mmdets_retinanet_into_ours(tmp_path):
+    example = (ROOT / 'README.md').read_text().split('```python\n')[1].split('```')[0]
+    (tmp_path / 'mine.py').write_text(f"_base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'\n{example}")
+    model = Config.fromfile(tmp_path / 'mine.py').model
+    assert model.backbone.pop('init_cfg') == dict(type='Pretrained', checkpoint=WEIGHTS.format('small'))
+    init_default_scope('mmdet')
+    with torch.device('meta'):
+        built = MODELS.build(model)
+    assert isinstance(built.backbone, PVT)
+    assert sum(p.numel() for p in built.parameters()) / 1e6 == pytest.approx(34.2, rel=0.01)
 
 
 def test_configs_inherit_and_stay_short():
