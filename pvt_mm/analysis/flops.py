@@ -1,0 +1,103 @@
+"""Parameters and multiply-adds of the model of a config, whole and by part, without data, weights or memory.
+
+Counted on the meta device by ``torch.utils.flop_counter``: matrix products (those of fused attention too) and
+convolutions, one multiply-add each as papers count FLOPs. Norms, activations and additions are left out, as there.
+"""
+
+from typing import NamedTuple
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from pvt_mm.engine.run import WRONG_CONFIG
+from pvt_mm.errors import InputError
+from pvt_mm.models.pvt import PVT
+
+
+class Part(NamedTuple):
+    """A part of a model: its name, its parameters in millions, and its multiply-adds an image in 1e9."""
+
+    name: str
+    params_m: float
+    gflops: float
+
+
+def default_shape(config: Config) -> tuple[int, int]:
+    """Returns the (H, W) in pixels that the models of a config's task are counted at.
+
+    A detector's is the shorter side of its test images and 1.6 times that, but no more than their longer side: for
+    800 pixels the 800 x 1280 of Table 11. A segmentor's is 512 x 512 (Table 5), a classifier's 224 x 224 (Table 2).
+    """
+    if config.get('default_scope') != 'mmdet':
+        return (512, 512) if config.get('default_scope') == 'mmseg' else (224, 224)
+    resize = next(step for step in config.test_dataloader.dataset.pipeline if step.type == 'Resize')
+    shorter, longer = sorted(resize.scale)
+    return shorter, min(longer, shorter * 8 // 5)
+
+
+def count(config: Config, shape: tuple[int, int]) -> list[Part]:
+    """Counts the model of a config on one image of ``shape`` (H, W) in pixels.
+
+    Returns:
+        The whole model, and behind it its parts: backbone, neck and heads. Behind a PVT come its stages, and behind
+        each stage what its embedding, its attention and its FFN are of it.
+
+    Raises:
+        InputError: The model cannot be built, or does not take such an image.
+    """
+    init_default_scope(config.get('default_scope', 'mmengine'))
+    try:
+        with torch.device('meta'):
+            model = MODELS.build(config.model).eval()
+    except WRONG_CONFIG as error:
+        raise InputError(f'the model cannot be built: {type(error).__name__}: {error}') from error
+    gflops = _gflops_by_module(model, shape)
+    parts = [Part('model', _millions(model), gflops[''])]
+    for name, child in model.named_children():
+        if any(True for _ in child.parameters()):
+            parts.append(Part(name, _millions(child), gflops[name]))
+        if isinstance(child, PVT):
+            parts += _stages(name, child, gflops)
+    return parts
+
+
+def _gflops_by_module(model: nn.Module, shape: tuple[int, int]) -> dict[str, float]:
+    """Returns the multiply-adds, in 1e9, of each module by its name; the model's own is ''."""
+    counter = FlopCounterMode(display=False)
+    try:
+        with counter, torch.no_grad():
+            model(torch.empty(1, 3, *shape, device='meta'), mode='tensor')
+    except ValueError as error:
+        raise InputError(f'--shape {shape[0]} {shape[1]}: {error}') from None
+    except NotImplementedError as error:
+        raise InputError(f'{type(model).__name__} has an operation that cannot be counted: {error}') from None
+    counted = {name: sum(operations.values()) / 2e9 for name, operations in counter.get_flop_counts().items()}
+    prefix, gflops = type(model).__name__, {}
+    for name, module in reversed(list(model.named_modules())):  # children before parents
+        inner = sum(gflops[f'{name}.{child}'.lstrip('.')] for child, _ in module.named_children())
+        # MMDetection calls its heads' `forward` past the counter's hooks: they are what their children are.
+        gflops[name] = counted.get(f'{prefix}.{name}'.rstrip('.'), inner)
+    return gflops
+
+
+def _stages(prefix: str, backbone: PVT, gflops: dict[str, float]) -> list[Part]:
+    parts = []
+    for i, stage in enumerate(backbone.stages):
+        name = f'{prefix}.stages.{i}'
+        parts.append(Part(name, _millions(stage), gflops[name]))
+        embedding = [('patch_embed', stage.patch_embed), ('pos_embed', stage.pos_embed)]
+        attention, ffn = [], []
+        for j, layer in enumerate(stage.layers):
+            attention += [(f'layers.{j}.norm1', layer.norm1), (f'layers.{j}.attn', layer.attn)]
+            ffn += [(f'layers.{j}.norm2', layer.norm2), (f'layers.{j}.ffn', layer.ffn)]
+        for kind, modules in (('embedding', embedding), ('attention', attention), ('ffn', ffn)):
+            params = sum(_millions(module) for _, module in modules)
+            parts.append(Part(f'{name}.{kind}', params, sum(gflops[f'{name}.{inner}'] for inner, _ in modules)))
+    return parts
+
+
+def _millions(module: nn.Module) -> float:
+    return sum(parameter.numel() for parameter in module.parameters()) / 1e6

@@ -1,0 +1,84 @@
+"""Multiply-adds: against the paper's and against the formulas of the layers."""
+
+import json
+
+import pytest
+
+from pvt_mm.analysis.flops import count, default_shape
+from pvt_mm.engine.run import load_config
+from pvt_mm.models.pvt import ARCHS
+from tests.conftest import ROOT
+from tools import flops
+
+RETINANET = str(ROOT / 'configs/retinanet/pvt_s_1x.py')
+
+
+@pytest.mark.parametrize(('shape', 'gflops'), [((800, 1280), 285.8), ((640, 960), 157.2)])
+def test_retinanets_are_table_11s(shape, gflops):
+    assert count(load_config(RETINANET), shape)[0].gflops == pytest.approx(gflops, rel=2e-3)
+
+
+def test_a_stages_parts_are_the_formulas_of_section_3():
+    H, W = 256, 384
+    parts = {part.name: part for part in count(load_config(RETINANET), (H, W))}
+    in_channels, side = 3, 1
+    for i, (C, L, _, P, R, E) in enumerate(zip(*ARCHS['small'], strict=True)):
+        side *= P
+        N = (H // side) * (W // side)
+        kept = N // R**2
+        reduction = kept * R**2 * C * C if R > 1 else 0
+        attention = 2 * N * C * C + reduction + 2 * kept * C * C + 2 * N * kept * C
+        expected = {
+            'embedding': N * P**2 * in_channels * C,
+            'attention': L * attention,
+            'ffn': L * 2 * N * C * E * C,
+        }
+        for kind, multiply_adds in expected.items():
+            assert parts[f'backbone.stages.{i}.{kind}'].gflops == pytest.approx(multiply_adds / 1e9), (i, kind)
+        in_channels = C
+
+
+def test_parts_add_up():
+    parts = {part.name: part for part in count(load_config(RETINANET), (128, 160))}
+    for field in ('params_m', 'gflops'):
+
+        def total(*names, field=field):
+            return sum(getattr(parts[name], field) for name in names)
+
+        assert total('backbone', 'neck', 'bbox_head') == pytest.approx(total('model'))
+        assert total(*(f'backbone.stages.{i}' for i in range(4))) == pytest.approx(total('backbone'))
+        kinds = [f'backbone.stages.2.{kind}' for kind in ('embedding', 'attention', 'ffn')]
+        assert total(*kinds) == pytest.approx(total('backbone.stages.2'))
+
+
+def test_shapes_follow_the_configs():
+    assert default_shape(load_config(RETINANET)) == (800, 1280)
+    assert default_shape(load_config(RETINANET.replace('pvt_s_1x', 'pvt_s_640_1x'))) == (640, 1024)
+    assert default_shape(load_config(str(ROOT / 'configs/demo/retinanet_shapes.py'))) == (160, 160)
+
+
+def test_the_tool_prints_json_last(capsys):
+    assert flops.main([RETINANET, '--shape', '64', '96']) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result['shape'] == [64, 96]
+    assert result['parts']['model']['params_m'] == pytest.approx(34.22, abs=0.01)
+    assert flops.main(['--all', '--shape', '64']) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result['retinanet/pvt_s_1x']['params_m'] == 34.22
+    assert {'retinanet/pvt_l_3x_ms', 'demo/retinanet_shapes'} < set(result)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['gone.py'], 'the config gone.py does not exist'),
+        ([RETINANET, '--shape', '31'], '--shape 31 31: the input is 31 x 31 pixels'),
+        ([RETINANET, '--shape', '0'], '--shape takes one or two positive numbers, got 0'),
+        ([RETINANET, '--cfg-options', 'model.neck.type=Neck'], 'the model cannot be built: KeyError'),
+    ],
+)
+def test_bad_input_gets_one_line_and_exit_code_2(arguments, message, capsys):
+    assert flops.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count('\n') == 1
