@@ -100,25 +100,30 @@ def predict(config: Config, checkpoint: str, count: int) -> tuple[list[Example],
 
 
 def plot_predictions(examples: Sequence[Example], classes: Sequence[str], score_thr: float, title: str) -> Figure:
-    """Draws a grid of examples, two pairs a row: the ground truth, and the predictions of ``score_thr`` and more."""
+    """Draws a grid of examples, two pairs a row: the ground truth, and the predictions of ``score_thr`` and more.
+
+    Where there are more classes than colours, each box has the name of its class, too.
+    """
     pairs = min(2, len(examples))
     rows = -(-len(examples) // pairs)
-    figure = Figure(figsize=(5.2 * pairs, 2.6 * rows + 0.9), layout='constrained')
+    tallest = max(height / width for height, width, _ in (example.image.shape for example in examples))
+    figure = Figure(figsize=(5.2 * pairs, 2.6 * tallest * rows + 0.9), layout='constrained')
     axes = figure.subplots(rows, 2 * pairs, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
-    used = set()
+    drawn = [(example.truth, example.predicted.above(score_thr)) for example in examples]
+    used = sorted({int(label) for pair in drawn for boxes in pair for label in boxes.labels})
+    names = classes if len(used) > len(COLORS) else [''] * len(classes)
     for i, example in enumerate(examples):
         row, column = i // pairs, i % pairs * 2
-        for j, boxes in enumerate((example.truth, example.predicted.above(score_thr))):
+        for j, boxes in enumerate(drawn[i]):
             axis = axes[row, column + j]
             axis.imshow(example.image, interpolation='bicubic')
-            _draw(axis, boxes, scores=bool(j))
-            used |= set(boxes.labels.tolist())
+            _draw(axis, boxes, names, scores=bool(j))
             if row == 0:
                 axis.set_title(('ground truth', 'predictions')[j], fontsize=11)
-    handles = [Patch(facecolor=COLORS[label % len(COLORS)], label=classes[label]) for label in sorted(used)]
-    if handles:
+    if used and len(used) <= len(COLORS):
+        handles = [Patch(facecolor=COLORS[label % len(COLORS)], label=classes[label]) for label in used]
         figure.legend(handles=handles, loc='outside lower center', ncols=min(8, len(handles)), frameon=False)
     figure.suptitle(title, fontsize=11)
     return figure
@@ -129,14 +134,14 @@ def title(config: str, checkpoint: str) -> str:
     return f'{Path(config).stem}, {Path(checkpoint).name}'
 
 
-def _draw(axis, boxes: Boxes, scores: bool) -> None:
+def _draw(axis, boxes: Boxes, names: Sequence[str], scores: bool) -> None:
     for (x1, y1, x2, y2), label, score in zip(*boxes, strict=True):
         color = COLORS[label % len(COLORS)]
         axis.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor='black', linewidth=3))
         axis.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=color, linewidth=1.7))
-        if scores:
-            side = (
-                'bottom' if y1 > 0.05 * axis.get_ylim()[0] else 'top'
-            )  # above the box, or in it where that is cut off
+        label_text = f'{names[label]} {score:.2f}'.strip() if scores else names[label]
+        if label_text:
+            # above the box, or in it where that is cut off
+            side = 'bottom' if y1 > 0.05 * axis.get_ylim()[0] else 'top'
             text = dict(fontsize=7, color='black', va=side, ha='left', clip_on=True)
-            axis.text(x1, y1, f'{score:.2f}', bbox=dict(facecolor=color, edgecolor='none', pad=0.8), **text)
+            axis.text(x1, y1, label_text, bbox=dict(facecolor=color, edgecolor='none', pad=0.8), **text)

@@ -9,7 +9,7 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.registry import init_default_scope
 
-from pvt_mm.analysis.predictions import Boxes, find_checkpoint, predict
+from pvt_mm.analysis.predictions import Boxes, Example, find_checkpoint, plot_predictions, predict
 from pvt_mm.engine.run import load_config
 from tests.conftest import ROOT
 from tools import plot
@@ -67,6 +67,18 @@ def test_truth_is_the_annotations_and_predictions_are_in_pixels_of_the_file(chec
 def test_boxes_above_a_threshold():
     boxes = Boxes(np.arange(12).reshape(3, 4), np.array([0, 1, 2]), np.array([0.2, 0.3, 0.9]))
     assert boxes.above(0.3).labels.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(('classes', 'texts'), [(8, ['0.90']), (9, ['a', 'a 0.90'])])
+def test_boxes_are_named_where_colours_do_not_suffice(classes, texts):
+    corners, labels = np.array([[1.0, 1, 9, 9]] * classes), np.arange(classes)
+    boxes = Boxes(corners, labels, np.ones(classes))
+    predicted = Boxes(corners[:1], labels[:1], np.array([0.9]))
+    figure = plot_predictions([Example(np.zeros((16, 16, 3)), boxes, predicted)], list('abcdefghi'), 0.5, 'title')
+    drawn = [text.get_text() for axes in figure.axes for text in axes.texts]
+    assert [text for text in drawn if text.startswith(('a', '0'))] == texts
+    assert len(drawn) == (1 if classes == 8 else classes + 1)
+    assert bool(figure.legends) == (classes == 8)
 
 
 @pytest.mark.parametrize(
