@@ -42,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     checks.check_data(config, 'test')
     runner = run.build_runner(config)
     checks.check_checkpoint(runner.model, args.checkpoint, strict=True)
-    metrics = runner.test()
+    with run.unreadable_images_named():
+        metrics = runner.test()
     if is_main_process():
         if not metrics:
             print('no metrics: the model predicts nothing on any image, or test_evaluator writes results only')

@@ -61,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         checks.check_resumable(config.load_from)
     if config.get('load_from'):
         checks.check_checkpoint(runner.model, config.load_from, strict=bool(config.get('resume')))
-    runner.train()
+    with run.unreadable_images_named():
+        runner.train()
 
 
 if __name__ == '__main__':

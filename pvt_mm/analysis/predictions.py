@@ -16,7 +16,7 @@ from mmengine.runner.checkpoint import find_latest_checkpoint
 
 from pvt_mm.checkpoint import CheckpointError, read_checkpoint
 from pvt_mm.engine.checks import check_checkpoint, check_data
-from pvt_mm.engine.run import WRONG_CONFIG
+from pvt_mm.engine.run import WRONG_CONFIG, unreadable_images_named
 from pvt_mm.errors import InputError
 
 # Okabe and Ito's colours, told apart by the colour-blind.
@@ -85,7 +85,7 @@ def predict(config: Config, checkpoint: str, count: int) -> tuple[list[Example],
 
     examples = []
     for index in np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int):
-        with torch.no_grad():
+        with torch.no_grad(), unreadable_images_named():
             (sample,) = model.test_step(pseudo_collate([dataset[int(index)]]))
         if 'pred_instances' not in sample:
             raise InputError('plot.py predictions draws boxes, and this model predicts none')

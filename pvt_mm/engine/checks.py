@@ -28,6 +28,9 @@ def check_data(config: Config, *splits: str) -> None:
     """
     for split in splits:
         loader = config.get(f'{split}_dataloader')
+        size = loader.get('batch_size', 1) if loader else 1
+        if not isinstance(size, int) or size < 1:
+            raise InputError(f'{split}_dataloader.batch_size is {size}: it must be at least 1')
         for dataset in _leaves(loader.dataset) if loader else ():
             _check_paths(dataset, split)
             _check_classes(dataset, config, split)

@@ -1,9 +1,12 @@
 """From a config file and a command line's flags to a runner: what ``tools/train.py`` and ``tools/test.py`` share."""
 
 import argparse
+import contextlib
 import difflib
 import inspect
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +155,24 @@ def build_runner(config: Config) -> Runner:
         return RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
     except WRONG_CONFIG as error:
         raise InputError(f'the config cannot be built: {type(error).__name__}: {error}') from error
+
+
+@contextlib.contextmanager
+def unreadable_images_named() -> Iterator[None]:
+    """Turns the error of an image that is missing or damaged, here or in a worker process, into one line.
+
+    Raises:
+        InputError: An image cannot be read; the message says which.
+    """
+    try:
+        yield
+    except (AssertionError, FileNotFoundError) as error:
+        found = re.findall(r"failed to load image: (.+)|No such file or directory: '(.+)'", str(error))
+        if not found:
+            raise
+        damaged, absent = found[-1]  # a worker's message has its traceback, source lines included, before it
+        what = f'{damaged} is damaged' if damaged else f'{absent} does not exist'
+        raise InputError(f'an image cannot be read: {what}; restore it, or take it out of the annotations') from error
 
 
 # ------------------------------------------------------------------------------------------------ what the flags mean

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pvt_mm.datasets.shapes import make_shapes
 from tests.conftest import ROOT, TINY_ARCH, forget_visualizers
 from tools import test as test_tool
 from tools import train as train_tool
@@ -107,6 +108,7 @@ def test_train_resume_and_test(config, shapes, capsys):
             ['small.py', '--cfg-options', 'data_root=gone'],
             'gone/annotations/instances_train2017.json does not',
         ),
+        (train_tool, ['small.py', '--cfg-options', 'DATA', 'train_dataloader.batch_size=0'], 'must be at least 1'),
         (train_tool, ['small.py', '--resume', 'gone.pth'], '--resume: the checkpoint gone.pth does not exist'),
         (train_tool, ['small.py', '--work-dir', 'small.py/x'], 'the work directory small.py/x cannot be made'),
         (train_tool, ['small.py', '--cfg-options', 'model.backbone.frozen_stages=9', 'DATA'], 'frozen_stages must be'),
@@ -122,11 +124,28 @@ def test_bad_input_gets_one_line_and_exit_code_2(tool, arguments, message, confi
     torch.save({'layer.weight': torch.ones(1)}, 'other.pth')
     arguments = [f'data_root={shapes}' if argument == 'DATA' else argument for argument in arguments]
     if '--cfg-options' in arguments and f'data_root={shapes}' in arguments:
-        arguments += FAST
+        after = arguments.index('--cfg-options') + 1
+        arguments = [*arguments[:after], *FAST, *arguments[after:]]
     assert tool.main(arguments) == 2
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith('error:')]
     assert len(error) == 1
     assert message in error[0]
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+@pytest.mark.parametrize('fault', ['damaged', 'does not exist'])
+def test_an_image_that_cannot_be_read_is_named(fault, workers, config, tmp_path, capsys):
+    make_shapes(tmp_path / 'shapes', image_size=64, train=2, val=1)
+    image = next((tmp_path / 'shapes/train2017').iterdir())
+    image.unlink()
+    if fault == 'damaged':
+        image.write_bytes(b'no picture')
+    arguments = ['small.py', *options(tmp_path / 'shapes', f'train_dataloader.num_workers={workers}')]
+    assert train_tool.main(arguments) == 2
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith('error:')]
+    assert len(error) == 1
+    assert f'an image cannot be read: {image} ' in error[0]
+    assert fault in error[0]
 
 
 @pytest.mark.parametrize('arguments', [['small.py', '--epochs', '3'], ['small.py', '--cfg-options', 'a'], []])
