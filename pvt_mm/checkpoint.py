@@ -378,8 +378,10 @@ def _read_local(path: str, map_location: str) -> Any:
             reason = f'it asks to run {refused[1]}, which a file of weights has no need for'
             raise CheckpointError(f'{path} is refused: {reason}') from None
         raise CheckpointError(f'{path} is no checkpoint, or a damaged one') from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+    except (RuntimeError, OSError) as error:
         raise CheckpointError(f'{path} is no checkpoint, or a damaged one: {_one_line(error)}') from None
+    except (EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError):  # what bytes of no pickle lead to
+        raise CheckpointError(f'{path} is no checkpoint, or a damaged one') from None
 
 
 def _download(url: str) -> str:
