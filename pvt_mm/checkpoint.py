@@ -23,6 +23,7 @@ from mmengine.logging import HistoryBuffer, print_log
 from torch import Tensor
 
 from pvt_mm.errors import InputError
+from pvt_mm.files import whole_file
 from pvt_mm.models.pvt import PVT, Arch, pretrain_grids, resample_grid
 
 # The dictionary: one column a format, one row a parameter. {s} is the stage and {l} the layer counted from 0, {s1} and
@@ -347,17 +348,11 @@ def read_file(path: str | os.PathLike, map_location: str = 'cpu') -> Any:
 
 def save_checkpoint(state_dict: Mapping[str, Tensor], path: str | os.PathLike) -> None:
     """Writes parameters to a ``.pth`` or ``.safetensors`` file, whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        if path.suffix == '.safetensors':
+    with whole_file(path) as beside:
+        if Path(path).suffix == '.safetensors':
             _safetensors().save_file({name: value.contiguous() for name, value in state_dict.items()}, beside)
         else:
             torch.save(dict(state_dict), beside)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _read_local(path: str, map_location: str) -> Any:

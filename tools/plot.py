@@ -7,7 +7,7 @@ import math
 import sys
 from collections.abc import Sequence
 
-from pvt_mm.analysis import curves
+from pvt_mm.analysis import curves, figures
 from pvt_mm.engine import run
 from pvt_mm.errors import InputError, command
 
@@ -48,7 +48,7 @@ def draw_curves(args: argparse.Namespace) -> dict:
     """Draw the training loss and a metric over training, of one run or of several."""
     runs = curves.read_runs(args.logs)
     metric = curves.choose_metric(runs, args.metric)
-    curves.save_figure(curves.plot_curves(runs, metric), args.out)
+    figures.save_figure(curves.plot_curves(runs, metric), args.out)
     results = {}
     for one in runs:
         results[one.name] = {}
@@ -72,7 +72,7 @@ def draw_predictions(args: argparse.Namespace) -> dict:
     figure = predictions.plot_predictions(
         examples, classes, args.score_thr, title=predictions.title(args.config, checkpoint)
     )
-    curves.save_figure(figure, args.out)
+    figures.save_figure(figure, args.out)
     drawn = sum(len(example.predicted.above(args.score_thr).labels) for example in examples)
     return {'images': len(examples), 'ground_truth': sum(len(e.truth.labels) for e in examples), 'predictions': drawn}
 
@@ -80,7 +80,7 @@ def draw_predictions(args: argparse.Namespace) -> dict:
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    curves.check_out(args.out)
+    figures.check_out(args.out)
     results = args.draw(args)
     print(args.out)
     print(json.dumps({'out': args.out, **results}))

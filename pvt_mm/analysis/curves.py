@@ -15,21 +15,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from pvt_mm.analysis.figures import OKABE_ITO
 from pvt_mm.errors import InputError
 
-# The palette of Okabe and Ito, which the colour-blind tell apart, without its yellow, too pale for a line.
-OKABE_ITO = {
-    'blue': '#0072B2',
-    'vermilion': '#D55E00',
-    'green': '#009E73',
-    'orange': '#E69F00',
-    'purple': '#CC79A7',
-    'sky blue': '#56B4E9',
-    'black': '#000000',
-}
 METRICS = {'coco/bbox_mAP': 'box AP', 'mIoU': 'mIoU (%)', 'accuracy/top1': 'top-1 accuracy (%)'}
 NOT_METRICS = ('step', 'epoch', 'iter', 'time', 'data_time', 'memory')
-FORMATS = ('.png', '.svg', '.pdf', '.jpg')
 STYLE = {
     'axes.edgecolor': '0.4',
     'axes.spines.right': False,
@@ -43,7 +33,6 @@ STYLE = {
     'font.size': 10,
     'xtick.color': '0.4',
     'ytick.color': '0.4',
-    'svg.hashsalt': 'pvt_mm',  # the same picture is the same file
 }
 
 
@@ -209,7 +198,7 @@ def plot_curves(runs: Sequence[Run], metric: str | None) -> Figure:
         runs: The runs.
         metric: What is drawn beside the loss; nothing if None. Runs that do not have it are left out there.
     """
-    colors, styles, markers = list(OKABE_ITO.values()), ('-', '--', ':', '-.'), 'osD^vPX'
+    colors, styles, markers = list(OKABE_ITO.values())[:-1], ('-', '--', ':', '-.'), 'osD^vPX'
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(11 if metric else 6, 4.2 if len(runs) == 1 else 4.6), layout='constrained')
         loss_axes, *others = figure.subplots(1, 2 if metric else 1, squeeze=False)[0]
@@ -327,37 +316,3 @@ def spread(places: Sequence[float], gap: float) -> list[float]:
 
 def _number(value: float) -> str:
     return f'{value:.1f}' if abs(value) >= 10 else f'{value:.3f}'
-
-
-# ------------------------------------------------------------------------------------------------------------ saving
-
-
-def check_out(path: str | os.PathLike) -> None:
-    """Raises an InputError if a picture cannot be written to ``path``: of another format, or a folder."""
-    path = Path(path)
-    if path.suffix.lower() not in FORMATS:
-        raise InputError(f'--out {path}: name a file that ends in one of {", ".join(FORMATS)}')
-    if path.is_dir():
-        raise InputError(f'--out {path} is a folder')
-
-
-def save_figure(figure: Figure, path: str | os.PathLike, dpi: int = 160) -> None:
-    """Writes a figure in the format of the path's suffix, whole or not at all.
-
-    Raises:
-        InputError: The file cannot be written.
-    """
-    path = Path(path)
-    kind = path.suffix.lower().removeprefix('.')
-    beside = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with matplotlib.rc_context(STYLE):
-            undated = {'svg': {'Date': None}, 'pdf': {'CreationDate': None}}.get(kind)
-            figure.savefig(beside, format=kind, dpi=dpi, facecolor='white', metadata=undated)
-        os.replace(beside, path)
-    except OSError as error:
-        raise InputError(f'{path} cannot be written: {error.strerror or error}') from None
-    finally:
-        if beside.exists():
-            beside.unlink()

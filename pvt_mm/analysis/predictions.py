@@ -14,13 +14,14 @@ from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.runner.checkpoint import find_latest_checkpoint
 
+from pvt_mm.analysis.figures import OKABE_ITO
 from pvt_mm.checkpoint import CheckpointError, read_checkpoint
 from pvt_mm.engine.checks import check_checkpoint, check_data
 from pvt_mm.engine.run import WRONG_CONFIG, unreadable_images_named
 from pvt_mm.errors import InputError
 
-# Okabe and Ito's colours, told apart by the colour-blind.
-COLORS = ('#E69F00', '#56B4E9', '#009E73', '#D55E00', '#CC79A7', '#F0E442', '#0072B2', '#000000')
+ORDER = ('orange', 'sky blue', 'green', 'vermilion', 'purple', 'yellow', 'blue', 'black')  # bright ones first
+COLORS = [OKABE_ITO[name] for name in ORDER]
 
 
 class Boxes(NamedTuple):

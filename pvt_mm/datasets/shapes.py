@@ -15,6 +15,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from pvt_mm.files import whole_file
+
 CLASSES = ('circle', 'square', 'triangle')
 VERSION = 2  # part of every picture's seed: raise it with any change to what is drawn
 
@@ -366,9 +368,8 @@ def _read_marker(path: Path) -> dict | None:
 
 
 def _write_marker(path: Path, content: dict) -> None:
-    beside = path.with_suffix('.tmp')
-    beside.write_text(json.dumps(content, indent=2) + '\n')
-    os.replace(beside, path)
+    with whole_file(path) as beside:
+        beside.write_text(json.dumps(content, indent=2) + '\n')
 
 
 def _remove(out: Path, train: int, val: int) -> None:

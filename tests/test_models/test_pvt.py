@@ -100,9 +100,10 @@ def test_sizes_that_break_the_reference(size):
             assert relative_error(output, reference) < 1e-5
 
 
-def test_classification_features_equal_hugging_faces():
+def test_outputs_and_gradients_equal_hugging_faces():
     transformers = pytest.importorskip('transformers')
-    theirs = transformers.PvtModel(transformers.PvtConfig(depths=[2, 2, 2, 2])).eval()
+    config = transformers.PvtConfig(depths=[2, 2, 2, 2], drop_path_rate=0.0)
+    theirs = transformers.PvtModel(config).eval()
     for name, module in theirs.named_modules():
         if isinstance(module, nn.LayerNorm):
             module.eps = 1e-5 if 'patch_embeddings' in name or 'attention.self' in name else 1e-6
@@ -110,13 +111,19 @@ def test_classification_features_equal_hugging_faces():
     ours = PVT('tiny', out_indices=(0, 1, 2)).eval()
     ours.load_state_dict({name: value for name, value in weights.items() if not name.startswith('stages.3')})
     image = torch.randn(2, 3, 224, 224)
-    with torch.no_grad():
-        # The last stage has a class token there.
-        expected = theirs(image, output_hidden_states=True).hidden_states
-        for output in ours(image):
-            tokens = output.flatten(2).transpose(1, 2)
-            same_size = [h for h in expected if h.shape == tokens.shape]
-            assert relative_error(tokens, same_size[-1]) < 1e-5
+    # The last stage has a class token there.
+    hidden = theirs(image, output_hidden_states=True).hidden_states
+    outputs = [output.flatten(2).transpose(1, 2) for output in ours(image)]
+    expected = [[h for h in hidden if h.shape == output.shape][-1] for output in outputs]
+    for output, reference in zip(outputs, expected, strict=True):
+        assert relative_error(output, reference) < 1e-5
+    gradients = [torch.randn_like(output) for output in outputs]
+    torch.autograd.backward(outputs, gradients)
+    torch.autograd.backward(expected, gradients)
+    theirs = {n: p.grad if p.grad is not None else torch.zeros_like(p) for n, p in theirs.named_parameters()}
+    gradients, _ = backbone_weights(theirs)
+    for name, parameter in ours.named_parameters():
+        assert relative_error(parameter.grad, gradients[name]) < 2e-4, name
 
 
 @pytest.mark.parametrize(
