@@ -17,7 +17,7 @@ from pvt_mm.models import PVT
 from tests.conftest import ROOT
 
 CONFIGS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / 'configs').rglob('*.py') if '_base_' not in path.parts)
-PAPER = {'retinanet': 12, 'demo': 1}
+PAPER = {'retinanet': 12, 'mask_rcnn': 8, 'demo': 1}
 
 
 def test_every_config_is_discovered():
@@ -45,8 +45,11 @@ def on_shapes(config: Config, root: Path, work_dir: Path) -> Config:
             config[f'{split}_evaluator'].ann_file = f'{root}/annotations/instances_{year}.json'
     config.model.backbone.init_cfg = None
     config.model.backbone.drop_path_rate = 0.0  # it may drop a layer from the one step, which then learns nothing
-    config.model.bbox_head.num_classes = len(CLASSES)
-    config.model.test_cfg.score_thr = 0.0
+    roi_head = config.model.get('roi_head', {})
+    for head in (config.model.get('bbox_head'), roi_head.get('bbox_head'), roi_head.get('mask_head')):
+        if head:
+            head.num_classes = len(CLASSES)
+    config.model.test_cfg.get('rcnn', config.model.test_cfg).score_thr = 0.0
     config.work_dir = str(work_dir)
     config.train_cfg.max_epochs = 1
     config.default_hooks.logger.interval = 1
@@ -71,7 +74,11 @@ def test_config_trains_a_step_and_tests(name, shapes, tmp_path):
         assert boxes.bboxes.isfinite().all()
         assert boxes.labels.max() < len(CLASSES)
         assert 0 <= boxes.scores.min() <= boxes.scores.max() <= 1
-    assert 'coco/bbox_mAP' in runner.test()
+        if 'mask_rcnn' in name:
+            assert boxes.masks.shape == (len(boxes), *result.ori_shape)
+    metrics = runner.test()
+    assert 'coco/bbox_mAP' in metrics
+    assert ('coco/segm_mAP' in metrics) == ('mask_rcnn' in name)
     logged = [json.loads(line) for path in tmp_path.rglob('scalars.json') for line in path.read_text().splitlines()]
     assert all(math.isfinite(line['loss']) for line in logged if 'loss' in line)
     assert any('loss' in line for line in logged)
@@ -126,6 +133,33 @@ def test_retinanet_recipes_are_the_papers(name, arch, epochs, drop_path):
     scales = [tuple(resize.scale) for resize in config.tta_pipeline[1].transforms[0]]
     assert scales == [(1333, short), (666, short // 2), (2000, short * 3 // 2)]
     assert config.model.neck.in_channels == list(PVT(arch).arch.embed_dims)
+
+
+@pytest.mark.parametrize('size', 'tsml')
+@pytest.mark.parametrize('schedule', ['1x', '3x_ms'])
+def test_mask_rcnns_recipes_are_retinanets(size, schedule):
+    config, retinanet = (
+        Config.fromfile(ROOT / f'configs/{folder}/pvt_{size}_{schedule}.py') for folder in ('mask_rcnn', 'retinanet')
+    )
+    for key in ('optim_wrapper', 'param_scheduler', 'auto_scale_lr'):
+        assert config[key] == retinanet[key]
+    assert config.model.backbone == retinanet.model.backbone
+    assert config.model.neck.in_channels == retinanet.model.neck.in_channels
+    assert config.train_cfg.max_epochs == retinanet.train_cfg.max_epochs
+    pipeline, expected = (c.train_dataloader.dataset.pipeline for c in (config, retinanet))
+    assert pipeline[1] == {**expected[1], 'with_mask': True}
+    assert [*pipeline[:1], *pipeline[2:]] == [*expected[:1], *expected[2:]]
+
+
+@pytest.mark.parametrize(
+    ('name', 'millions'),
+    [('pvt_t_1x', 32.9), ('pvt_s_1x', 44.1), ('pvt_m_1x', 63.9), ('pvt_l_1x', 81.0)],
+)
+def test_mask_rcnns_parameters_are_table_4s(name, millions):
+    init_default_scope('mmdet')
+    with torch.device('meta'):
+        model = MODELS.build(Config.fromfile(ROOT / f'configs/mask_rcnn/{name}.py').model)
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, rel=0.01)
 
 
 @pytest.mark.parametrize(

@@ -12,23 +12,29 @@ from pvt_mm.errors import InputError, command
 
 ROOT = Path(__file__).resolve().parents[1]
 START, END = '<!-- model zoo -->', '<!-- /model zoo -->'
-READMES = {'README.md': '', 'configs/retinanet/README.md': '../../'}  # and the way from each to the root
-METRICS = ('box AP', 'box AP50', 'box AP75', 'box APs', 'box APm', 'box APl')
+READMES = {
+    'README.md': 'retinanet',
+    'configs/retinanet/README.md': 'retinanet',
+    'configs/mask_rcnn/README.md': 'mask_rcnn',
+}
 
 
 def model_table(metafile: Path, to_root: str) -> str:
-    """Returns a metafile's models as a Markdown table."""
-    rows = [('config', 'parameters (M)', 'epochs', *METRICS, 'source'), ('---',) * (len(METRICS) + 4)]
-    for model in yaml.safe_load(metafile.read_text())['Models']:
+    """Returns a metafile's models as a Markdown table, a column for each metric that one of them has."""
+    models = yaml.safe_load(metafile.read_text())['Models']
+    results = [{name: v for r in model.get('Results', ()) for name, v in r['Metrics'].items()} for model in models]
+    names = list(dict.fromkeys(name for metrics in results for name in metrics))
+    rows = [('config', 'parameters (M)', 'epochs', *names, 'source'), ('---',) * (len(names) + 4)]
+    for model, metrics in zip(models, results, strict=True):
         metadata = model['Metadata']
-        metrics = model['Results'][0]['Metrics'] if 'Results' in model else metadata
+        metrics = metrics or metadata
         config = Path(model['Config'])
         rows.append(
             (
                 f'[{config.stem}]({to_root}{config})',
                 str(metadata.get('Parameters (M)', '')),
                 str(metadata['Epochs']),
-                *(str(metrics.get(name, '')) for name in METRICS),
+                *(str(metrics.get(name, '')) for name in names),
                 metadata['Source'],
             )
         )
@@ -47,10 +53,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, epilog='Example: tools/model_zoo.py --check')
     parser.add_argument('--check', action='store_true', help='write nothing, and fail where a table is stale')
     args = parser.parse_args(argv)
-    for name, to_root in READMES.items():
+    for name, folder in READMES.items():
         path = ROOT / name
         text = path.read_text()
-        current = with_table(text, model_table(ROOT / 'configs/retinanet/metafile.yml', to_root))
+        to_root = '../' * (len(Path(name).parts) - 1)
+        current = with_table(text, model_table(ROOT / f'configs/{folder}/metafile.yml', to_root))
         if args.check and text != current:
             raise InputError(f'the model table of {name} is stale: run tools/model_zoo.py')
         if not args.check:

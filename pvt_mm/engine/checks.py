@@ -34,6 +34,7 @@ def check_data(config: Config, *splits: str) -> None:
         for dataset in _leaves(loader.dataset) if loader else ():
             _check_paths(dataset, split)
             _check_classes(dataset, config, split)
+            _check_masks(dataset, split)
         for evaluator in _as_list(config.get(f'{split}_evaluator')):
             path = evaluator.get('ann_file')
             if path and not os.path.exists(path):
@@ -67,8 +68,8 @@ def _check_classes(dataset: dict, config: Config, split: str) -> None:
     classes = _classes(dataset)
     if not classes:
         return
-    ann_file = os.path.join(dataset.get('data_root') or '', dataset.get('ann_file') or '')
-    if ann_file.endswith('.json') and os.path.isfile(ann_file):
+    ann_file = _annotations(dataset)
+    if ann_file:
         categories = coco_categories(ann_file)
         missing = [name for name in classes if name not in categories]
         if missing:
@@ -80,6 +81,26 @@ def _check_classes(dataset: dict, config: Config, split: str) -> None:
     for where, number in _head_classes(config.model, 'model'):
         if number != len(classes):
             raise InputError(f'{where} is {number}, and the {split} data has {len(classes)} classes: set it to that')
+
+
+def _check_masks(dataset: dict, split: str) -> None:
+    """Checks that the annotations have the masks that the pipeline loads."""
+    steps = [step for step in dataset.get('pipeline') or () if step['type'] == 'LoadAnnotations']
+    ann_file = _annotations(dataset)
+    if not ann_file or not any(step.get('with_mask') for step in steps):
+        return
+    with open(ann_file, 'rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+        if text.find(b'"segmentation"') < 0:
+            raise InputError(
+                f'the {split} annotations have no masks: {ann_file} has no "segmentation", which the pipeline loads '
+                '(with_mask=True); give annotations with masks, or train a detector of boxes alone'
+            )
+
+
+def _annotations(dataset: dict) -> str | None:
+    """Returns the path of a data set's COCO annotations, None where there are none."""
+    path = os.path.join(dataset.get('data_root') or '', dataset.get('ann_file') or '')
+    return path if path.endswith('.json') and os.path.isfile(path) else None
 
 
 def _classes(dataset: dict) -> list[str]:

@@ -18,6 +18,13 @@ def test_retinanets_are_table_11s(shape, gflops):
     assert count(load_config(RETINANET), shape)[0].gflops == pytest.approx(gflops, rel=2e-3)
 
 
+def test_mask_rcnns_are_table_10s():
+    config = load_config(RETINANET.replace('retinanet', 'mask_rcnn'))
+    parts = {part.name: part for part in count(config, (800, 1280))}
+    assert parts['model'].gflops == pytest.approx(304.4, rel=2e-3)
+    assert sum(parts[name].gflops for name in ('backbone', 'neck', 'rpn_head', 'roi_head')) == parts['model'].gflops
+
+
 def test_a_stages_parts_are_the_formulas_of_section_3():
     H, W = 256, 384
     parts = {part.name: part for part in count(load_config(RETINANET), (H, W))}
@@ -57,15 +64,22 @@ def test_shapes_follow_the_configs():
     assert default_shape(load_config(str(ROOT / 'configs/demo/retinanet_shapes.py'))) == (160, 160)
 
 
-def test_the_tool_prints_json_last(capsys):
+def test_the_tool_prints_json_last(capsys, tmp_path, monkeypatch):
     assert flops.main([RETINANET, '--shape', '64', '96']) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result['shape'] == [64, 96]
     assert result['parts']['model']['params_m'] == pytest.approx(34.22, abs=0.01)
+    for name in ('retinanet', 'mask_rcnn'):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'pvt_t.py').write_text(f"_base_ = '{ROOT}/configs/{name}/pvt_t_1x.py'\n")
+    assert sorted(flops.CONFIGS.rglob('*.py')) == sorted((ROOT / 'configs').rglob('*.py'))
+    monkeypatch.setattr(flops, 'CONFIGS', tmp_path)
     assert flops.main(['--all', '--shape', '64']) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert result['retinanet/pvt_s_1x']['params_m'] == 34.22
-    assert {'retinanet/pvt_l_3x_ms', 'demo/retinanet_shapes'} < set(result)
+    assert {name: row['params_m'] for name, row in result.items()} == {
+        'mask_rcnn/pvt_t': pytest.approx(32.9, abs=0.05),
+        'retinanet/pvt_t': pytest.approx(23.0, abs=0.05),
+    }
 
 
 @pytest.mark.parametrize(

@@ -211,6 +211,26 @@ def test_classes_that_do_not_fit(options, message, shapes):
         checks.check_data(on(shapes, **options), 'train')
 
 
+def test_annotations_without_the_masks_that_are_loaded(shapes, tmp_path):
+    mask_rcnn = RETINANET.replace('retinanet', 'mask_rcnn')
+    heads = {f'model.roi_head.{kind}_head.num_classes': 3 for kind in ('bbox', 'mask')}
+    config = run.load_config(mask_rcnn, {'data_root': str(shapes), **heads})
+    config.train_dataloader.dataset.metainfo = dict(classes=('circle', 'square', 'triangle'))
+    run.init_default_scope('mmdet')
+    checks.check_data(config, 'train')
+    content = json.loads((shapes / 'annotations/instances_train2017.json').read_text())
+    for annotation in content['annotations']:
+        del annotation['segmentation']
+    bare = tmp_path / 'boxes.json'
+    bare.write_text(json.dumps(content))
+    config.train_dataloader.dataset.ann_file = str(bare)
+    with pytest.raises(InputError, match=r'boxes.json has no "segmentation", which the pipeline loads'):
+        checks.check_data(config, 'train')
+    config.model.roi_head.mask_head.num_classes = 80
+    with pytest.raises(InputError, match=r'roi_head.mask_head.num_classes is 80, and the train data has 3 classes'):
+        checks.check_data(config, 'train')
+
+
 def test_cocos_80_classes_are_the_default(shapes):
     config = run.load_config(RETINANET, {'data_root': str(shapes)})
     run.init_default_scope('mmdet')
