@@ -23,6 +23,10 @@ from pvt_mm.errors import InputError
 WRONG_CONFIG = (AssertionError, AttributeError, ImportError, KeyError, TypeError, ValueError, FileNotFoundError)
 
 
+# Settings beside the arguments of MMEngine's Runner that take effect.
+READ_BY_TOOLS = ('data_root', 'auto_scale_lr', 'runner_type', 'tta_model', 'tta_pipeline')
+
+
 class CfgOptions(DictAction):
     """MMEngine's ``--cfg-options`` action, with a usage error in place of a traceback."""
 
@@ -79,19 +83,19 @@ def load_config(path: str, options: dict | None = None) -> Config:
 
 
 def _check_option_names(options: dict, config: Config) -> None:
-    known = {
-        *config.keys(),
-        *inspect.signature(Runner.__init__).parameters,
-        'data_root',
-        'auto_scale_lr',
-        'runner_type',
-    }
+    read = {*inspect.signature(Runner.__init__).parameters, *READ_BY_TOOLS}
     for key in options:
         name = key.split('.')[0]
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f'; did you mean {near[0]}?' if near else f'; it has {", ".join(sorted(config.keys()))}'
-            raise InputError(f'--cfg-options {key}: the config has no {name}{hint}')
+        if name in read:
+            continue
+        if name in config:
+            raise InputError(
+                f'--cfg-options {key}: {name} is a variable inside the config, which is read before the options are: '
+                'override the settings that use it, as in train_dataloader.dataset.metainfo.classes'
+            )
+        near = difflib.get_close_matches(name, [*read, *config.keys()], n=1)
+        hint = f'; did you mean {near[0]}?' if near else f'; it has {", ".join(sorted(config.keys()))}'
+        raise InputError(f'--cfg-options {key}: the config has no {name}{hint}')
 
 
 def _move_data(config: Config, old: str | None, new: str) -> None:

@@ -39,6 +39,7 @@ def test_options_are_merged():
         (str(ROOT / 'LICENSE'), {}, 'cannot be read'),
         (RETINANET, {'modle.backbone.arch': 'small'}, 'the config has no modle; did you mean model?'),
         (RETINANET, {'quux': 1}, 'the config has no quux; it has'),
+        (DEMO, {'metainfo.classes': ('a',)}, 'metainfo is a variable inside the config'),
         (RETINANET, {'model.backbone.arch.x': 1}, 'do not fit'),
     ],
 )
