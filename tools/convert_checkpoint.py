@@ -40,6 +40,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     size = args.pretrain_img_size
     if size and len(size) > 2:
         raise InputError(f'--pretrain-img-size takes a side or H and W, got {len(size)} numbers')
+    if os.path.realpath(args.source) == os.path.realpath(args.target):
+        raise InputError(f'{args.target} is the file to convert, and would be lost: name another to write')
+    if not args.target.endswith(('.pth', '.safetensors')):
+        raise InputError(f'{args.target}: name a file that ends in .pth or .safetensors')
     state_dict = read_checkpoint(args.source)
     try:
         layout, prefix = find_backbone(state_dict, args.prefix)

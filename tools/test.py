@@ -31,6 +31,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
+    run.check_checkpoint_exists(args.checkpoint)
     config = run.prepare_config(args)
     if args.show or args.show_dir:
         run.draw_predictions(config, args.show, args.show_dir, args.wait_time)

@@ -62,11 +62,8 @@ def load_config(path: str, options: dict | None = None) -> Config:
         InputError: The file is not there or is no config, or an option begins with a name that no config has.
     """
     if not os.path.isfile(path):
-        near = difflib.get_close_matches(
-            path, [str(other) for other in Path(path).parent.glob('*.py')], n=1, cutoff=0.5
-        )
-        hint = f'; did you mean {near[0]}?' if near else ''
-        raise InputError(f'the config {path} does not exist{hint}')
+        what = 'is a folder' if os.path.isdir(path) else 'does not exist'
+        raise InputError(f'the config {path} {what}{_near(path)}')
     try:
         config = Config.fromfile(path)
     except Exception as error:  # a config is Python: it can fail in any way
@@ -80,6 +77,20 @@ def load_config(path: str, options: dict | None = None) -> Config:
     except (KeyError, TypeError, AssertionError, ValueError) as error:
         raise InputError(f'--cfg-options do not fit {path}: {error}') from error
     return config
+
+
+def check_checkpoint_exists(path: str) -> None:
+    """Raises an InputError if a checkpoint, unless it is elsewhere than on disk, does not exist."""
+    if '://' not in path and not os.path.isfile(path):
+        what = 'is a folder' if os.path.isdir(path) else 'does not exist'
+        raise InputError(f'the checkpoint {path} {what}{_near(path)}')
+
+
+def _near(path: str) -> str:
+    """Returns a question after the file of the same folder and kind whose name is the nearest, if one is near."""
+    others = [str(other) for other in Path(path).parent.glob(f'*{Path(path).suffix or ".*"}')]
+    near = difflib.get_close_matches(path, others, n=1, cutoff=0.5)
+    return f'; did you mean {near[0]}?' if near else ''
 
 
 def _check_option_names(options: dict, config: Config) -> None:

@@ -37,6 +37,7 @@ def test_options_are_merged():
     [
         (RETINANET.replace('pvt_t', 'pvt_z'), {}, r'does not exist; did you mean .*/retinanet/pvt_\w_1x.py\?'),
         (str(ROOT / 'LICENSE'), {}, 'cannot be read'),
+        (str(ROOT / 'configs'), {}, 'configs is a folder'),
         (RETINANET, {'modle.backbone.arch': 'small'}, 'the config has no modle; did you mean model?'),
         (RETINANET, {'quux': 1}, 'the config has no quux; it has'),
         (DEMO, {'metainfo.classes': ('a',)}, 'metainfo is a variable inside the config'),
@@ -111,8 +112,10 @@ def test_trains_flags_reach_the_runner(flags, dtype, built, monkeypatch):
     assert config.val_cfg is config.val_dataloader is config.val_evaluator is None
 
 
-def test_tests_flags_reach_the_runner(built):
-    config = built(test_tool, [DEMO, 'gone.pth', '--tta', '--show-dir', 'drawn', '--out', 'out.pkl'])
+def test_tests_flags_reach_the_runner(built, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path('any.pth').touch()
+    config = built(test_tool, [DEMO, 'any.pth', '--tta', '--show-dir', 'drawn', '--out', 'out.pkl'])
     assert config.model.type == 'DetTTAModel'
     assert config.default_hooks.visualization.test_out_dir == 'drawn'
     assert [metric.type for metric in config.test_evaluator] == ['CocoMetric', 'DumpDetResults']
@@ -144,6 +147,16 @@ def test_faults_that_are_no_mistake_in_the_config_are_not_called_one(monkeypatch
     monkeypatch.setattr(run.Runner, 'from_cfg', fail)
     with pytest.raises(RuntimeError, match='out of memory'):
         run.build_runner(Config({}))
+
+
+def test_a_checkpoint_that_is_not_there_is_near_one_that_is(tmp_path):
+    (tmp_path / 'epoch_8.pth').touch()
+    run.check_checkpoint_exists(str(tmp_path / 'epoch_8.pth'))
+    run.check_checkpoint_exists('https://example.com/epoch_8.pth')
+    with pytest.raises(InputError, match=r'epoch_80.pth does not exist; did you mean .*/epoch_8.pth\?'):
+        run.check_checkpoint_exists(str(tmp_path / 'epoch_80.pth'))
+    with pytest.raises(InputError, match='is a folder'):
+        run.check_checkpoint_exists(str(tmp_path))
 
 
 def test_dump_needs_a_pickle_for_detection_and_takes_a_folder_for_segmentation():
