@@ -16,6 +16,7 @@ READMES = {
     'README.md': 'retinanet',
     'configs/retinanet/README.md': 'retinanet',
     'configs/mask_rcnn/README.md': 'mask_rcnn',
+    'configs/semantic_fpn/README.md': 'semantic_fpn',
 }
 
 
@@ -24,7 +25,8 @@ def model_table(metafile: Path, to_root: str) -> str:
     models = yaml.safe_load(metafile.read_text())['Models']
     results = [{name: v for r in model.get('Results', ()) for name, v in r['Metrics'].items()} for model in models]
     names = list(dict.fromkeys(name for metrics in results for name in metrics))
-    rows = [('config', 'parameters (M)', 'epochs', *names, 'source'), ('---',) * (len(names) + 4)]
+    length = 'Epochs' if 'Epochs' in models[0]['Metadata'] else 'Iterations'
+    rows = [('config', 'parameters (M)', length.lower(), *names, 'source'), ('---',) * (len(names) + 4)]
     for model, metrics in zip(models, results, strict=True):
         metadata = model['Metadata']
         metrics = metrics or metadata
@@ -33,7 +35,7 @@ def model_table(metafile: Path, to_root: str) -> str:
             (
                 f'[{config.stem}]({to_root}{config})',
                 str(metadata.get('Parameters (M)', '')),
-                str(metadata['Epochs']),
+                str(metadata[length]),
                 *(str(metrics.get(name, '')) for name in names),
                 metadata['Source'],
             )

@@ -197,7 +197,7 @@ def set_randomness(config: Config, seed: int | None, deterministic: bool) -> Non
     """Sets the seed and the determinism of a run, leaving what is not asked for as the config has it."""
     asked = dict(seed=seed, deterministic=deterministic or None)
     given = {key: value for key, value in asked.items() if value is not None}
-    config.randomness = {**(config.get('randomness') or {}), **given}
+    config.randomness = {'seed': None, **(config.get('randomness') or {}), **given}
 
 
 def use_amp(config: Config, dtype: str) -> None:

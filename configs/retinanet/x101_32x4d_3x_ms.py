@@ -1,0 +1,7 @@
+# RetinaNet with ResNeXt-101-32x4d, 3x schedule, shorter side from 640 to 800. Paper: AP 41.4 (Table 3), 8 V100:
+#   tools/dist_train.sh configs/retinanet/x101_32x4d_3x_ms.py 8
+# torchvision has no ImageNet weights of this model: put some with its keys where the line says, or train from random
+# weights with --cfg-options model.backbone.init_cfg=None
+_base_ = './r50_3x_ms.py'
+weights = 'checkpoints/resnext101_32x4d.pth'
+model = dict(backbone=dict(type='ResNeXt', depth=101, groups=32, base_width=4, init_cfg=dict(checkpoint=weights)))
