@@ -1,23 +1,25 @@
-"""Every config is discovered, built, trained for a step and tested, on generated shapes at a small size."""
+"""Every config is discovered, built, trained for two steps and tested, on generated shapes at a small size."""
 
 import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from mmdet.registry import MODELS
+import yaml
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
+from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
 from mmengine.runner import Runner
 
+from pvt_mm.analysis.flops import count
 from pvt_mm.datasets.shapes import CLASSES
-from pvt_mm.engine.run import load_config
+from pvt_mm.engine.run import load_config, set_randomness
 from pvt_mm.models import PVT
 from tests.conftest import ROOT
 
 CONFIGS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / 'configs').rglob('*.py') if '_base_' not in path.parts)
-PAPER = {'retinanet': 12, 'mask_rcnn': 8, 'demo': 1}
+PAPER = {'retinanet': 22, 'mask_rcnn': 18, 'semantic_fpn': 10, 'demo': 1}
 
 
 def test_every_config_is_discovered():
@@ -27,48 +29,102 @@ def test_every_config_is_discovered():
 
 
 def on_shapes(config: Config, root: Path, work_dir: Path) -> Config:
-    """Turns a detector's config to a handful of 64-pixel pictures and random weights."""
-    for split, year in (('train', 'train2017'), ('val', 'val2017'), ('test', 'val2017')):
+    """Turns a config to two steps on 64-pixel pictures, from random weights."""
+    to_shapes = segmentor_to_shapes if config.default_scope == 'mmseg' else detector_to_shapes
+    for split, images in (('train', 4), ('val', 2), ('test', 2)):
         loader = config[f'{split}_dataloader']
         loader.update(num_workers=0, persistent_workers=False, batch_size=2)
-        loader.dataset.update(
-            data_root=str(root),
-            ann_file=f'annotations/instances_{year}.json',
-            data_prefix=dict(img=f'{year}/'),
-            metainfo=dict(classes=CLASSES),
-            indices=2,
-        )
+        loader.dataset.update(data_root=str(root), metainfo=dict(classes=CLASSES), indices=images)
         for step in loader.dataset.pipeline:
             if step.type in ('Resize', 'RandomResize'):
-                step.scale = (64, 64) if step.type == 'Resize' else [(64, 48), (64, 64)]
-        if split != 'train':
-            config[f'{split}_evaluator'].ann_file = f'{root}/annotations/instances_{year}.json'
+                step.scale = [(64, 48), (64, 64)] if step.type == 'RandomResize' else (64, 64)
+    to_shapes(config, root)
     config.model.backbone.init_cfg = None
-    config.model.backbone.drop_path_rate = 0.0  # it may drop a layer from the one step, which then learns nothing
+    if 'PVT' in config.model.backbone.type:
+        config.model.backbone.drop_path_rate = 0.0  # it may drop a layer from both steps, which then learns nothing
+    config.work_dir = str(work_dir)
+    config.default_hooks.logger.interval = 1
+    config.default_hooks.checkpoint.update(interval=-1, save_last=False)  # a large one's would be 850 MB
+    set_randomness(config, None, False)  # as tools/train.py does
+    return config
+
+
+def detector_to_shapes(config: Config, root: Path) -> None:
+    for split, year in (('train', 'train2017'), ('val', 'val2017'), ('test', 'val2017')):
+        ann_file = f'annotations/instances_{year}.json'
+        config[f'{split}_dataloader'].dataset.update(ann_file=ann_file, data_prefix=dict(img=f'{year}/'))
+        if split != 'train':
+            config[f'{split}_evaluator'].ann_file = f'{root}/{ann_file}'
     roi_head = config.model.get('roi_head', {})
     for head in (config.model.get('bbox_head'), roi_head.get('bbox_head'), roi_head.get('mask_head')):
         if head:
             head.num_classes = len(CLASSES)
     config.model.test_cfg.get('rcnn', config.model.test_cfg).score_thr = 0.0
-    config.work_dir = str(work_dir)
     config.train_cfg.max_epochs = 1
-    config.default_hooks.logger.interval = 1
-    config.default_hooks.checkpoint.update(interval=-1, save_last=False)  # a large one's would be 850 MB
-    return config
 
 
-@pytest.mark.parametrize('name', CONFIGS)
-def test_config_trains_a_step_and_tests(name, shapes, tmp_path):
+def segmentor_to_shapes(config: Config, root: Path) -> None:
+    for split in ('train', 'val', 'test'):
+        dataset = config[f'{split}_dataloader'].dataset
+        dataset.update(type='BaseSegDataset', reduce_zero_label=True)  # ADE20KDataset takes its own classes alone
+        dataset.metainfo.palette = [[200, 0, 0], [0, 200, 0], [0, 0, 200]]
+        for step in dataset.pipeline:
+            if step.type == 'RandomResize':
+                step.scale = (64, 64)
+            if step.type == 'RandomCrop':
+                step.crop_size = (64, 64)
+    config.model.data_preprocessor.size = (64, 64)
+    config.model.decode_head.num_classes = len(CLASSES)
+    config.train_cfg.update(max_iters=2, val_interval=2)
+
+
+def distinct_models() -> list[str]:
+    """Returns the configs, one for each model: a longer schedule trains the same one."""
+    models = {}
+    for name in CONFIGS:
+        model = Config.fromfile(ROOT / name).model
+        model.backbone.pop('init_cfg', None)
+        models.setdefault(str(sorted(model.items())), name)
+    return list(models.values())
+
+
+DISTINCT = distinct_models()
+
+
+def test_the_distinct_models_are_the_papers():
+    folders = [Path(name).parts[1] for name in DISTINCT]
+    # detectors: four PVTs and five baselines, RetinaNet's wide PVT
+    assert {folder: folders.count(folder) for folder in PAPER} == dict(
+        retinanet=10, mask_rcnn=9, semantic_fpn=9, demo=1
+    )
+
+
+@pytest.mark.parametrize('name', DISTINCT)
+def test_config_trains_two_steps_and_tests(name, shapes, tmp_path):
     config = on_shapes(load_config(str(ROOT / name)), shapes, tmp_path)
     runner = Runner.from_cfg(config)
-    assert isinstance(runner.model.backbone, PVT)
-    before = {key: value.clone() for key, value in runner.model.state_dict().items()}
-    runner.train()
+    assert isinstance(runner.model.backbone, PVT) == ('/pvt_' in name or 'demo' in name)
+    gradients = {}
     for key, parameter in runner.model.named_parameters():
+        if parameter.requires_grad:
+            gradients[key] = 0.0
+            parameter.register_hook(
+                lambda grad, key=key: gradients.update({key: gradients[key] + grad.abs().sum().item()})
+            )
+    runner.train()
+    assert runner.iter == 2
+    for key, total in gradients.items():
+        assert math.isfinite(total), key
         if 'reg_convs' not in key and 'retina_reg' not in key:  # they learn only where an anchor fits
-            assert not torch.equal(parameter, before[key]), key
+            assert total > 0, key
     results = runner.model.test_step(next(iter(runner.test_dataloader)))
+    metrics = runner.test()
     for result in results:
+        if config.default_scope == 'mmseg':
+            assert result.pred_sem_seg.data.shape == (1, *result.ori_shape)
+            assert 0 <= result.pred_sem_seg.data.min() <= result.pred_sem_seg.data.max() < len(CLASSES)
+            assert result.seg_logits.data.isfinite().all()
+            continue
         boxes = result.pred_instances
         assert len(boxes) > 0
         assert boxes.bboxes.isfinite().all()
@@ -76,12 +132,25 @@ def test_config_trains_a_step_and_tests(name, shapes, tmp_path):
         assert 0 <= boxes.scores.min() <= boxes.scores.max() <= 1
         if 'mask_rcnn' in name:
             assert boxes.masks.shape == (len(boxes), *result.ori_shape)
-    metrics = runner.test()
-    assert 'coco/bbox_mAP' in metrics
-    assert ('coco/segm_mAP' in metrics) == ('mask_rcnn' in name)
+    if config.default_scope == 'mmseg':
+        assert 0 <= metrics['mIoU'] <= 100
+    else:
+        assert 'coco/bbox_mAP' in metrics
+        assert ('coco/segm_mAP' in metrics) == ('mask_rcnn' in name)
     logged = [json.loads(line) for path in tmp_path.rglob('scalars.json') for line in path.read_text().splitlines()]
-    assert all(math.isfinite(line['loss']) for line in logged if 'loss' in line)
-    assert any('loss' in line for line in logged)
+    losses = [line['loss'] for line in logged if 'loss' in line]
+    assert len(losses) == 2
+    assert all(map(math.isfinite, losses))
+
+
+@pytest.mark.parametrize('name', sorted(set(CONFIGS) - set(DISTINCT)))
+def test_other_schedules_load_their_data(name, shapes, tmp_path):
+    config = on_shapes(load_config(str(ROOT / name)), shapes, tmp_path)
+    init_default_scope(config.default_scope)
+    for split in ('train', 'val'):
+        batch = next(iter(Runner.build_dataloader(config[f'{split}_dataloader'])))
+        assert [image.shape[0] for image in batch['inputs']] == [3, 3]
+        assert max(max(image.shape) for image in batch['inputs']) <= 64
 
 
 # Section 5.2 of the paper, and per arch the stochastic depth of the authors' release.
@@ -151,26 +220,85 @@ def test_mask_rcnns_recipes_are_retinanets(size, schedule):
     assert [*pipeline[:1], *pipeline[2:]] == [*expected[:1], *expected[2:]]
 
 
-@pytest.mark.parametrize(
-    ('name', 'millions'),
-    [('pvt_t_1x', 32.9), ('pvt_s_1x', 44.1), ('pvt_m_1x', 63.9), ('pvt_l_1x', 81.0)],
-)
-def test_mask_rcnns_parameters_are_table_4s(name, millions):
-    init_default_scope('mmdet')
-    with torch.device('meta'):
-        model = MODELS.build(Config.fromfile(ROOT / f'configs/mask_rcnn/{name}.py').model)
-    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, rel=0.01)
+def models_of(folder: str) -> list[dict]:
+    return yaml.safe_load((ROOT / f'configs/{folder}/metafile.yml').read_text())['Models']
 
 
-@pytest.mark.parametrize(
-    ('name', 'millions'),
-    [('pvt_t_1x', 23.0), ('pvt_s_1x', 34.2), ('pvt_m_1x', 53.9), ('pvt_l_1x', 71.1), ('pvt_s_3x_ms', 34.2)],
-)
-def test_retinanets_parameters_are_table_3s(name, millions):
-    init_default_scope('mmdet')
+COUNTED = [model for folder in ('retinanet', 'mask_rcnn', 'semantic_fpn') for model in models_of(folder)]
+
+
+@pytest.mark.parametrize('model', COUNTED, ids=[model['Name'] for model in COUNTED])
+def test_parameters_are_the_papers(model):
+    metadata = model['Metadata']
+    if 'Parameters (M)' not in metadata:
+        assert model['Name'] == 'retinanet_pvt_s_wide_1x'  # Table 9 gives the classifier's alone
+        return
+    config = Config.fromfile(ROOT / model['Config'])
+    init_default_scope(config.default_scope)
     with torch.device('meta'):
-        model = MODELS.build(Config.fromfile(ROOT / f'configs/retinanet/{name}.py').model)
-    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, rel=0.01)
+        built = MODELS.build(config.model)
+    assert sum(p.numel() for p in built.parameters()) / 1e6 == pytest.approx(metadata['Parameters (M)'], rel=0.01)
+
+
+SEGMENTORS = [model for model in COUNTED if 'GFLOPs' in model['Metadata']]
+
+
+@pytest.mark.parametrize('model', SEGMENTORS, ids=[model['Name'] for model in SEGMENTORS])
+def test_semantic_fpns_gflops_are_table_5s(model):
+    config = load_config(str(ROOT / model['Config']))
+    assert count(config, (512, 512))[0].gflops == pytest.approx(model['Metadata']['GFLOPs'], rel=0.01)
+
+
+@pytest.mark.parametrize('name', sorted(Path(name).stem for name in CONFIGS if 'semantic_fpn' in name))
+def test_semantic_fpn_recipes_are_section_5_3s(name):
+    config = Config.fromfile(ROOT / f'configs/semantic_fpn/{name}.py')
+    iterations = 320_000 if '320k' in name else 80_000
+    assert config.train_cfg.max_iters == iterations
+    assert config.optim_wrapper.optimizer == dict(type='AdamW', lr=1e-4, weight_decay=1e-4)
+    (schedule,) = config.param_scheduler
+    assert schedule == dict(type='PolyLR', power=0.9, eta_min=0, begin=0, end=iterations, by_epoch=False)
+    assert config.train_dataloader.batch_size * 4 == config.auto_scale_lr.base_batch_size == 16
+    if name.startswith('pvt'):
+        arch = dict(t='tiny', s='small', m='medium', l='large')[name[4]]
+        assert config.model.backbone.arch == arch
+        assert config.model.backbone.get('drop_path_rate', 0.1) == 0.1
+        assert config.model.backbone.init_cfg.checkpoint == WEIGHTS.format(arch)
+
+
+def test_segmentations_test_images_are_multiples_of_32(shapes):
+    config = Config.fromfile(ROOT / 'configs/semantic_fpn/pvt_t_80k.py')
+    init_default_scope('mmseg')
+    image = str(next((shapes / 'val2017').iterdir()))
+    assert [step.type for step in config.test_dataloader.dataset.pipeline][3] == 'LoadAnnotations'
+    pipeline = [TRANSFORMS.build(step) for step in config.test_dataloader.dataset.pipeline[:3]]
+    results = dict(img_path=image)
+    for step in pipeline[:1]:
+        results = step(results)
+    results['img'] = np.zeros((333, 500, 3), np.uint8)
+    for step in pipeline[1:]:
+        results = step(results)
+    assert results['img'].shape == results['img_shape'] + (3,) == (512, 800, 3)  # 512 x 769 before
+    bases = [tuple(step.scale) for step in config.tta_pipeline[1].transforms[0]]
+    assert bases == [(1024, 256), (1536, 384), (2048, 512), (2560, 640), (3072, 768), (3584, 896)]
+
+
+BASELINES = [Path(name).stem for name in CONFIGS if 'configs/retinanet/' in name and '/pvt_' not in name]
+
+
+@pytest.mark.parametrize('folder', ['retinanet', 'mask_rcnn'])
+@pytest.mark.parametrize('name', BASELINES)
+def test_baselines_recipes_are_mmdetections(folder, name):
+    config = Config.fromfile(ROOT / f'configs/{folder}/{name}.py')
+    three = name.endswith('3x_ms')
+    lr = dict(retinanet=0.01, mask_rcnn=0.02)[folder]
+    assert config.optim_wrapper.optimizer == dict(type='SGD', lr=lr, momentum=0.9, weight_decay=0.0001)
+    assert config.train_cfg.max_epochs == (36 if three else 12)
+    assert config.param_scheduler[1].milestones == ([27, 33] if three else [8, 11])
+    assert config.model.backbone.depth == int(name.split('_')[0][1:])
+    assert config.model.backbone.frozen_stages == 1
+    groups = config.model.backbone.get('groups', 1)
+    assert groups == (int(name.split('_')[1].split('x')[0]) if name[0] == 'x' else 1)
+    assert 'open-mmlab' not in config.model.backbone.init_cfg.checkpoint
 
 
 def test_the_readmes_example_turns_mmdets_retinanet_into_ours(tmp_path):
