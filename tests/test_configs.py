@@ -59,8 +59,9 @@ def detector_to_shapes(config: Config, root: Path) -> None:
     for head in (config.model.get('bbox_head'), roi_head.get('bbox_head'), roi_head.get('mask_head')):
         if head:
             head.num_classes = len(CLASSES)
-    config.model.test_cfg.get('rcnn', config.model.test_cfg).score_thr = 0.0
-    config.train_cfg.max_epochs = 1
+    # enough boxes to look at; pasting a hundred masks a picture takes longer than training
+    config.model.test_cfg.get('rcnn', config.model.test_cfg).update(score_thr=0.0, max_per_img=10)
+    config.train_cfg.update(max_epochs=1, val_interval=2)  # the test evaluates
 
 
 def segmentor_to_shapes(config: Config, root: Path) -> None:
@@ -75,7 +76,7 @@ def segmentor_to_shapes(config: Config, root: Path) -> None:
                 step.crop_size = (64, 64)
     config.model.data_preprocessor.size = (64, 64)
     config.model.decode_head.num_classes = len(CLASSES)
-    config.train_cfg.update(max_iters=2, val_interval=2)
+    config.train_cfg.update(max_iters=2, val_interval=9)
 
 
 def distinct_models() -> list[str]:
