@@ -16,7 +16,7 @@ from pvt_mm.errors import InputError
 
 LAYOUTS = {
     'CocoDataset': 'COCO is laid out as annotations/instances_{train,val}2017.json, train2017/*.jpg and val2017/*.jpg',
-    'ADE20KDataset': 'ADE20K is laid out as images/{training,validation}/*.jpg and annotations/{training,validation}/*.png',
+    'ADE20KDataset': 'ADE20K is laid out as {images,annotations}/{training,validation}/*.{jpg,png}',
 }
 
 
