@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if is_main_process():
         if not metrics:
             print('no metrics: the model predicts nothing on any image, or test_evaluator writes results only')
-        print(json.dumps(metrics))
+        print(json.dumps(metrics, default=float))  # IoUMetric's are NumPy's floats
 
 
 if __name__ == '__main__':

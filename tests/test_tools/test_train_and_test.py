@@ -99,6 +99,37 @@ def test_train_resume_and_test(config, shapes, capsys):
     assert test_tool.main(with_tta) == 0
 
 
+SEGMENTOR = """
+_base_ = '{root}/configs/semantic_fpn/pvt_t_80k.py'
+backbone = dict(arch=dict(_delete_=True, **{arch}), init_cfg=None)
+model = dict(
+    data_preprocessor=dict(size=(64, 64)),
+    backbone=backbone,
+    neck=dict(in_channels=[8, 16, 24, 32]),
+    decode_head=dict(num_classes=3),
+)
+shapes = dict(type='BaseSegDataset', reduce_zero_label=True, metainfo=dict(classes=('circle', 'square', 'triangle'),
+    palette=[[200, 0, 0], [0, 200, 0], [0, 0, 200]]))
+train_dataloader = dict(dataset=shapes, num_workers=0, persistent_workers=False)
+val_dataloader = dict(dataset=shapes, num_workers=0, persistent_workers=False)
+test_dataloader = val_dataloader
+train_cfg = dict(max_iters=1, val_interval=1)
+"""
+SMALL = ['train_dataloader.dataset.pipeline.3.crop_size=(64,64)', 'test_dataloader.dataset.pipeline.1.scale=(256,64)']
+SMALL += [f'tta_pipeline.1.transforms.0.{i}.scale=({128 + 32 * i},64)' for i in range(6)]
+
+
+def test_a_segmentor_is_trained_and_tested_flipped_at_several_scales(config, shapes, capsys):
+    Path('segmentor.py').write_text(SEGMENTOR.format(root=ROOT, arch=TINY_ARCH))
+    more = ['--work-dir', 'seg', '--cfg-options', f'data_root={shapes}', *SMALL]
+    assert train_tool.main(['segmentor.py', *more]) == 0
+    for flags in ([], ['--tta']):
+        forget_visualizers()
+        assert test_tool.main(['segmentor.py', 'seg/iter_1.pth', *flags, *more]) == 0
+        metrics = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert 0 <= metrics['mIoU'] <= 100
+
+
 @pytest.mark.parametrize(
     ('tool', 'arguments', 'message'),
     [
