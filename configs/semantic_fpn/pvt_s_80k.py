@@ -1,18 +1,12 @@
 # Semantic FPN with PVT-Small, 80k iterations (section 5.3). Paper: mIoU 39.8 (Table 5), 4 V100 GPUs, 4 images each:
 #   tools/dist_train.sh configs/semantic_fpn/pvt_s_80k.py 4
-_base_ = ['../_base_/ade20k_512.py', '../_base_/schedule_80k.py', '../_base_/segmentation_runtime.py']
-norm_cfg = dict(type='SyncBN', requires_grad=True)
+_base_ = [
+    '../_base_/encoder_decoder_512.py',
+    '../_base_/ade20k_512.py',
+    '../_base_/schedule_80k.py',
+    '../_base_/segmentation_runtime.py',
+]
 model = dict(
-    type='EncoderDecoder',
-    data_preprocessor=dict(
-        type='SegDataPreProcessor',
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        bgr_to_rgb=True,
-        pad_val=0,
-        seg_pad_val=255,
-        size=(512, 512),
-    ),
     backbone=dict(
         type='pvt_mm.PVT',
         arch='small',
@@ -28,9 +22,8 @@ model = dict(
         feature_strides=[4, 8, 16, 32],
         channels=128,
         num_classes=150,
-        norm_cfg=norm_cfg,
+        norm_cfg=dict(type='SyncBN', requires_grad=True),
         align_corners=False,
         loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
     ),
-    test_cfg=dict(mode='whole'),
 )

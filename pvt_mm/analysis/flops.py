@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -49,13 +49,12 @@ def count(config: Config, shape: tuple[int, int]) -> list[Part]:
     Raises:
         InputError: The model cannot be built, or does not take such an image.
     """
-    init_default_scope(config.get('default_scope', 'mmengine'))
-    try:
-        with torch.device('meta'):
-            model = MODELS.build(config.model).eval()
-    except WRONG_CONFIG as error:
-        raise InputError(f'the model cannot be built: {type(error).__name__}: {error}') from error
-    gflops = _gflops_by_module(model, shape)
+    with DefaultScope.overwrite_default_scope(config.get('default_scope', 'mmengine')):
+        try:
+            model = _build(config.model)
+        except WRONG_CONFIG as error:
+            raise InputError(f'the model cannot be built: {type(error).__name__}: {error}') from error
+        gflops = _gflops_by_module(model, shape)
     parts = [Part('model', _millions(model), gflops[''])]
     for name, child in model.named_children():
         if any(True for _ in child.parameters()):
@@ -65,14 +64,31 @@ def count(config: Config, shape: tuple[int, int]) -> list[Part]:
     return parts
 
 
+def _build(model: dict) -> nn.Module:
+    """Builds a model on the meta device, in evaluation and without gradients, which the counter would follow."""
+    try:
+        with torch.device('meta'):
+            built = MODELS.build(model)
+    except RuntimeError as error:
+        if 'meta tensors' not in str(error):
+            raise
+        built = MODELS.build(model).to('meta')  # it reads a value while it is built, as MMSegmentation's ViT does
+    return built.eval().requires_grad_(False)
+
+
 def _gflops_by_module(model: nn.Module, shape: tuple[int, int]) -> dict[str, float]:
     """Returns the multiply-adds, in 1e9, of each module by its name; the model's own is ''."""
     counter = FlopCounterMode(display=False)
     # The counter names modules from the one that is called, so the model itself has to be.
     if hasattr(model, 'roi_head'):
         model.forward = functools.partial(_forward_two_stages, model)
+    elif hasattr(model, 'forward_transformer'):
+        model.forward = functools.partial(_forward_transformer, model)
     else:
         model.forward = functools.partial(model.forward, mode='tensor')
+    # In evaluation torch.nn's transformer layers are one operation each, which the counter does not know.
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
         with counter, torch.no_grad():
             model(torch.empty(1, 3, *shape, device='meta'))
@@ -80,6 +96,8 @@ def _gflops_by_module(model: nn.Module, shape: tuple[int, int]) -> dict[str, flo
         raise InputError(f'--shape {shape[0]} {shape[1]}: {error}') from None
     except NotImplementedError as error:
         raise InputError(f'{type(model).__name__} has an operation that cannot be counted: {error}') from None
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
     counted = {name: sum(operations.values()) / 2e9 for name, operations in counter.get_flop_counts().items()}
     prefix, gflops = type(model).__name__, {}
     for name, module in reversed(list(model.named_modules())):  # children before parents
@@ -103,6 +121,14 @@ def _forward_two_stages(model: nn.Module, image: torch.Tensor) -> None:
         if extractor is not None:
             size = extractor.roi_layers[0].output_size
             getattr(model.roi_head, f'{kind}_head')(image.new_empty(number, extractor.out_channels, *size))
+
+
+def _forward_transformer(model: nn.Module, image: torch.Tensor) -> None:
+    """Runs a DETR, which asks each image's sample where its padding begins: there is none."""
+    from mmdet.structures import DetDataSample
+
+    size = tuple(image.shape[2:])
+    model._forward(image, [DetDataSample(metainfo=dict(img_shape=size, batch_input_shape=size))])
 
 
 def _stages(prefix: str, backbone: PVT, gflops: dict[str, float]) -> list[Part]:

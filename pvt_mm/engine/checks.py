@@ -1,14 +1,19 @@
 """What can be wrong with a run, found before it starts."""
 
+import functools
 import json
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
-from mmengine.registry import DATASETS
+from mmengine.registry import DATASETS, TRANSFORMS
+from rich.console import Console
+from rich.progress import track
 from torch import nn
 
 from pvt_mm.checkpoint import CheckpointError, check_weights, read_checkpoint, read_file
@@ -25,7 +30,8 @@ def check_data(config: Config, *splits: str) -> None:
 
     Raises:
         InputError: A file or folder is missing (the message says how to lay the data out), annotations lack a class
-            that the config has, or a head predicts another number of classes than there are.
+            that the config has, a label map has a value that is none, or a head predicts another number of classes than
+            there are.
     """
     for split in splits:
         loader = config.get(f'{split}_dataloader')
@@ -36,6 +42,7 @@ def check_data(config: Config, *splits: str) -> None:
             _check_paths(dataset, split)
             _check_classes(dataset, config, split)
             _check_masks(dataset, split)
+            _check_labels(dataset, config, split)
         for evaluator in _as_list(config.get(f'{split}_evaluator')):
             path = evaluator.get('ann_file')
             if path and not os.path.exists(path):
@@ -96,6 +103,44 @@ def _check_masks(dataset: dict, split: str) -> None:
                 f'the {split} annotations have no masks: {ann_file} has no "segmentation", which the pipeline loads '
                 '(with_mask=True); give annotations with masks, or train a detector of boxes alone'
             )
+
+
+def _check_labels(dataset: dict, config: Config, split: str) -> None:
+    """Checks that the label maps have no value but the classes' and the one to ignore. The first process reads them."""
+    steps = [step for step in dataset.get('pipeline') or () if step['type'] == 'LoadAnnotations']
+    if 'decode_head' not in config.model or not steps or int(os.environ.get('RANK', 0)) > 0:
+        return
+    head = config.model.decode_head
+    with DATASETS.switch_scope_and_registry(None) as registry:
+        infos = list(registry.build({**dataset, 'pipeline': []}))
+    with TRANSFORMS.switch_scope_and_registry(None) as registry:
+        load = registry.build(steps[0])
+    values = functools.partial(_label_values, load)
+    task = f'checking the labels of the {split} data'
+    with ThreadPoolExecutor() as threads:
+        maps = zip(infos, threads.map(values, infos), strict=True)
+        for info, found in track(maps, task, len(infos), console=Console(stderr=True), transient=True):
+            wrong = [value for value in found if value >= head.num_classes and value != head.get('ignore_index', 255)]
+            if wrong:
+                reduced = ' once reduce_zero_label has taken 1 off' if info['reduce_zero_label'] else ''
+                threads.shutdown(wait=False, cancel_futures=True)
+                raise InputError(
+                    f'{info["seg_map_path"]} has the label {wrong[0]}{reduced}, and the {head.num_classes} classes are '
+                    f'0 to {head.num_classes - 1}: mend the label map, or set num_classes and metainfo.classes'
+                )
+
+
+def _label_values(load: Callable[[dict], dict], info: dict) -> list[int]:
+    """Returns the values of a label map, as training will see them.
+
+    Raises:
+        InputError: It is missing or damaged.
+    """
+    try:
+        labels = load(dict(info))['gt_seg_map']
+    except (OSError, ValueError) as error:
+        raise InputError(f'the label map {info["seg_map_path"]} cannot be read: {error}') from error
+    return np.bincount(labels.ravel()).nonzero()[0].tolist()
 
 
 def _annotations(dataset: dict) -> str | None:

@@ -1,5 +1,19 @@
-"""The models that configs name by ``type='pvt_mm.…'``."""
+"""The models that configs name by ``type='pvt_mm.…'``. Those that extend MMDetection's or MMSegmentation's need them."""
 
+from importlib.util import find_spec
+
+from .interpolated_pyramid import InterpolatedPyramid
 from .pvt import ARCHS, PVT
 
-__all__ = ['ARCHS', 'PVT']
+__all__ = ['ARCHS', 'PVT', 'InterpolatedPyramid']
+
+if find_spec('mmdet'):
+    from .detr_head import DETRHead
+    from .instance_tta import InstanceTTAModel
+
+    __all__ += ['DETRHead', 'InstanceTTAModel']
+
+if find_spec('mmseg'):
+    from .trans2seg_head import Trans2SegHead
+
+    __all__ += ['Trans2SegHead']

@@ -1,0 +1,261 @@
+"""Tables 2 to 11 of the paper: what it reports, quoted, beside what is computed here and what runs have measured.
+
+The quoted figures of a config are those of its metafile. Only Table 2 has rows that are no config's.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+from mmengine.config import Config
+
+from pvt_mm.analysis import flops
+from pvt_mm.engine.run import load_config
+from pvt_mm.models import ARCHS
+
+PARAMS, GFLOPS, ERROR = 'parameters (M)', 'GFLOPs', 'top-1 error (%)'
+# How far a computed figure may be from the quoted one before its row has to say why; half a unit of the last digit that
+# the paper gives is no difference.
+BOUNDS = {PARAMS: 0.01, GFLOPS: 0.02}
+
+TITLES = {
+    2: 'Image classification on ImageNet, 224 x 224',
+    3: 'RetinaNet on COCO val2017',
+    4: 'Mask R-CNN on COCO val2017',
+    5: 'Semantic FPN on ADE20K, 512 x 512',
+    6: 'DETR on COCO val2017',
+    7: 'Trans2Seg and DeepLabV3+ on ADE20K, 512 x 512',
+    8: 'ViT beside PVT, RetinaNet on COCO val2017',
+    9: 'Wider beside deeper: classifiers, and RetinaNet on COCO val2017',
+    10: 'Global context blocks beside PVT, Mask R-CNN on COCO val2017',
+    11: 'Input scales, RetinaNet on COCO val2017',
+}
+# The columns of each table, in the paper's order.
+BOX, MASK = ('box AP', 'box AP50', 'box AP75'), ('mask AP', 'mask AP50', 'mask AP75')
+SIX = (*BOX, 'box APs', 'box APm', 'box APl')
+COLUMNS = {
+    2: (PARAMS, GFLOPS, ERROR),
+    3: (PARAMS, *SIX),
+    4: (PARAMS, *BOX, *MASK),
+    5: (PARAMS, GFLOPS, 'mIoU'),
+    6: SIX,
+    7: (PARAMS, GFLOPS, 'mIoU'),
+    8: (PARAMS, *SIX),
+    9: (PARAMS, ERROR, *BOX),
+    10: (PARAMS, GFLOPS, *MASK),
+    11: (GFLOPS, *BOX),
+}
+# Rows that a table repeats from the one that their metafile names.
+REPEATED = {
+    8: ('retinanet/pvt_s_1x',),
+    9: ('retinanet/pvt_m_1x',),
+    10: ('mask_rcnn/pvt_s_1x',),
+    11: ('retinanet/r50_1x', 'retinanet/pvt_s_1x'),
+}
+# Parameters, GFLOPs and top-1 error; * is trained as in the model's own paper.
+TABLE_2 = {
+    'ResNet18*': (11.7, 1.8, 30.2),
+    'ResNet18': (11.7, 1.8, 31.5),
+    'DeiT-Tiny/16': (5.7, 1.3, 27.8),
+    'PVT-Tiny': (13.2, 1.9, 24.9),
+    'ResNet50*': (25.6, 4.1, 23.9),
+    'ResNet50': (25.6, 4.1, 21.5),
+    'ResNeXt50-32x4d*': (25.0, 4.3, 22.4),
+    'ResNeXt50-32x4d': (25.0, 4.3, 20.5),
+    'T2T-ViTt-14': (22.0, 6.1, 19.3),
+    'TNT-S': (23.8, 5.2, 18.7),
+    'DeiT-Small/16': (22.1, 4.6, 20.1),
+    'PVT-Small': (24.5, 3.8, 20.2),
+    'ResNet101*': (44.7, 7.9, 22.6),
+    'ResNet101': (44.7, 7.9, 20.2),
+    'ResNeXt101-32x4d*': (44.2, 8.0, 21.2),
+    'ResNeXt101-32x4d': (44.2, 8.0, 19.4),
+    'T2T-ViTt-19': (39.0, 9.8, 18.6),
+    'ViT-Small/16': (48.8, 9.9, 19.2),
+    'PVT-Medium': (44.2, 6.7, 18.8),
+    'ResNeXt101-64x4d*': (83.5, 15.6, 20.4),
+    'ResNeXt101-64x4d': (83.5, 15.6, 18.5),
+    'ViT-Base/16': (86.6, 17.6, 18.2),
+    'T2T-ViTt-24': (64.0, 15.0, 17.8),
+    'TNT-B': (66.0, 14.1, 17.2),
+    'DeiT-Base/16': (86.6, 17.6, 18.2),
+    'PVT-Large': (61.4, 9.8, 18.3),
+}
+# A config with the backbone of each classifier of Tables 2 and 9.
+CLASSIFIERS = {
+    'PVT-Tiny': 'retinanet/pvt_t_1x',
+    'PVT-Small': 'retinanet/pvt_s_1x',
+    'PVT-Medium': 'retinanet/pvt_m_1x',
+    'PVT-Large': 'retinanet/pvt_l_1x',
+}
+# Table 9 gives the parameters and the error of the classifiers.
+TABLE_9 = {'retinanet/pvt_s_wide_1x': (46.8, 19.3), 'retinanet/pvt_m_1x': (44.2, 18.8)}
+
+# What the evaluators call the paper's metrics.
+METRICS = {
+    f'{paper} {name}': f'coco/{ours}_mAP{suffix}'
+    for paper, ours in (('box', 'bbox'), ('mask', 'segm'))
+    for name, suffix in (('AP', ''), ('AP50', '_50'), ('AP75', '_75'), ('APs', '_s'), ('APm', '_m'), ('APl', '_l'))
+} | {'mIoU': 'mIoU'}
+
+
+class Row(NamedTuple):
+    """A row of a table: its figures by column, and why a computed one is out of the bounds where one is."""
+
+    name: str
+    quoted: dict[str, float | str]
+    computed: dict[str, float]
+    measured: dict[str, float]
+    shape: tuple[int, int]
+    why: str = ''
+
+    def out_of_bounds(self) -> list[str]:
+        """Returns the columns whose computed figure is further from the quoted one than :data:`BOUNDS`."""
+        return [
+            column
+            for column, bound in BOUNDS.items()
+            if column in self.quoted
+            and column in self.computed
+            and abs(self.computed[column] - self.quoted[column]) > max(bound * self.quoted[column], 0.05)
+        ]
+
+
+def table(number: int, configs: Path, runs: dict[str, dict[str, float]]) -> list[Row]:
+    """Makes a table of the paper, 2 to 11, from the metafiles of a folder of configs and what :func:`measured` found."""
+    if number == 2:
+        return [_classifier_row(name, figures, configs) for name, figures in TABLE_2.items()]
+    rows = []
+    for name, entry in entries(configs):
+        if entry['Metadata']['Source'] == f'paper, Table {number}' or name in REPEATED.get(number, ()):
+            figures = {key: value for key, value in _quoted(entry).items() if key in COLUMNS[number]}
+            found = {key: value for key, value in runs.get(name, {}).items() if key in figures}
+            if number == 9:
+                figures |= dict(zip((PARAMS, ERROR), TABLE_9[name], strict=True))
+                computed, shape = classifier(configs / f'{name}.py'), (224, 224)
+            else:
+                config = load_config(str(configs / f'{name}.py'))
+                shape = tuple(entry['Metadata'].get('Resolution') or flops.default_shape(config))
+                whole = flops.count(config, shape)[0]
+                computed = {PARAMS: whole.params_m, GFLOPS: whole.gflops}
+            rows.append(Row(name, figures, computed, found, shape, entry['Metadata'].get('Difference', '')))
+    return rows
+
+
+def grid(number: int, rows: list[Row]) -> tuple[list[str], list[list[str]]]:
+    """Lays a table out: the heads of its columns, and the cells of each row.
+
+    A column that is quoted, computed or measured says so in its head; measured ones are there where a row has any.
+    """
+    columns = [*BOUNDS, *(column for column in COLUMNS[number] if column not in BOUNDS)]
+    heads, cells = ['config' if number > 2 else 'model'], [[row.name] for row in rows]
+    for column in columns:
+        for kind in ('quoted', 'computed', 'measured'):
+            figures = [getattr(row, kind).get(column) for row in rows]
+            if all(figure is None for figure in figures):
+                continue
+            heads.append(f'{column}, {kind}')
+            for cell, row, figure in zip(cells, rows, figures, strict=True):
+                cell.append(_text(figure, column, row.quoted.get(column) if kind == 'computed' else None))
+    heads.append('H x W')
+    for cell, row in zip(cells, rows, strict=True):
+        cell.append(f'{row.shape[0]} x {row.shape[1]}' if row.computed else '')
+    return heads, cells
+
+
+def _text(figure: float | str | None, column: str, quoted: float | None) -> str:
+    if figure is None or isinstance(figure, str):
+        return figure or ''
+    if quoted is None:
+        return f'{figure:.1f}'
+    return f'{figure:.2f} ({figure / quoted - 1:+.1%})'
+
+
+def markdown(number: int, rows: list[Row]) -> str:
+    """Returns a table as Markdown, with the reasons of what is out of the bounds below it."""
+    heads, cells = grid(number, rows)
+    lines = [f'## Table {number}. {TITLES[number]}', '']
+    lines += [f'| {" | ".join(line)} |' for line in (heads, ['---'] + ['---:'] * (len(heads) - 1), *cells)]
+    for row in rows:
+        if row.why:
+            lines += ['', f'`{row.name}`: {row.why}']
+    return '\n'.join(lines)
+
+
+def entries(configs: Path) -> Iterator[tuple[str, dict]]:
+    """Yields the name, ``folder/config``, and the metafile's entry of every config that has one."""
+    for metafile in sorted(configs.glob('*/metafile.yml')):
+        for entry in yaml.safe_load(metafile.read_text())['Models']:
+            yield f'{metafile.parent.name}/{Path(entry["Config"]).stem}', entry
+
+
+def _quoted(entry: dict) -> dict[str, float | str]:
+    metadata = entry['Metadata']
+    found = {PARAMS: metadata.get('Parameters (M)'), GFLOPS: metadata.get('GFLOPs')}
+    for result in entry.get('Results', ()):
+        found |= result['Metrics']
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _classifier_row(name: str, quoted: tuple[float, float, float], configs: Path) -> Row:
+    config = CLASSIFIERS.get(name)
+    computed = classifier(configs / f'{config}.py') if config else {}
+    return Row(name, dict(zip(COLUMNS[2], quoted, strict=True)), computed, {}, (224, 224))
+
+
+def classifier(path: Path) -> dict[str, float]:
+    """Counts the ImageNet classifier with the backbone of a config: a class token, its position, a norm and 1000 classes.
+
+    GFLOPs are at 224 x 224 and without what the class token, one of 50 in the last stage, adds: about 0.2%.
+    """
+    config = load_config(str(path))
+    backbone = next(part for part in flops.count(config, (224, 224)) if part.name == 'backbone')
+    width = ARCHS[config.model.backbone.arch].embed_dims[-1]
+    return {
+        PARAMS: backbone.params_m + (4 * width + (width + 1) * 1000) / 1e6,
+        GFLOPS: backbone.gflops + width * 1000 / 1e9,
+    }
+
+
+def measured(configs: Path, results: Path) -> dict[str, dict[str, float]]:
+    """Reads the last metrics of every run below a folder that trained or tested one of the configs as it stands.
+
+    A run is a work directory of ``tools/train.py`` or ``tools/test.py``. It counts where the config that it has kept
+    has the model (weights to start from apart), the schedule and the evaluation of the config of its name.
+
+    Returns:
+        The paper's metrics, in percent, by the config's name; the newest run's where there are several.
+    """
+    shipped = {}
+    for name, _ in entries(configs):
+        shipped.setdefault(Path(name).stem, []).append(name)
+    found = {}
+    for log in sorted(results.rglob('*/*.log'), key=lambda path: path.stat().st_mtime):
+        metrics = _last_metrics(log.parent)
+        for kept in log.parents[1].glob('*.py') if metrics else ():
+            for name in shipped.get(kept.stem, ()):
+                if _recipe(Config.fromfile(kept)) == _recipe(load_config(str(configs / f'{name}.py'))):
+                    found[name] = metrics
+    return found
+
+
+def _recipe(config: Config) -> str:
+    """Returns what makes a run one of a config: the model, the length and the optimizer, as text to compare."""
+    kept = json.loads(json.dumps(config.to_dict(), default=str))
+    kept['model']['backbone'].pop('init_cfg', None)
+    length = kept['train_cfg'] or {}
+    return json.dumps(
+        [kept['model'], length.get('max_epochs'), length.get('max_iters'), kept['optim_wrapper']], sort_keys=True
+    )
+
+
+def _last_metrics(log: Path) -> dict[str, float]:
+    """Returns the last evaluation in the folder of a run's log: that of a training, or of a test."""
+    found = {}
+    for path in (log / 'vis_data/scalars.json', *log.glob('*.json')):
+        for line in map(json.loads, path.read_text().splitlines() if path.exists() else ()):
+            for name, key in METRICS.items():
+                if key in line:
+                    found[name] = line[key] * 100 if key.startswith('coco/') else line[key]
+    return found

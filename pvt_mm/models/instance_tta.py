@@ -1,0 +1,84 @@
+"""Test-time augmentation of detectors with masks, which MMDetection's own model refuses."""
+
+from typing import Any
+
+import torch
+from mmdet.models.test_time_augs import DetTTAModel
+from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import bbox2roi, bbox_flip
+from mmengine.structures import InstanceData
+from torch import Tensor
+
+from pvt_mm.registry import MODELS
+
+# What flips a map (..., H, W) back.
+FLIPPED_AXES = {'horizontal': (-1,), 'vertical': (-2,), 'diagonal': (-2, -1)}
+
+
+@MODELS.register_module()
+class InstanceTTAModel(DetTTAModel):
+    """Averages a Mask R-CNN over scaled and flipped views of an image: its boxes as MMDetection does, and its masks.
+
+    Every view's boxes are brought back to the image and merged by NMS (``tta_cfg``, as in ``DetTTAModel``). The mask
+    head then looks at the merged boxes in every view, and the mean of the probabilities is the mask.
+
+    Args:
+        module: The detector's config; its ``roi_head`` has a box and a mask head.
+        tta_cfg: ``dict(nms=..., max_per_img=...)``, as in ``DetTTAModel``.
+    """
+
+    def test_step(self, data: dict[str, list]) -> list[DetDataSample]:
+        """Predicts a batch.
+
+        Args:
+            data: ``inputs`` and ``data_samples``, a list over the views, each a list over the images.
+
+        Returns:
+            For each image its sample, with the ``bboxes``, ``scores``, ``labels`` and ``masks`` of its
+            ``pred_instances`` at the image's original size.
+        """
+        module = self.module
+        views = [dict(zip(data, view, strict=True)) for view in zip(*data.values(), strict=True)]
+        features, samples = zip(*(self._boxes_of(view) for view in views), strict=True)
+        merged = self.merge_preds(list(zip(*samples, strict=True)))
+        instances = [sample.pred_instances for sample in merged]
+        probabilities = sum(map(self._mask_probabilities, features, samples, [instances] * len(views))) / len(views)
+        metas = [dict(ori_shape=sample.ori_shape, scale_factor=(1.0, 1.0)) for sample in merged]
+        results = module.roi_head.mask_head.predict_by_feat(
+            probabilities.logit().split([len(boxes) for boxes in instances]),
+            instances,
+            metas,
+            module.roi_head.test_cfg,
+            rescale=True,
+        )
+        return module.add_pred_to_datasample(merged, results)
+
+    def _boxes_of(self, view: dict[str, Any]) -> tuple[tuple[Tensor, ...], list[DetDataSample]]:
+        """Returns the feature maps of one view of the images, and samples with the boxes found in original pixels."""
+        module = self.module
+        view = module.data_preprocessor(view, False)
+        features, samples = module.extract_feat(view['inputs']), view['data_samples']
+        proposals = module.rpn_head.predict(features, samples, rescale=False)
+        metas = [sample.metainfo for sample in samples]
+        boxes = module.roi_head.predict_bbox(features, metas, proposals, module.roi_head.test_cfg, rescale=True)
+        return features, module.add_pred_to_datasample(samples, boxes)
+
+    def _mask_probabilities(
+        self, features: tuple[Tensor, ...], samples: list[DetDataSample], instances: list[InstanceData]
+    ) -> Tensor:
+        """Returns what the mask head makes of the boxes of all images in one view: (boxes, classes, 28, 28), upright."""
+        module, boxes = self.module, []
+        for sample, found in zip(samples, instances, strict=True):
+            there = found.bboxes * found.bboxes.new_tensor(sample.scale_factor).repeat(2)
+            boxes.append(bbox_flip(there, sample.img_shape, sample.flip_direction) if sample.flip else there)
+        rois = bbox2roi(boxes)
+        if not len(rois):
+            return rois.new_empty(0, module.roi_head.mask_head.num_classes, 1, 1)
+        masks = module.roi_head._mask_forward(features, rois)['mask_preds'].sigmoid()
+        parts = masks.split([len(part) for part in boxes])
+        return torch.cat(
+            [
+                part.flip(FLIPPED_AXES[sample.flip_direction]) if sample.flip else part
+                for part, sample in zip(parts, samples, strict=True)
+            ]
+        )
