@@ -36,7 +36,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         '--results',
         type=Path,
-        help='the folder with the work directories of runs (default: work_dirs, if there is one)',
+        help='the folder of the work directories (default: work_dirs, if it is there)',
     )
     parser.add_argument('--out', type=Path, default=ROOT / 'docs/tables.md', help='(default: docs/tables.md)')
     return parser.parse_args(argv)
@@ -62,16 +62,18 @@ def main(argv: Sequence[str] | None = None) -> None:
                 console.print(f'{row.name}: {row.why}', style='dim')
         console.print()
     with whole_file(args.out) as path:
-        path.write_text(
-            '\n'.join([HEAD, *('\n' + tables.markdown(*item) + '\n' for item in made.items())]).strip() + '\n'
-        )
-    unexplained = [
-        f'{row.name}: {name}' for rows in made.values() for row in rows if not row.why for name in row.out_of_bounds()
-    ]
+        path.write_text(document(made))
+    every_row = [row for rows in made.values() for row in rows]
+    unexplained = [f'{row.name}: {name}' for row in every_row if not row.why for name in row.out_of_bounds()]
     if unexplained:
         raise InputError(f'out of the bounds, and no Difference in the metafile says why: {"; ".join(unexplained)}')
     figures = {str(number): {row.name: row.computed for row in rows if row.computed} for number, rows in made.items()}
     print(json.dumps(figures))
+
+
+def document(made: dict[int, list[tables.Row]]) -> str:
+    """Returns docs/tables.md."""
+    return '\n'.join([HEAD, *(f'{tables.markdown(number, rows)}\n' for number, rows in made.items())])
 
 
 def shown(number: int, rows: list[tables.Row]) -> Table:

@@ -1,4 +1,4 @@
-# DeepLabV3+ with ResNet-50 at stride 8, 40k iterations (section 5.4). Paper: mIoU 41.5 (Table 7), 4 V100, 4 images each:
+# DeepLabV3+ with ResNet-50 at stride 8, 40k iterations (section 5.4). Paper: mIoU 41.5 (Table 7), 4 V100:
 #   tools/dist_train.sh configs/deeplabv3plus/r50_d8_40k.py 4
 # 256 channels are as near as MMSegmentation's model comes to the paper's 26.8 M parameters: behind the ASPP it has a
 # 3 x 3 convolution where the paper's count has room for a 1 x 1.

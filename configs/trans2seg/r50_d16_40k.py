@@ -1,6 +1,6 @@
 # Trans2Seg with ResNet-50 at stride 16, 40k iterations (section 5.4). Paper: mIoU 39.7 (Table 7), 4 V100:
 #   tools/dist_train.sh configs/trans2seg/r50_d16_40k.py 4
-# The paper's row has 56.1 M parameters, of which about 25 M are MLPs over the positions of one image size. Ours has none.
+# The paper's row has 56.1 M parameters, about 24 M of them in MLPs over the positions of one image size. Ours has none.
 _base_ = './pvt_s_40k.py'
 model = dict(
     backbone=dict(

@@ -123,7 +123,13 @@ class Row(NamedTuple):
 
 
 def table(number: int, configs: Path, runs: dict[str, dict[str, float]]) -> list[Row]:
-    """Makes a table of the paper, 2 to 11, from the metafiles of a folder of configs and what :func:`measured` found."""
+    """Makes a table of the paper, 2 to 11.
+
+    Args:
+        number: Its number.
+        configs: The folder of the configs and their metafiles.
+        runs: What :func:`measured` has found.
+    """
     if number == 2:
         return [_classifier_row(name, figures, configs) for name, figures in TABLE_2.items()]
     rows = []
@@ -205,9 +211,10 @@ def _classifier_row(name: str, quoted: tuple[float, float, float], configs: Path
 
 
 def classifier(path: Path) -> dict[str, float]:
-    """Counts the ImageNet classifier with the backbone of a config: a class token, its position, a norm and 1000 classes.
+    """Counts the ImageNet classifier with the backbone of a config.
 
-    GFLOPs are at 224 x 224 and without what the class token, one of 50 in the last stage, adds: about 0.2%.
+    That has a class token, its position, a norm and a linear layer to 1000 classes beside the backbone. GFLOPs are at
+    224 x 224 and without what the class token, one of 50 in the last stage, adds: about 0.2%.
     """
     config = load_config(str(path))
     backbone = next(part for part in flops.count(config, (224, 224)) if part.name == 'backbone')

@@ -1,4 +1,4 @@
-"""The models that configs name by ``type='pvt_mm.…'``. Those that extend MMDetection's or MMSegmentation's need them."""
+"""The models that configs name by ``type='pvt_mm.…'``. Some extend MMDetection's or MMSegmentation's."""
 
 from importlib.util import find_spec
 

@@ -66,7 +66,7 @@ class InstanceTTAModel(DetTTAModel):
     def _mask_probabilities(
         self, features: tuple[Tensor, ...], samples: list[DetDataSample], instances: list[InstanceData]
     ) -> Tensor:
-        """Returns what the mask head makes of the boxes of all images in one view: (boxes, classes, 28, 28), upright."""
+        """Returns the mask probabilities of all images' boxes in one view, flipped back: (boxes, classes, 28, 28)."""
         module, boxes = self.module, []
         for sample, found in zip(samples, instances, strict=True):
             there = found.bboxes * found.bboxes.new_tensor(sample.scale_factor).repeat(2)

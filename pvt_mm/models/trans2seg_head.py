@@ -26,7 +26,7 @@ class Trans2SegHead(BaseDecodeHead):
 
     Args:
         in_channels: Channels of the stride-4 map and of the last map.
-        channels: Of the map that the class scores come from; 152 gives the parameters and GFLOPs of Table 7 to within 1%.
+        channels: Of the map that the class scores come from; with 152 parameters and GFLOPs are Table 7's to 1%.
         embed_dims: C.
         num_layers: Encoder layers, and decoder layers.
         num_heads: Attention heads.
@@ -123,9 +123,8 @@ def sine_positions(h: int, w: int, channels: int, device: torch.device) -> Tenso
     wavelengths = 10000 ** (torch.arange(channels // 4, device=device) * 4 / channels)  # (channels / 4,)
     waves = []
     for size in (h, w):
-        angles = (torch.arange(1, size + 1, device=device) / size * 2 * math.pi)[
-            :, None
-        ] / wavelengths  # (size, channels / 4)
+        fractions = torch.arange(1, size + 1, device=device) / size
+        angles = 2 * math.pi * fractions[:, None] / wavelengths  # (size, channels / 4)
         waves.append(torch.cat([angles.sin(), angles.cos()], 1))  # (size, channels / 2)
     rows, columns = waves
     return torch.cat([rows[:, None].expand(-1, w, -1), columns.expand(h, -1, -1)], 2).flatten(0, 1)[None]
