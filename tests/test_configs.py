@@ -10,6 +10,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
 from mmengine.runner import Runner
+from mmengine.structures import InstanceData
 
 from pvt_mm.datasets.shapes import CLASSES
 from pvt_mm.engine.run import load_config, set_randomness
@@ -309,6 +310,30 @@ def test_detrs_recipe_is_section_5_4s(name):
     assert [tuple(scale) for scale in pipeline[2].scale] == [(1333, 640), (1333, 800)]
     if name.startswith('pvt'):
         assert config.model.backbone.init_cfg.checkpoint == WEIGHTS.format('small')
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_detrs_matching_and_losses_hold_in_half_precision(dtype):
+    """Boxes of more than 256 x 256 pixels have areas beyond what fp16 holds."""
+    model = Config.fromfile(ROOT / 'configs/detr/pvt_s_50e.py').model
+    init_default_scope('mmdet')
+    head = MODELS.build({**model.bbox_head, 'train_cfg': model.train_cfg, 'test_cfg': model.test_cfg})
+    head.init_weights()
+    boxes = torch.tensor([[10.0, 20, 1300, 790], [5, 5, 40, 60], [100, 200, 900, 700]])
+    objects = InstanceData(bboxes=boxes, labels=torch.tensor([3, 0, 79]))
+    hidden_states = torch.randn(6, 1, 100, 256, requires_grad=True)
+
+    def losses():
+        return head.loss_by_feat(*head(hidden_states), [objects], [dict(img_shape=(800, 1333))])
+
+    expected = losses()
+    with torch.autocast('cpu', dtype):
+        half = losses()
+    assert len(half) == 18  # three of each decoder layer
+    for key, value in half.items():
+        assert value.item() == pytest.approx(expected[key].item(), rel=0.02), key
+    sum(half.values()).backward()
+    assert hidden_states.grad.isfinite().all()
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 #   tools/dist_train.sh configs/detr/r50_50e.py 8
 # MMDetection's DETR, whose optimizer is the authors' too; flips and the shorter sides of section 5.2, and no crops.
 _base_ = 'mmdet::detr/detr_r50_8xb2-150e_coco.py'
-model = dict(bbox_head=dict(type='pvt_mm.DETRHead'))  # its matching holds in fp16
 train_cfg = dict(max_epochs=50)
 param_scheduler = [dict(type='MultiStepLR', by_epoch=True, begin=0, end=50, milestones=[33], gamma=0.1)]
 train_pipeline = [

@@ -8,10 +8,9 @@ from .pvt import ARCHS, PVT
 __all__ = ['ARCHS', 'PVT', 'InterpolatedPyramid']
 
 if find_spec('mmdet'):
-    from .detr_head import DETRHead
     from .instance_tta import InstanceTTAModel
 
-    __all__ += ['DETRHead', 'InstanceTTAModel']
+    __all__ += ['InstanceTTAModel']
 
 if find_spec('mmseg'):
     from .trans2seg_head import Trans2SegHead
