@@ -17,30 +17,28 @@ READMES = {
     'configs/retinanet/README.md': 'retinanet',
     'configs/mask_rcnn/README.md': 'mask_rcnn',
     'configs/semantic_fpn/README.md': 'semantic_fpn',
+    'configs/detr/README.md': 'detr',
+    'configs/trans2seg/README.md': 'trans2seg',
+    'configs/deeplabv3plus/README.md': 'deeplabv3plus',
 }
 
 
 def model_table(metafile: Path, to_root: str) -> str:
     """Returns a metafile's models as a Markdown table, a column for each metric that one of them has."""
     models = yaml.safe_load(metafile.read_text())['Models']
-    results = [{name: v for r in model.get('Results', ()) for name, v in r['Metrics'].items()} for model in models]
-    names = list(dict.fromkeys(name for metrics in results for name in metrics))
-    length = 'Epochs' if 'Epochs' in models[0]['Metadata'] else 'Iterations'
-    rows = [('config', 'parameters (M)', length.lower(), *names, 'source'), ('---',) * (len(names) + 4)]
-    for model, metrics in zip(models, results, strict=True):
-        metadata = model['Metadata']
-        metrics = metrics or metadata
-        config = Path(model['Config'])
-        rows.append(
-            (
-                f'[{config.stem}]({to_root}{config})',
-                str(metadata.get('Parameters (M)', '')),
-                str(metadata[length]),
-                *(str(metrics.get(name, '')) for name in names),
-                metadata['Source'],
-            )
-        )
-    return '\n'.join(f'| {" | ".join(row)} |' for row in rows)
+    has_gflops = all('GFLOPs' in model['Metadata'] for model in models)
+    rows = []
+    for model in models:
+        metadata, config = model['Metadata'], Path(model['Config'])
+        row = {'config': f'[{config.stem}]({to_root}{config})', 'parameters (M)': metadata.get('Parameters (M)', '')}
+        row |= {'GFLOPs': metadata['GFLOPs']} if has_gflops else {}
+        row |= {length.lower(): metadata[length] for length in ('Epochs', 'Iterations') if length in metadata}
+        row |= {name: value for result in model.get('Results', ()) for name, value in result['Metrics'].items()}
+        row |= {name: value for name, value in metadata.items() if name == 'box AP'}  # where only a difference is known
+        rows.append(row | {'source': metadata['Source']})
+    names = [*dict.fromkeys(name for row in rows for name in row if name != 'source'), 'source']
+    lines = [names, ['---'] * len(names), *([str(row.get(name, '')) for name in names] for row in rows)]
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 
 def with_table(readme: str, table: str) -> str:

@@ -2,7 +2,7 @@
 # to the next multiples of 32 as in the authors' release. The test-time augmentation scales (2048, 512), and not the raw
 # image as MMSegmentation's does.
 data_root = 'data/ade/ADEChallengeData2016'
-load, labels = dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', reduce_zero_label=True)
+load, labels = dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')  # ADE20KDataset says what 0 is
 resize = dict(type='Resize', scale=(2048, 512), keep_ratio=True)
 multiple = dict(type='ResizeToMultiple', size_divisor=32)
 train_pipeline = [

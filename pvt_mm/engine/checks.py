@@ -134,11 +134,11 @@ def _label_values(load: Callable[[dict], dict], info: dict) -> list[int]:
     """Returns the values of a label map, as training will see them.
 
     Raises:
-        InputError: It is missing or damaged.
+        InputError: It is missing or damaged, or the pipeline and the data set disagree on what 0 means.
     """
     try:
         labels = load(dict(info))['gt_seg_map']
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AssertionError) as error:
         raise InputError(f'the label map {info["seg_map_path"]} cannot be read: {error}') from error
     return np.bincount(labels.ravel()).nonzero()[0].tolist()
 

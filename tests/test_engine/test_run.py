@@ -3,17 +3,23 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from PIL import Image
 
+from pvt_mm.datasets.shapes import make_shapes
 from pvt_mm.engine import checks, run
 from pvt_mm.errors import InputError
 from tests.conftest import ROOT
+from tests.test_configs import on_shapes
 from tools import test as test_tool
 from tools import train as train_tool
 
 RETINANET = str(ROOT / 'configs/retinanet/pvt_t_1x.py')
+SEGMENTOR = str(ROOT / 'configs/semantic_fpn/pvt_t_80k.py')
 DEMO = str(ROOT / 'configs/demo/retinanet_shapes.py')
 
 
@@ -242,6 +248,64 @@ def test_annotations_without_the_masks_that_are_loaded(shapes, tmp_path):
         checks.check_data(config, 'train')
     config.model.roi_head.mask_head.num_classes = 80
     with pytest.raises(InputError, match=r'roi_head.mask_head.num_classes is 80, and the train data has 3 classes'):
+        checks.check_data(config, 'train')
+
+
+@pytest.fixture
+def segmentor(tmp_path):
+    """A segmentor's config on shapes of its own, and a label map of its training data."""
+    make_shapes(tmp_path / 'shapes', image_size=64, train=3, val=1)
+    config = on_shapes(run.load_config(SEGMENTOR), tmp_path / 'shapes', tmp_path)
+    init_default_scope('mmseg')
+    return config, sorted((tmp_path / 'shapes/annotations/training').iterdir())[1]
+
+
+def test_labels_that_fit_pass(segmentor, capsys):
+    config, path = segmentor
+    labels = np.array(Image.open(path))
+    labels[:4] = 255
+    Image.fromarray(labels).save(path)
+    checks.check_data(config, 'train', 'val', 'test')
+    config.model.decode_head.num_classes = 2
+    with pytest.raises(InputError, match='num_classes is 2, and the train data has 3'):
+        checks.check_data(config, 'train')
+
+
+def test_labels_outside_the_classes(segmentor, monkeypatch):
+    config, path = segmentor
+    labels = np.array(Image.open(path))
+    labels[0, 0] = 4
+    Image.fromarray(labels).save(path)
+    message = f'{path} has the label 3 once reduce_zero_label has taken 1 off, and the 3 classes are 0 to 2'
+    with pytest.raises(InputError, match=message):
+        checks.check_data(config, 'train')
+    config.train_dataloader.dataset = dict(type='RepeatDataset', times=2, dataset=config.train_dataloader.dataset)
+    with pytest.raises(InputError, match=message):
+        checks.check_data(config, 'train')
+    checks.check_data(config, 'val')
+    monkeypatch.setenv('RANK', '1')
+    checks.check_data(config, 'train')  # the first process reads them
+
+
+def test_labels_of_a_dataset_that_does_not_name_its_classes(segmentor):
+    config, _ = segmentor
+    config.train_dataloader.dataset.update(metainfo=None, reduce_zero_label=False)
+    config.model.decode_head.num_classes = 4
+    checks.check_data(config, 'train')
+    config.model.decode_head.update(num_classes=3, ignore_index=3)
+    checks.check_data(config, 'train')
+    config.model.decode_head.ignore_index = 255
+    with pytest.raises(InputError, match='has the label 3, and the 3 classes are 0 to 2: mend'):
+        checks.check_data(config, 'train')
+
+
+@pytest.mark.parametrize('fault', ['damaged', 'missing'])
+def test_label_maps_that_cannot_be_read(fault, segmentor):
+    config, path = segmentor
+    path.unlink()
+    if fault == 'damaged':
+        path.write_bytes(b'no picture')
+    with pytest.raises(InputError, match=f'the label map {path} cannot be read: '):
         checks.check_data(config, 'train')
 
 

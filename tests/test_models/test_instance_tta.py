@@ -19,6 +19,7 @@ def config(shapes, tmp_path):
     config.model.backbone.arch.pop('_delete_')
     config.model.neck.in_channels = list(TINY_ARCH['embed_dims'])
     config.model.data_preprocessor.pad_size_divisor = 1
+    config.model.test_cfg.rpn.max_per_img = 50
     use_tta(config)
     init_default_scope('mmdet')
     return config

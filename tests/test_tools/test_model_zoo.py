@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT
+from tests.test_configs import FOLDERS
 from tools import model_zoo
 
 
@@ -22,7 +23,7 @@ def test_a_stale_table_is_noticed(monkeypatch, tmp_path, capsys):
     assert 'is stale' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('folder', ['retinanet', 'mask_rcnn', 'semantic_fpn'])
+@pytest.mark.parametrize('folder', FOLDERS)
 def test_every_config_is_in_the_metafile_and_the_index(folder):
     assert f'configs/{folder}/metafile.yml' in yaml.safe_load((ROOT / 'model-index.yml').read_text())['Import']
     models = yaml.safe_load((ROOT / f'configs/{folder}/metafile.yml').read_text())['Models']

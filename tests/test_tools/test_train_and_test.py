@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.registry import MODELS, DefaultScope
 
 from pvt_mm.datasets.shapes import make_shapes
+from pvt_mm.engine import run
 from tests.conftest import ROOT, TINY_ARCH, forget_visualizers
 from tools import test as test_tool
 from tools import train as train_tool
@@ -128,6 +130,32 @@ def test_a_segmentor_is_trained_and_tested_flipped_at_several_scales(config, sha
         assert test_tool.main(['segmentor.py', 'seg/iter_1.pth', *flags, *more]) == 0
         metrics = json.loads(capsys.readouterr().out.splitlines()[-1])
         assert 0 <= metrics['mIoU'] <= 100
+
+
+MASKS = """
+_base_ = '{root}/configs/mask_rcnn/pvt_t_1x.py'
+backbone = dict(arch=dict(_delete_=True, **{arch}), init_cfg=None)
+head = dict(num_classes=3)
+model = dict(backbone=backbone, neck=dict(in_channels=[8, 16, 24, 32]), roi_head=dict(bbox_head=head, mask_head=head))
+test_dataloader = dict(
+    num_workers=0,
+    persistent_workers=False,
+    dataset=dict(data_root='{shapes}', indices=2, metainfo=dict(classes=('circle', 'square', 'triangle'))),
+)
+test_evaluator = dict(ann_file='{shapes}/annotations/instances_val2017.json')
+"""
+
+
+def test_a_mask_rcnn_is_tested_flipped_at_several_scales(config, shapes, capsys):
+    Path('masks.py').write_text(MASKS.format(root=ROOT, arch=TINY_ARCH, shapes=shapes))
+    model = run.load_config('masks.py').model
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        torch.save({'state_dict': MODELS.build(model).state_dict()}, 'masks.pth')
+    sizes = [f'tta_pipeline.1.transforms.0.{i}.scale=({64 + 32 * i},64)' for i in range(3)]
+    more = ['--cfg-options', 'model.test_cfg.rcnn.score_thr=0.0', 'model.test_cfg.rpn.max_per_img=20', *sizes]
+    assert test_tool.main(['masks.py', 'masks.pth', '--work-dir', 'masks', '--tta', *more]) == 0
+    metrics = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert {'coco/bbox_mAP', 'coco/segm_mAP'} <= metrics.keys()
 
 
 @pytest.mark.parametrize(
