@@ -1,5 +1,6 @@
 """What the tests share."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -13,6 +14,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `tools` is imported from the checkout
 
 from pvt_mm.datasets.shapes import make_shapes  # noqa: E402
+
+if 'PYTEST_XDIST_WORKER' in os.environ:
+    torch.set_num_threads(1)  # the processes share the cores
 
 # A PVT of every kind of layer and a few thousand parameters.
 TINY_ARCH = dict(
