@@ -123,6 +123,6 @@ setup(
             'regex',
         ],
         'hf': ['safetensors', 'transformers'],
-        'tests': ['pytest', 'pytest-timeout', 'ruff', 'safetensors', 'transformers'],
+        'tests': ['pytest', 'pytest-timeout', 'pytest-xdist', 'ruff', 'safetensors', 'transformers'],
     },
 )
