@@ -5,6 +5,9 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+# What building a part of a config raises where its type or an argument is wrong. A lack of memory is none of these.
+WRONG_CONFIG = (AssertionError, AttributeError, ImportError, KeyError, TypeError, ValueError, FileNotFoundError)
+
 
 class InputError(ValueError):
     """What the user gave cannot be worked with. The message is one line: what is wrong, where, and what to do."""
@@ -25,7 +28,10 @@ def command(main: Callable) -> Callable[[Sequence[str] | None], int]:
                 raise
             sys.stderr.write(f'error: {" ".join(str(error).split())}\n')
             return 2
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SyntaxError) as error:
+            # MMEngine turns whatever stops it while it formats a config, Ctrl-C too, into a SyntaxError.
+            if not isinstance(error, KeyboardInterrupt) and not isinstance(error.__context__, KeyboardInterrupt):
+                raise
             sys.stderr.write('interrupted\n')
             return 130
 

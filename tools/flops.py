@@ -65,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         parts = flops.count(config, shape)
         for part in parts:
             share = f'{part.gflops / parts[0].gflops:.1%}'
-            table.add_row(part.name, f'{part.params_m:.2f}', f'{part.gflops:.2f}', share)
+            *above, name = part.name.replace('.stages.', '.stage ').split('.')
+            table.add_row('  ' * len(above) + name, f'{part.params_m:.2f}', f'{part.gflops:.2f}', share)
         results = dict(
             shape=shape, parts={p.name: dict(params_m=round(p.params_m, 4), gflops=round(p.gflops, 4)) for p in parts}
         )

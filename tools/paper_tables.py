@@ -2,6 +2,7 @@
 """Print Tables 2 to 11 of the paper beside the parameters and GFLOPs of the configs, and what runs have measured."""
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Sequence
@@ -47,22 +48,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     results = args.results or Path('work_dirs')
     if args.results and not results.is_dir():
-        raise InputError(f'--results: the folder {results} does not exist')
-    runs = tables.measured(ROOT / 'configs', results)
+        raise InputError(f'--results: {results} is no folder')
     progress = Console(stderr=True)
-    made = {
-        number: tables.table(number, ROOT / 'configs', runs)
-        for number in track(tables.TITLES, 'counting', console=progress, transient=True)
-    }
+    with contextlib.ExitStack() as stack:
+        try:
+            beside = stack.enter_context(whole_file(args.out))
+            beside.touch()
+        except OSError as error:
+            raise InputError(f'--out {args.out} cannot be written: {error.strerror}') from error
+        runs, refused = tables.measured(ROOT / 'configs', results)
+        made = {
+            number: tables.table(number, ROOT / 'configs', runs)
+            for number in track(tables.TITLES, 'counting', console=progress, transient=True)
+        }
+        beside.write_text(document(made))
     console = Console(width=None if sys.stdout.isatty() else 160)
     for number, rows in made.items():
-        console.print(shown(number, rows))
+        console.print(shown(number, rows, console.width))
         for row in rows:
             if row.why:
                 console.print(f'{row.name}: {row.why}', style='dim')
         console.print()
-    with whole_file(args.out) as path:
-        path.write_text(document(made))
+    for line in refused:
+        console.print(f'left out: {line}', highlight=False)
     every_row = [row for rows in made.values() for row in rows]
     unexplained = [f'{row.name}: {name}' for row in every_row if not row.why for name in row.out_of_bounds()]
     if unexplained:
@@ -76,14 +84,21 @@ def document(made: dict[int, list[tables.Row]]) -> str:
     return '\n'.join([HEAD, *(f'{tables.markdown(number, rows)}\n' for number, rows in made.items())])
 
 
-def shown(number: int, rows: list[tables.Row]) -> Table:
-    """Returns a table for the terminal."""
+def shown(number: int, rows: list[tables.Row], width: int) -> Table:
+    """Returns a table for a terminal of ``width`` columns, without the last columns where they have no room."""
     heads, cells = tables.grid(number, rows)
+    heads = [head.replace(', ', '\n') for head in heads]
     table = Table(title=f'Table {number}. {tables.TITLES[number]}', box=None, header_style='bold', title_justify='left')
-    for i, head in enumerate(heads):
-        table.add_column(head.replace(', ', '\n'), justify='right' if i else 'left', no_wrap=True)
+    left = width
+    for i, (head, *column) in enumerate(zip(heads, *cells, strict=True)):
+        left -= 2 + max(len(text) for text in (*head.split('\n'), *column))
+        if left < 0:
+            left_out = ', '.join(heads[i:]).replace('\n', ' ')
+            table.caption = f'without {left_out}: in docs/tables.md, or on a wider terminal'
+            break
+        table.add_column(head, justify='right' if i else 'left', no_wrap=True)
     for line in cells:
-        table.add_row(*line)
+        table.add_row(*line[: len(table.columns)])
     return table
 
 

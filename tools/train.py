@@ -56,7 +56,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.resume:
         run.resume(config, args.resume)
     checks.check_data(config, 'train', 'val')
+    checks.check_init_weights(config)
     runner = run.build_runner(config)
+    checks.check_pretrained(runner.model)
     if config.get('resume'):
         checks.check_resumable(config.load_from)
     if config.get('load_from'):

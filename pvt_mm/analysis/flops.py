@@ -4,7 +4,9 @@ Counted on the meta device by ``torch.utils.flop_counter``: matrix products (tho
 convolutions, one multiply-add each as papers count FLOPs. Norms, activations and additions are left out, as there.
 """
 
+import copy
 import functools
+import warnings
 from typing import NamedTuple
 
 import torch
@@ -13,8 +15,7 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pvt_mm.engine.run import WRONG_CONFIG
-from pvt_mm.errors import InputError
+from pvt_mm.errors import WRONG_CONFIG, InputError
 from pvt_mm.models.pvt import PVT
 
 
@@ -66,13 +67,13 @@ def count(config: Config, shape: tuple[int, int]) -> list[Part]:
 
 def _build(model: dict) -> nn.Module:
     """Builds a model on the meta device, in evaluation and without gradients, which the counter would follow."""
-    try:
-        with torch.device('meta'):
-            built = MODELS.build(model)
-    except RuntimeError as error:
-        if 'meta tensors' not in str(error):
-            raise
-        built = MODELS.build(model).to('meta')  # it reads a value while it is built, as MMSegmentation's ViT does
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # of losses that nothing here computes
+        try:
+            with torch.device('meta'):
+                built = MODELS.build(copy.deepcopy(model))  # MMDetection writes into what it builds DETR's head from
+        except RuntimeError:  # it reads a value while it is built, as MMSegmentation's ViT does
+            built = MODELS.build(copy.deepcopy(model)).to('meta')
     return built.eval().requires_grad_(False)
 
 
@@ -86,9 +87,6 @@ def _gflops_by_module(model: nn.Module, shape: tuple[int, int]) -> dict[str, flo
         model.forward = functools.partial(_forward_transformer, model)
     else:
         model.forward = functools.partial(model.forward, mode='tensor')
-    # In evaluation torch.nn's transformer layers are one operation each, which the counter does not know.
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
     try:
         with counter, torch.no_grad():
             model(torch.empty(1, 3, *shape, device='meta'))
@@ -96,8 +94,6 @@ def _gflops_by_module(model: nn.Module, shape: tuple[int, int]) -> dict[str, flo
         raise InputError(f'--shape {shape[0]} {shape[1]}: {error}') from None
     except NotImplementedError as error:
         raise InputError(f'{type(model).__name__} has an operation that cannot be counted: {error}') from None
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
     counted = {name: sum(operations.values()) / 2e9 for name, operations in counter.get_flop_counts().items()}
     prefix, gflops = type(model).__name__, {}
     for name, module in reversed(list(model.named_modules())):  # children before parents

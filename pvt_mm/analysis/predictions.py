@@ -17,8 +17,8 @@ from mmengine.runner.checkpoint import find_latest_checkpoint
 from pvt_mm.analysis.figures import OKABE_ITO
 from pvt_mm.checkpoint import CheckpointError, read_checkpoint
 from pvt_mm.engine.checks import check_checkpoint, check_data
-from pvt_mm.engine.run import WRONG_CONFIG, unreadable_images_named
-from pvt_mm.errors import InputError
+from pvt_mm.engine.run import unreadable_images_named
+from pvt_mm.errors import WRONG_CONFIG, InputError
 
 ORDER = ('orange', 'sky blue', 'green', 'vermilion', 'purple', 'yellow', 'blue', 'black')  # bright ones first
 COLORS = [OKABE_ITO[name] for name in ORDER]

@@ -3,6 +3,7 @@
 The quoted figures of a config are those of its metafile. Only Table 2 has rows that are no config's.
 """
 
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +13,10 @@ import yaml
 from mmengine.config import Config
 
 from pvt_mm.analysis import flops
-from pvt_mm.engine.run import load_config
+from pvt_mm.engine.run import load_config, use_tta
 from pvt_mm.models import ARCHS
 
-PARAMS, GFLOPS, ERROR = 'parameters (M)', 'GFLOPs', 'top-1 error (%)'
+PARAMS, GFLOPS, ERROR, TIME = 'parameters (M)', 'GFLOPs', 'top-1 error (%)', 'V100 (ms)'
 # How far a computed figure may be from the quoted one before its row has to say why; half a unit of the last digit that
 # the paper gives is no difference.
 BOUNDS = {PARAMS: 0.01, GFLOPS: 0.02}
@@ -28,7 +29,7 @@ TITLES = {
     6: 'DETR on COCO val2017',
     7: 'Trans2Seg and DeepLabV3+ on ADE20K, 512 x 512',
     8: 'ViT beside PVT, RetinaNet on COCO val2017',
-    9: 'Wider beside deeper: classifiers, and RetinaNet on COCO val2017',
+    9: 'Wider beside deeper: parameters and error of the classifier, AP of RetinaNet on COCO val2017',
     10: 'Global context blocks beside PVT, Mask R-CNN on COCO val2017',
     11: 'Input scales, RetinaNet on COCO val2017',
 }
@@ -45,7 +46,7 @@ COLUMNS = {
     8: (PARAMS, *SIX),
     9: (PARAMS, ERROR, *BOX),
     10: (PARAMS, GFLOPS, *MASK),
-    11: (GFLOPS, *BOX),
+    11: (GFLOPS, TIME, *BOX),
 }
 # Rows that a table repeats from the one that their metafile names.
 REPEATED = {
@@ -91,7 +92,7 @@ CLASSIFIERS = {
     'PVT-Large': 'retinanet/pvt_l_1x',
 }
 # Table 9 gives the parameters and the error of the classifiers.
-TABLE_9 = {'retinanet/pvt_s_wide_1x': (46.8, 19.3), 'retinanet/pvt_m_1x': (44.2, 18.8)}
+TABLE_9 = {'retinanet/pvt_s_wide_1x': ('wider', 46.8, 19.3), 'retinanet/pvt_m_1x': ('deeper', 44.2, 18.8)}
 
 # What the evaluators call the paper's metrics.
 METRICS = {
@@ -132,20 +133,24 @@ def table(number: int, configs: Path, runs: dict[str, dict[str, float]]) -> list
     """
     if number == 2:
         return [_classifier_row(name, figures, configs) for name, figures in TABLE_2.items()]
-    rows = []
+    rows, counted = [], {}
     for name, entry in entries(configs):
         if entry['Metadata']['Source'] == f'paper, Table {number}' or name in REPEATED.get(number, ()):
             figures = {key: value for key, value in _quoted(entry).items() if key in COLUMNS[number]}
             found = {key: value for key, value in runs.get(name, {}).items() if key in figures}
+            label = name
             if number == 9:
-                figures |= dict(zip((PARAMS, ERROR), TABLE_9[name], strict=True))
+                which, params, error = TABLE_9[name]
+                label, figures = f'{which}: {name}', figures | {PARAMS: params, ERROR: error}
                 computed, shape = classifier(configs / f'{name}.py'), (224, 224)
             else:
                 config = load_config(str(configs / f'{name}.py'))
                 shape = tuple(entry['Metadata'].get('Resolution') or flops.default_shape(config))
-                whole = flops.count(config, shape)[0]
-                computed = {PARAMS: whole.params_m, GFLOPS: whole.gflops}
-            rows.append(Row(name, figures, computed, found, shape, entry['Metadata'].get('Difference', '')))
+                key = repr((shape, _plain(config.model)))  # another schedule trains the same model
+                if key not in counted:
+                    counted[key] = flops.count(config, shape)[0]
+                computed = {PARAMS: counted[key].params_m, GFLOPS: counted[key].gflops}
+            rows.append(Row(label, figures, computed, found, shape, entry['Metadata'].get('Difference', '')))
     return rows
 
 
@@ -198,7 +203,7 @@ def entries(configs: Path) -> Iterator[tuple[str, dict]]:
 
 def _quoted(entry: dict) -> dict[str, float | str]:
     metadata = entry['Metadata']
-    found = {PARAMS: metadata.get('Parameters (M)'), GFLOPS: metadata.get('GFLOPs')}
+    found = {PARAMS: metadata.get('Parameters (M)'), GFLOPS: metadata.get('GFLOPs'), TIME: metadata.get('V100 (ms)')}
     for result in entry.get('Results', ()):
         found |= result['Metrics']
     return {key: value for key, value in found.items() if value is not None}
@@ -225,44 +230,75 @@ def classifier(path: Path) -> dict[str, float]:
     }
 
 
-def measured(configs: Path, results: Path) -> dict[str, dict[str, float]]:
+def measured(configs: Path, results: Path) -> tuple[dict[str, dict[str, float]], list[str]]:
     """Reads the last metrics of every run below a folder that trained or tested one of the configs as it stands.
 
-    A run is a work directory of ``tools/train.py`` or ``tools/test.py``. It counts where the config that it has kept
-    has the model (weights to start from apart), the schedule and the evaluation of the config of its name.
+    A run is a work directory of ``tools/train.py`` or ``tools/test.py``. It counts where the config that it has kept is
+    the one of its name, in all that its metrics depend on. Rows that the paper tests at several scales (``TTA`` in the
+    metafile) take runs with test-time augmentation, and no others do.
 
     Returns:
-        The paper's metrics, in percent, by the config's name; the newest run's where there are several.
+        The paper's metrics, in percent, by the config's name, the newest run's where there are several; and a line for
+        each run that does not count, which says why.
     """
     shipped = {}
-    for name, _ in entries(configs):
-        shipped.setdefault(Path(name).stem, []).append(name)
-    found = {}
+    for name, entry in entries(configs):
+        shipped.setdefault(Path(name).stem, []).append((name, entry['Metadata'].get('TTA', False)))
+    found, refused = {}, []
     for log in sorted(results.rglob('*/*.log'), key=lambda path: path.stat().st_mtime):
         metrics = _last_metrics(log.parent)
         for kept in log.parents[1].glob('*.py') if metrics else ():
-            for name in shipped.get(kept.stem, ()):
-                if _recipe(Config.fromfile(kept)) == _recipe(load_config(str(configs / f'{name}.py'))):
+            reasons = {}
+            for name, tta in shipped.get(kept.stem, ()):
+                reasons[name] = _differences(Config.fromfile(kept), load_config(str(configs / f'{name}.py')), tta)
+                if not reasons[name]:
                     found[name] = metrics
-    return found
+            if reasons and all(reasons.values()):
+                name = min(reasons, key=lambda name: len(reasons[name]))
+                refused.append(f'{log.parent} is not {name} as it stands: another {", ".join(reasons[name])}')
+    return found, refused
 
 
-def _recipe(config: Config) -> str:
-    """Returns what makes a run one of a config: the model, the length and the optimizer, as text to compare."""
-    kept = json.loads(json.dumps(config.to_dict(), default=str))
-    kept['model']['backbone'].pop('init_cfg', None)
-    length = kept['train_cfg'] or {}
-    return json.dumps(
-        [kept['model'], length.get('max_epochs'), length.get('max_iters'), kept['optim_wrapper']], sort_keys=True
-    )
+def _differences(run: Config, shipped: Config, tta: bool) -> list[str]:
+    """Returns the settings that metrics depend on in which a run's config is not the shipped one.
+
+    Mixed precision is no difference, nor is where the data and the weights to start from are, or how they are loaded.
+    """
+    if tta:
+        use_tta(shipped)
+    ours, theirs = _plain(shipped.to_dict()), _plain(run.to_dict())
+    keys = ('model', 'train_dataloader', 'test_dataloader', 'test_evaluator', 'param_scheduler', 'optim_wrapper')
+    differing = [key for key in keys if ours.get(key) != theirs.get(key)]
+    for key in ('max_epochs', 'max_iters'):
+        if ours['train_cfg'].get(key) != (theirs.get('train_cfg') or {}).get(key):
+            differing.append(f'train_cfg.{key}')
+    return differing
+
+
+# What a setting may be without another result.
+FREE = ('num_workers', 'persistent_workers', 'pin_memory', 'data_root', 'backend_args', 'checkpoint', 'prefix')
+
+
+def _plain(value: object, key: str = '') -> object:
+    """Returns a part of a config as plain values to compare, without what is free to differ."""
+    if isinstance(value, dict):
+        kept = {name: inner for name, inner in value.items() if name not in FREE}
+        if kept.get('type') in ('OptimWrapper', 'AmpOptimWrapper'):
+            kept = {name: inner for name, inner in kept.items() if name not in ('type', 'dtype', 'loss_scale')}
+        return {name: _plain(inner, name) for name, inner in sorted(kept.items())}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    return Path(value).name if key == 'ann_file' else value
 
 
 def _last_metrics(log: Path) -> dict[str, float]:
     """Returns the last evaluation in the folder of a run's log: that of a training, or of a test."""
     found = {}
     for path in (log / 'vis_data/scalars.json', *log.glob('*.json')):
-        for line in map(json.loads, path.read_text().splitlines() if path.exists() else ()):
-            for name, key in METRICS.items():
-                if key in line:
-                    found[name] = line[key] * 100 if key.startswith('coco/') else line[key]
+        for text in path.read_text().splitlines() if path.exists() else ():
+            with contextlib.suppress(json.JSONDecodeError):  # the last line of a run that was killed
+                line = json.loads(text)
+                for name, key in METRICS.items():
+                    if key in line:
+                        found[name] = line[key] * 100 if key.startswith('coco/') else line[key]
     return found

@@ -6,8 +6,8 @@ import mmap
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 
-import numpy as np
 from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
@@ -17,7 +17,8 @@ from rich.progress import track
 from torch import nn
 
 from pvt_mm.checkpoint import CheckpointError, check_weights, read_checkpoint, read_file
-from pvt_mm.errors import InputError
+from pvt_mm.errors import WRONG_CONFIG, InputError
+from pvt_mm.models import PVT
 
 LAYOUTS = {
     'CocoDataset': 'COCO is laid out as annotations/instances_{train,val}2017.json, train2017/*.jpg and val2017/*.jpg',
@@ -29,9 +30,9 @@ def check_data(config: Config, *splits: str) -> None:
     """Checks that the data sets of the splits (``train``, ``val``, ``test``) are there and fit the model.
 
     Raises:
-        InputError: A file or folder is missing (the message says how to lay the data out), annotations lack a class
-            that the config has, a label map has a value that is none, or a head predicts another number of classes than
-            there are.
+        InputError: A file or folder is missing (the message says how to lay the data out), a pipeline cannot be built,
+            annotations lack a class that the config has or the masks that it loads, a label map has a value that is no
+            class, or a head predicts another number of classes than there are.
     """
     for split in splits:
         loader = config.get(f'{split}_dataloader')
@@ -40,6 +41,7 @@ def check_data(config: Config, *splits: str) -> None:
             raise InputError(f'{split}_dataloader.batch_size is {size}: it must be at least 1')
         for dataset in _leaves(loader.dataset) if loader else ():
             _check_paths(dataset, split)
+            _check_pipeline(dataset, split)
             _check_classes(dataset, config, split)
             _check_masks(dataset, split)
             _check_labels(dataset, config, split)
@@ -88,7 +90,9 @@ def _check_classes(dataset: dict, config: Config, split: str) -> None:
             )
     for where, number in _head_classes(config.model, 'model'):
         if number != len(classes):
-            raise InputError(f'{where} is {number}, and the {split} data has {len(classes)} classes: set it to that')
+            raise InputError(
+                f'{where} is {number}, and the {split} data has {len(classes)} classes: they must be as many'
+            )
 
 
 def _check_masks(dataset: dict, split: str) -> None:
@@ -106,32 +110,39 @@ def _check_masks(dataset: dict, split: str) -> None:
 
 
 def _check_labels(dataset: dict, config: Config, split: str) -> None:
-    """Checks that the label maps have no value but the classes' and the one to ignore. The first process reads them."""
-    steps = [step for step in dataset.get('pipeline') or () if step['type'] == 'LoadAnnotations']
-    if 'decode_head' not in config.model or not steps or int(os.environ.get('RANK', 0)) > 0:
+    """Checks that the label maps have no value but the classes' and the one to ignore.
+
+    They are all read, by the first process, unless a run is resumed: ADE20K's 22,000 take about a minute on two cores.
+    """
+    heads = _as_list(config.model.get('module', config.model).get('decode_head'))
+    steps = [step for step in dataset.get('pipeline') or () if step['type'].split('.')[-1] == 'LoadAnnotations']
+    ranks = [os.environ[name] for name in ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK') if name in os.environ]
+    if not heads or not steps or config.get('resume') or any(rank != '0' for rank in ranks[:1]):
         return
-    head = config.model.decode_head
-    with DATASETS.switch_scope_and_registry(None) as registry:
-        infos = list(registry.build({**dataset, 'pipeline': []}))
-    with TRANSFORMS.switch_scope_and_registry(None) as registry:
-        load = registry.build(steps[0])
-    values = functools.partial(_label_values, load)
+    try:
+        with DATASETS.switch_scope_and_registry(None) as registry:
+            infos = [info for info in registry.build({**dataset, 'pipeline': []}) if 'seg_map_path' in info]
+        with TRANSFORMS.switch_scope_and_registry(None) as registry:
+            load = registry.build(steps[0])
+    except WRONG_CONFIG as error:
+        raise InputError(f'the {split} data cannot be built: {type(error).__name__}: {error}') from error
+    classes, ignored = heads[-1].num_classes, heads[-1].get('ignore_index', 255)
+    worst = functools.partial(_worst_label, load, ignored)
     task = f'checking the labels of the {split} data'
     with ThreadPoolExecutor() as threads:
-        maps = zip(infos, threads.map(values, infos), strict=True)
-        for info, found in track(maps, task, len(infos), console=Console(stderr=True), transient=True):
-            wrong = [value for value in found if value >= head.num_classes and value != head.get('ignore_index', 255)]
-            if wrong:
+        maps = zip(infos, threads.map(worst, infos), strict=True)
+        for info, label in track(maps, task, len(infos), console=Console(stderr=True), transient=True):
+            if label >= classes:
                 reduced = ' once reduce_zero_label has taken 1 off' if info['reduce_zero_label'] else ''
                 threads.shutdown(wait=False, cancel_futures=True)
                 raise InputError(
-                    f'{info["seg_map_path"]} has the label {wrong[0]}{reduced}, and the {head.num_classes} classes are '
-                    f'0 to {head.num_classes - 1}: mend the label map, or set num_classes and metainfo.classes'
+                    f'{info["seg_map_path"]} has the label {label}{reduced}, and the {classes} classes are 0 to '
+                    f'{classes - 1}: mend the label map, or set num_classes and metainfo.classes'
                 )
 
 
-def _label_values(load: Callable[[dict], dict], info: dict) -> list[int]:
-    """Returns the values of a label map, as training will see them.
+def _worst_label(load: Callable[[dict], dict], ignored: int, info: dict) -> int:
+    """Returns the greatest label of a map, as training will see it, but for the one to ignore.
 
     Raises:
         InputError: It is missing or damaged, or the pipeline and the data set disagree on what 0 means.
@@ -140,7 +151,43 @@ def _label_values(load: Callable[[dict], dict], info: dict) -> list[int]:
         labels = load(dict(info))['gt_seg_map']
     except (OSError, ValueError, AssertionError) as error:
         raise InputError(f'the label map {info["seg_map_path"]} cannot be read: {error}') from error
-    return np.bincount(labels.ravel()).nonzero()[0].tolist()
+    return labels[labels != ignored].max(initial=0).item()
+
+
+def _check_pipeline(dataset: dict, split: str) -> None:
+    """Checks that the pipeline's steps can be built, which MMEngine does only when training or testing starts."""
+    for i, step in enumerate(dataset.get('pipeline') or ()):
+        try:
+            with TRANSFORMS.switch_scope_and_registry(None) as registry:
+                registry.build(step)
+        except WRONG_CONFIG as error:
+            where = f'{split}_dataloader.dataset.pipeline.{i} ({step["type"]})'
+            raise InputError(f'{where} cannot be built: {type(error).__name__}: {error}') from error
+
+
+def check_init_weights(config: Config) -> None:
+    """Checks that the weights that the model starts from are there.
+
+    Raises:
+        InputError: A file does not exist, or torchvision's weights are named where torchvision is not installed.
+    """
+    for where, checkpoint in _init_checkpoints(config.model, 'model'):
+        hint = f'or start from random weights with --cfg-options {where}=None'
+        if checkpoint.startswith('torchvision://') and not find_spec('torchvision'):
+            raise InputError(f'{where} names {checkpoint}, and torchvision is not installed: pip install it, {hint}')
+        if '://' not in checkpoint and not os.path.isfile(checkpoint):
+            raise InputError(f'{where} names {checkpoint}, which does not exist: put weights there, {hint}')
+
+
+def _init_checkpoints(config: dict, where: str) -> Iterator[tuple[str, str]]:
+    """Yields each checkpoint that a part of a model's config starts from, and the key of its ``init_cfg``."""
+    for name, part in config.items():
+        if name == 'init_cfg':
+            for cfg in _as_list(part):
+                if cfg.get('type') == 'Pretrained':
+                    yield f'{where}.{name}', cfg['checkpoint']
+        elif isinstance(part, dict):
+            yield from _init_checkpoints(part, f'{where}.{name}')
 
 
 def _annotations(dataset: dict) -> str | None:
@@ -184,6 +231,28 @@ def coco_categories(path: str) -> list[str]:
             return [category['name'] for category in categories]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f'{path} is no COCO annotation file: {error}') from None
+
+
+def check_pretrained(model: nn.Module) -> None:
+    """Checks that the files that other backbones than PVT start from fit them: those load what fits, in silence.
+
+    Raises:
+        CheckpointError: A file cannot be read, or fits less than half of the parameters.
+    """
+    for module in model.modules():
+        cfg = getattr(module, 'init_cfg', None)
+        path = cfg.get('checkpoint', '') if isinstance(cfg, dict) else ''
+        if not isinstance(module, PVT) and os.path.isfile(path):
+            prefix = f'{cfg["prefix"]}.' if cfg.get('prefix') else ''
+            weights = {key.removeprefix(prefix): value for key, value in read_checkpoint(path).items()}
+            target = module.state_dict()
+            fitting = [key for key in target if key in weights and weights[key].shape == target[key].shape]
+            if len(fitting) < len(target) / 2:
+                absent = ', '.join([key for key in target if key not in fitting][:3])
+                raise CheckpointError(
+                    f'{path} fills {len(fitting)} of {len(target)} parameters of {type(module).__name__}: it has no '
+                    f'{absent} of its shape; its own keys begin with {", ".join(list(weights)[:3])}'
+                )
 
 
 def check_checkpoint(model: nn.Module, path: str, strict: bool) -> None:

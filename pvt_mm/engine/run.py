@@ -17,11 +17,7 @@ from mmengine.runner import CheckpointLoader, Runner
 from mmengine.runner.checkpoint import find_latest_checkpoint
 
 from pvt_mm.checkpoint import read_file
-from pvt_mm.errors import InputError
-
-# What building a part raises where its type or an argument is wrong, and a bug or a lack of memory is not.
-WRONG_CONFIG = (AssertionError, AttributeError, ImportError, KeyError, TypeError, ValueError, FileNotFoundError)
-
+from pvt_mm.errors import WRONG_CONFIG, InputError
 
 # Settings beside the arguments of MMEngine's Runner that take effect.
 READ_BY_TOOLS = ('data_root', 'auto_scale_lr', 'runner_type', 'tta_model', 'tta_pipeline')
@@ -74,7 +70,7 @@ def load_config(path: str, options: dict | None = None) -> Config:
         _move_data(config, config.get('data_root'), options['data_root'])
     try:
         config.merge_from_dict(options)
-    except (KeyError, TypeError, AssertionError, ValueError) as error:
+    except (*WRONG_CONFIG, IndexError, RecursionError) as error:
         raise InputError(f'--cfg-options do not fit {path}: {error}') from error
     return config
 
@@ -87,8 +83,12 @@ def check_checkpoint_exists(path: str) -> None:
 
 
 def _near(path: str) -> str:
-    """Returns a question after the file of the same folder and kind whose name is the nearest, if one is near."""
-    others = [str(other) for other in Path(path).parent.glob(f'*{Path(path).suffix or ".*"}')]
+    """Returns a question after the file of the same kind, in its folder or the nearest, whose name is near, if any."""
+    folder = Path(path).parent
+    if not folder.is_dir():
+        folders = [str(other) for other in folder.parent.glob('*/')]
+        folder = Path(*difflib.get_close_matches(str(folder), folders, n=1))
+    others = [str(other) for other in folder.glob(f'*{Path(path).suffix or ".*"}')]
     near = difflib.get_close_matches(path, others, n=1, cutoff=0.5)
     return f'; did you mean {near[0]}?' if near else ''
 

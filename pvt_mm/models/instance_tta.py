@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from mmdet.models.roi_heads import StandardRoIHead
 from mmdet.models.test_time_augs import DetTTAModel
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import bbox2roi, bbox_flip
@@ -20,12 +21,22 @@ class InstanceTTAModel(DetTTAModel):
     """Averages a Mask R-CNN over scaled and flipped views of an image: its boxes as MMDetection does, and its masks.
 
     Every view's boxes are brought back to the image and merged by NMS (``tta_cfg``, as in ``DetTTAModel``). The mask
-    head then looks at the merged boxes in every view, and the mean of the probabilities is the mask.
+    head then looks at the merged boxes in every view, and the mean of the probabilities is the mask. The feature maps
+    of all views are kept until then: about 0.6 GB an image for six views of COCO's sizes.
 
     Args:
-        module: The detector's config; its ``roi_head`` has a box and a mask head.
         tta_cfg: ``dict(nms=..., max_per_img=...)``, as in ``DetTTAModel``.
+        kwargs: ``module``, the detector's config, as in ``DetTTAModel``.
+
+    Raises:
+        ValueError: The detector is no Mask R-CNN: it has no box and mask head of one stage.
     """
+
+    def __init__(self, tta_cfg: dict, **kwargs):
+        super().__init__(tta_cfg, **kwargs)
+        roi_head = getattr(self.module, 'roi_head', None)
+        if not isinstance(roi_head, StandardRoIHead) or not roi_head.with_mask:
+            raise ValueError(f'{type(self).__name__} is for a Mask R-CNN, not for a {type(self.module).__name__}')
 
     def test_step(self, data: dict[str, list]) -> list[DetDataSample]:
         """Predicts a batch.
@@ -44,7 +55,7 @@ class InstanceTTAModel(DetTTAModel):
         instances = [sample.pred_instances for sample in merged]
         probabilities = sum(map(self._mask_probabilities, features, samples, [instances] * len(views))) / len(views)
         metas = [dict(ori_shape=sample.ori_shape, scale_factor=(1.0, 1.0)) for sample in merged]
-        results = module.roi_head.mask_head.predict_by_feat(
+        results = module.roi_head.mask_head.predict_by_feat(  # which takes the sigmoid
             probabilities.logit().split([len(boxes) for boxes in instances]),
             instances,
             metas,

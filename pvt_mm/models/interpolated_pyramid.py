@@ -17,18 +17,11 @@ class InterpolatedPyramid(nn.Module):
 
     Args:
         scales: What each map's height and width are multiplied with, first map first.
-        mode: As in :func:`torch.nn.functional.interpolate`.
-
-    Raises:
-        ValueError: A scale is not above 0.
     """
 
-    def __init__(self, scales: Sequence[float], mode: str = 'bilinear'):
+    def __init__(self, scales: Sequence[float]):
         super().__init__()
-        if not all(scale > 0 for scale in scales):
-            raise ValueError(f'scales must be above 0, got {tuple(scales)}')
         self.scales = tuple(scales)
-        self.mode = mode
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Returns the maps, each (B, C, H, W), at (B, C, H * scale, W * scale), floored.
@@ -37,8 +30,6 @@ class InterpolatedPyramid(nn.Module):
             ValueError: There are not as many maps as scales.
         """
         return tuple(
-            F.interpolate(
-                x, scale_factor=scale, mode=self.mode, align_corners=None if self.mode == 'nearest' else False
-            )
+            x if scale == 1 else F.interpolate(x, scale_factor=scale, mode='bilinear', align_corners=False)
             for x, scale in zip(maps, self.scales, strict=True)
         )

@@ -26,7 +26,7 @@ class Trans2SegHead(BaseDecodeHead):
 
     Args:
         in_channels: Channels of the stride-4 map and of the last map.
-        channels: Of the map that the class scores come from; with 152 parameters and GFLOPs are Table 7's to 1%.
+        channels: Of the map that the class scores come from; 152 is what Table 7's parameters and GFLOPs leave.
         embed_dims: C.
         num_layers: Encoder layers, and decoder layers.
         num_heads: Attention heads.
@@ -62,7 +62,7 @@ class Trans2SegHead(BaseDecodeHead):
         self.encoder = nn.TransformerEncoder(
             nn.TransformerEncoderLayer(**sizes), num_layers, nn.LayerNorm(embed_dims), enable_nested_tensor=False
         )
-        self.class_queries = nn.Parameter(torch.empty(self.num_classes, embed_dims))
+        self.class_queries = nn.Parameter(nn.init.trunc_normal_(torch.empty(self.num_classes, embed_dims), std=0.02))
         self.decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(**sizes), num_layers, nn.LayerNorm(embed_dims))
         self.attention_maps = AttentionMaps(embed_dims, num_heads)
         conv = dict(norm_cfg=self.norm_cfg, act_cfg=self.act_cfg)
@@ -72,20 +72,21 @@ class Trans2SegHead(BaseDecodeHead):
         self.fuse = ConvModule(embed_dims, channels, 3, padding=1, **conv)
 
     def init_weights(self) -> None:
-        """Draws the matrices after Xavier, as section 5.3 does new layers, and the queries with a std of 0.02."""
+        """Draws the weights after Xavier, as section 5.3 does new layers; MMSegmentation's last layer keeps its own."""
         super().init_weights()
-        for module in (self.encoder, self.decoder, self.attention_maps):
-            for parameter in module.parameters():
-                if parameter.dim() > 1:
-                    nn.init.xavier_uniform_(parameter)
-        nn.init.trunc_normal_(self.class_queries, std=0.02)
+        for name, parameter in self.named_parameters():
+            if parameter.dim() > 1 and not name.startswith(('class_queries', 'conv_seg')):
+                nn.init.xavier_uniform_(parameter)
+            elif name.endswith('bias'):
+                nn.init.zeros_(parameter)
 
     def forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
         """Returns the class scores (B, K, H, W) of the backbone's maps, at the stride of the first selected."""
         low, high = self._transform_inputs(inputs)
         h, w = high.shape[2:]
         tokens = self.project(high).flatten(2).transpose(1, 2)  # (B, N, C)
-        memory = self.encoder(tokens + sine_positions(h, w, tokens.shape[2], tokens.device))  # (B, N, C)
+        positions = sine_positions(h, w, tokens.shape[2], tokens.device).to(tokens.dtype)  # (1, N, C)
+        memory = self.encoder(tokens + positions)  # (B, N, C)
         queries = self.decoder(self.class_queries.expand(len(memory), -1, -1), memory)  # (B, K, C)
         attention = self.attention_maps(queries, memory).flatten(1, 2).unflatten(2, (h, w))  # (B, heads * K, h, w)
         memory = memory.transpose(1, 2).unflatten(2, (h, w))  # (B, C, h, w)
@@ -104,7 +105,7 @@ class AttentionMaps(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.q = nn.Linear(embed_dims, embed_dims)
-        self.k = nn.Linear(embed_dims, embed_dims)
+        self.k = nn.Linear(embed_dims, embed_dims, bias=False)  # the softmax would take a bias out
 
     def forward(self, queries: Tensor, memory: Tensor) -> Tensor:
         """Returns the maps (B, heads, K, N) of queries (B, K, C) over a memory (B, N, C)."""

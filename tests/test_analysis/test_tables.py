@@ -1,6 +1,7 @@
 """The tables of the paper: within the bounds or with a reason, complete, and not stale."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -9,12 +10,25 @@ from mmcv.cnn import ConvModule
 from mmengine.registry import MODELS, DefaultScope
 
 from pvt_mm.analysis import flops, tables
-from pvt_mm.engine.run import load_config
+from pvt_mm.engine.run import load_config, use_tta
 from tests.conftest import ROOT
 from tools import paper_tables
 
 CONFIGS = ROOT / 'configs'
-DOCUMENT = (ROOT / 'docs/tables.md').read_text()
+
+
+def without_measured(text: str) -> str:
+    """Returns the tables without the columns of measured figures, which depend on the runs that there are."""
+    lines, kept = [], []
+    for line in text.split('\n'):
+        cells = line.split(' | ')
+        if line.startswith(('| config', '| model')):
+            kept = [i for i, head in enumerate(cells) if not head.endswith(', measured')]
+        lines.append(' | '.join(cells[i] for i in kept) if line.startswith('| ') else line)
+    return '\n'.join(lines)
+
+
+DOCUMENT = without_measured((ROOT / 'docs/tables.md').read_text())
 
 
 @pytest.mark.parametrize('number', tables.TITLES)
@@ -61,6 +75,10 @@ def test_the_paper_counts_no_frozen_parameters(name, quoted):
     assert trained == pytest.approx(quoted, abs=0.06)
 
 
+def why(name: str) -> str:
+    return next(entry['Metadata']['Difference'] for other, entry in tables.entries(CONFIGS) if other == name)
+
+
 @pytest.mark.parametrize(('name', 'params', 'gflops'), [('r50_d8_40k', 26.8, 120.5), ('r50_d16_40k', 26.8, 45.5)])
 def test_why_deeplabs_figures_are_not_the_papers(name, params, gflops, monkeypatch):
     config = load_config(str(CONFIGS / f'deeplabv3plus/{name}.py'))
@@ -69,43 +87,111 @@ def test_why_deeplabs_figures_are_not_the_papers(name, params, gflops, monkeypat
 
     def with_a_1x1_convolution(model):
         built = build(model)
-        head = built.decode_head
         with torch.device('meta'):
-            head.bottleneck = ConvModule(5 * 256, 256, 1, norm_cfg=dict(type='BN'), bias=False)
+            built.decode_head.bottleneck = ConvModule(5 * 256, 256, 1, norm_cfg=dict(type='BN'), bias=False)
         return built
 
     monkeypatch.setattr(flops, '_build', with_a_1x1_convolution)
     whole = flops.count(config, (512, 512))[0]
     assert whole.params_m == pytest.approx(params, rel=0.01)
     assert whole.gflops == pytest.approx(gflops, rel=0.01)
+    assert f'it counts {whole.params_m:.2f} M and {whole.gflops:.1f} GFLOPs' in why(f'deeplabv3plus/{name}')
 
 
-def a_run(folder: Path, config: str, options: dict, metrics: dict, log: str = 'vis_data/scalars.json') -> None:
+def test_why_global_contexts_gflops_are_not_the_papers():
+    parts = {
+        name: flops.count(load_config(str(CONFIGS / f'mask_rcnn/{name}.py')), (800, 1280))
+        for name in ('r50_1x', 'r50_gc_r4_1x')
+    }
+    plain, context = parts['r50_1x'][0].gflops, parts['r50_gc_r4_1x'][0].gflops
+    boxes = parts['r50_1x'][-1]
+    assert boxes.name == 'roi_head'  # its boxes are as many whatever the image
+    text = why('mask_rcnn/r50_gc_r4_1x')
+    assert f'add {context - plain:.2f} GFLOPs to the {plain:.1f} of' in text
+    assert f'{(279.6 - boxes.gflops) / (context - boxes.gflops):.3f} times the pixels' in text
+
+
+def a_run(folder: Path, config: str, options: dict, *lines: dict, log: str = 'vis_data/scalars.json') -> None:
     """Writes what a run leaves in its work directory: its config, and its log with the metrics."""
     (folder / 'now/vis_data').mkdir(parents=True)
     (folder / 'now/now.log').touch()
     kept = load_config(str(CONFIGS / f'{config}.py'))
+    if options.pop('tta', False):
+        use_tta(kept)
     kept.merge_from_dict(options)
     kept.dump(folder / f'{Path(config).name}.py')
-    (folder / 'now' / log).write_text('\n'.join(map(json.dumps, [{'loss': 1.0, 'step': 1}, metrics])))
+    (folder / 'now' / log).write_text('\n'.join(map(json.dumps, [{'loss': 1.0, 'step': 1}, *lines])) + '\n{"loss": 0.')
 
 
-def test_runs_are_measured_where_they_are_the_configs_own(tmp_path):
-    a_run(tmp_path / 'a', 'retinanet/pvt_t_1x', {'train_dataloader.batch_size': 4}, {'coco/bbox_mAP': 0.361})
-    a_run(tmp_path / 'b', 'mask_rcnn/pvt_t_1x', {}, {'coco/bbox_mAP': 0.3, 'coco/segm_mAP': 0.25}, log='now.json')
-    a_run(tmp_path / 'c', 'semantic_fpn/pvt_t_80k', {'train_cfg.max_iters': 100}, {'mIoU': 3.0})
-    a_run(tmp_path / 'd', 'semantic_fpn/pvt_s_80k', {'model.backbone.init_cfg.checkpoint': 'my.pth'}, {'mIoU': 39.0})
-    a_run(tmp_path / 'e', 'retinanet/pvt_s_1x', {'model.bbox_head.num_classes': 3}, {'coco/bbox_mAP': 0.9})
-    runs = tables.measured(CONFIGS, tmp_path)
-    assert runs == {
-        'retinanet/pvt_t_1x': {'box AP': pytest.approx(36.1)},
-        'mask_rcnn/pvt_t_1x': {'box AP': pytest.approx(30), 'mask AP': pytest.approx(25)},
-        'semantic_fpn/pvt_s_80k': {'mIoU': pytest.approx(39)},
-    }
+AP = {'coco/bbox_mAP': 0.361}
+ACCEPTED = [
+    ('retinanet/pvt_t_1x', {}, [{'coco/bbox_mAP': 0.1}, AP], {'box AP': 36.1}),  # the last epoch's
+    ('mask_rcnn/pvt_t_1x', {}, [{**AP, 'coco/segm_mAP': 0.25}], {'box AP': 36.1, 'mask AP': 25.0}),
+    ('semantic_fpn/pvt_s_80k', {'model.backbone.init_cfg.checkpoint': 'my.pth'}, [{'mIoU': 39.0}], {'mIoU': 39.0}),
+    ('semantic_fpn/pvt_l_320k', {'tta': True}, [{'mIoU': 44.0}], {'mIoU': 44.0}),
+    (
+        'retinanet/pvt_s_1x',
+        {
+            'optim_wrapper': dict(type='AmpOptimWrapper', loss_scale='dynamic', dtype='float16'),
+            'train_dataloader.num_workers': 8,
+            'test_dataloader.dataset.data_root': '/data/coco/',
+            'test_evaluator.ann_file': '/data/coco/annotations/instances_val2017.json',
+        },
+        [AP],
+        {'box AP': 36.1},
+    ),
+]
+REFUSED = [
+    ('retinanet/pvt_s_1x', {'model.bbox_head.num_classes': 3}, AP, 'model'),
+    ('retinanet/pvt_s_1x', {'model.backbone.init_cfg': None}, AP, 'model'),
+    ('retinanet/pvt_s_1x', {'train_cfg.max_epochs': 24}, AP, 'train_cfg.max_epochs'),
+    ('semantic_fpn/pvt_t_80k', {'train_cfg.max_iters': 100}, {'mIoU': 3.0}, 'train_cfg.max_iters'),
+    ('retinanet/pvt_s_1x', {'optim_wrapper.optimizer.lr': 2e-4}, AP, 'optim_wrapper'),
+    ('retinanet/pvt_s_1x', {'param_scheduler': []}, AP, 'param_scheduler'),
+    ('retinanet/pvt_s_1x', {'train_dataloader.batch_size': 1}, AP, 'train_dataloader'),
+    ('retinanet/pvt_s_1x', {'test_dataloader.dataset.indices': 10}, AP, 'test_dataloader'),
+    ('retinanet/pvt_s_1x', {'test_evaluator.ann_file': 'mine.json'}, AP, 'test_evaluator'),
+    ('retinanet/pvt_t_1x', {'tta': True}, AP, 'model, test_dataloader'),
+    ('semantic_fpn/pvt_l_320k', {}, {'mIoU': 42.0}, 'model, test_dataloader'),
+]
+
+
+@pytest.mark.parametrize(('config', 'options', 'lines', 'expected'), ACCEPTED)
+def test_runs_of_a_config_as_it_stands_are_measured(config, options, lines, expected, tmp_path):
+    log = 'now.json' if 'mask' in config else 'vis_data/scalars.json'  # of a test, of a training
+    a_run(tmp_path / 'run', config, dict(options), *lines, log=log)
+    found, refused = tables.measured(CONFIGS, tmp_path)
+    assert found == {config: pytest.approx(expected)}
+    assert refused == []
+
+
+@pytest.mark.parametrize(('config', 'options', 'metrics', 'reason'), REFUSED)
+def test_other_runs_are_not(config, options, metrics, reason, tmp_path):
+    a_run(tmp_path / 'run', config, dict(options), metrics)
+    found, refused = tables.measured(CONFIGS, tmp_path)
+    assert found == {}
+    assert refused == [f'{tmp_path}/run/now is not {config} as it stands: another {reason}']
+
+
+def test_the_newest_run_is_shown(tmp_path):
+    a_run(tmp_path / 'new', 'semantic_fpn/pvt_s_80k', {}, {'mIoU': 39.0})
+    a_run(tmp_path / 'old', 'semantic_fpn/pvt_s_80k', {}, {'mIoU': 30.0})
+    os.utime(tmp_path / 'old/now/now.log', (1, 1))
+    runs, _ = tables.measured(CONFIGS, tmp_path)
     row = tables.Row('semantic_fpn/pvt_s_80k', {'mIoU': 39.8}, {}, runs['semantic_fpn/pvt_s_80k'], (512, 512))
     heads, cells = tables.grid(5, [row])
     assert cells == [['semantic_fpn/pvt_s_80k', '39.8', '39.0', '']]
     assert heads == ['config', 'mIoU, quoted', 'mIoU, measured', 'H x W']
+    assert without_measured(tables.markdown(5, [row])).splitlines()[2] == '| config | mIoU, quoted | H x W |'
+
+
+def test_a_narrow_terminal_has_the_first_columns_whole():
+    rows = tables.table(10, CONFIGS, runs={})
+    wide, narrow = (paper_tables.shown(10, rows, width) for width in (160, 80))
+    assert len(wide.columns) == 9
+    assert [column.header for column in narrow.columns][-1] == 'GFLOPs\ncomputed'
+    assert narrow.caption.startswith('without mask AP quoted, mask AP50 quoted')
+    assert wide.caption is None
 
 
 def test_the_tool_writes_prints_and_ends_in_json(tmp_path, capsys, monkeypatch):
@@ -113,11 +199,16 @@ def test_the_tool_writes_prints_and_ends_in_json(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(tables, 'TITLES', {9: tables.TITLES[9]})
     assert paper_tables.main(['--out', 'made/tables.md']) == 0
     printed = capsys.readouterr().out
-    assert json.loads(printed.splitlines()[-1])['9']['retinanet/pvt_m_1x'][tables.PARAMS] == pytest.approx(44.2, 0.01)
+    assert json.loads(printed.splitlines()[-1])['9']['deeper: retinanet/pvt_m_1x'][tables.PARAMS] == pytest.approx(
+        44.2, 0.01
+    )
     assert 'Table 9.' in printed
     written = Path('made/tables.md').read_text()
     assert (
         written == paper_tables.HEAD + '\n' + DOCUMENT[DOCUMENT.index('## Table 9') : DOCUMENT.index('\n## Table 10')]
     )
     assert paper_tables.main(['--results', 'gone']) == 2
-    assert '--results: the folder gone does not exist' in capsys.readouterr().err
+    assert '--results: gone is no folder' in capsys.readouterr().err
+    Path('file').touch()
+    assert paper_tables.main(['--out', 'file/tables.md']) == 2
+    assert '--out file/tables.md cannot be written: ' in capsys.readouterr().err

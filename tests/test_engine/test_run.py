@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
+from mmengine.registry import MODELS, DefaultScope, init_default_scope
 from PIL import Image
 
+from pvt_mm.checkpoint import CheckpointError
 from pvt_mm.datasets.shapes import make_shapes
 from pvt_mm.engine import checks, run
 from pvt_mm.errors import InputError
@@ -42,6 +43,8 @@ def test_options_are_merged():
     ('path', 'options', 'message'),
     [
         (RETINANET.replace('pvt_t', 'pvt_z'), {}, r'does not exist; did you mean .*/retinanet/pvt_\w_1x.py\?'),
+        (RETINANET.replace('retinanet', 'retinanat'), {}, r'does not exist; did you mean .*/retinanet/pvt_t_1x.py\?'),
+        ('nowhere/at/all.py', {}, r'all.py does not exist$'),
         (str(ROOT / 'LICENSE'), {}, 'cannot be read'),
         (str(ROOT / 'configs'), {}, 'configs is a folder'),
         (RETINANET, {'modle.backbone.arch': 'small'}, 'the config has no modle; did you mean model?'),
@@ -283,8 +286,67 @@ def test_labels_outside_the_classes(segmentor, monkeypatch):
     with pytest.raises(InputError, match=message):
         checks.check_data(config, 'train')
     checks.check_data(config, 'val')
-    monkeypatch.setenv('RANK', '1')
+    monkeypatch.setenv('SLURM_PROCID', '1')
     checks.check_data(config, 'train')  # the first process reads them
+    monkeypatch.delenv('SLURM_PROCID')
+    config.resume = True
+    checks.check_data(config, 'train')  # as it did when the run began
+
+
+def test_labels_far_outside_the_classes_in_the_validation_data(segmentor):
+    config, _ = segmentor
+    (path,) = Path(config.val_dataloader.dataset.data_root, 'annotations/validation').iterdir()
+    labels = np.array(Image.open(path))
+    labels[0, 0] = 200
+    Image.fromarray(labels).save(path)
+    for step in config.val_dataloader.dataset.pipeline:
+        step.type = f'mmseg.{step.type}' if step.type == 'LoadAnnotations' else step.type
+    with pytest.raises(InputError, match=f'{path} has the label 199 once'):
+        checks.check_data(config, 'val')
+    run.use_tta(config)
+    config.val_dataloader.dataset.pipeline[0].type = 'LoadImageFromFile'
+    config.model.module.decode_head = [config.model.module.decode_head]  # as a cascade's
+    with pytest.raises(InputError, match=f'{path} has the label 199 once'):
+        checks.check_data(config, 'val')
+
+
+def test_weights_to_start_from_that_are_anothers(tmp_path):
+    config = run.load_config(str(ROOT / 'configs/retinanet/vit_s_p32_1x.py'))
+    small = dict(embed_dims=8, num_layers=2, out_indices=(0, 0, 1, 1), num_heads=2)
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        vit = MODELS.build({**config.model.backbone, **small})
+    weights = vit.state_dict()
+    vit.init_cfg['checkpoint'] = str(tmp_path / 'vit.pth')
+    torch.save({'state_dict': weights}, tmp_path / 'vit.pth')
+    checks.check_pretrained(vit)
+    torch.save({'state_dict': {**weights, 'head.weight': torch.zeros(2, 8)}}, tmp_path / 'vit.pth')
+    checks.check_pretrained(vit)  # a classifier's
+    timms = {name.replace('layers.', 'blocks.'): value for name, value in weights.items()}
+    torch.save({'model': timms}, tmp_path / 'vit.pth')
+    with pytest.raises(CheckpointError, match=r'vit.pth fills 4 of 28 parameters of VisionTransformer: '):
+        checks.check_pretrained(vit)
+
+
+def test_pipelines_that_cannot_be_built(shapes):
+    config = on(shapes, **{'train_dataloader.dataset.pipeline.2.scales': [(1, 1)]})
+    with pytest.raises(InputError, match=r'train_dataloader.dataset.pipeline.2 \(Resize\) cannot be built: TypeError'):
+        checks.check_data(config, 'train')
+
+
+def test_weights_to_start_from_that_are_not_there(tmp_path, monkeypatch):
+    config = run.load_config(str(ROOT / 'configs/retinanet/vit_s_p32_1x.py'))
+    message = r'model.backbone.init_cfg names checkpoints/vit_small_p32.pth, which does not exist: .*init_cfg=None'
+    with pytest.raises(InputError, match=message):
+        checks.check_init_weights(config)
+    config.model.backbone.init_cfg = None
+    checks.check_init_weights(config)
+    config = run.load_config(str(ROOT / 'configs/mask_rcnn/r50_1x.py'))
+    monkeypatch.setattr(checks, 'find_spec', lambda name: None)
+    with pytest.raises(InputError, match=r'names torchvision://resnet50, and torchvision is not installed'):
+        checks.check_init_weights(config)
+    monkeypatch.setattr(checks, 'find_spec', lambda name: object())
+    checks.check_init_weights(config)
+    checks.check_init_weights(run.load_config(RETINANET))
 
 
 def test_labels_of_a_dataset_that_does_not_name_its_classes(segmentor):

@@ -2,32 +2,27 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
+from mmdet.structures import DetDataSample
 from mmengine.registry import MODELS, init_default_scope
-from mmengine.runner import Runner
 
 from pvt_mm.engine.run import load_config, use_tta
 from tests.conftest import ROOT, TINY_ARCH
-from tests.test_configs import on_shapes
-
-WHERE = ('bboxes', 'scores', 'labels', 'masks')
 
 
 @pytest.fixture
-def config(shapes, tmp_path):
-    config = on_shapes(load_config(str(ROOT / 'configs/mask_rcnn/pvt_t_1x.py')), shapes, tmp_path)
-    config.model.backbone.arch = {'_delete_': True, **TINY_ARCH}
-    config.model.backbone.arch.pop('_delete_')
+def model():
+    """Random, small, and with boxes and masks that are not all the same; its images are padded to multiples of 32."""
+    config = load_config(str(ROOT / 'configs/mask_rcnn/pvt_t_1x.py'))
+    config.model.backbone.update(arch=TINY_ARCH, init_cfg=None)
     config.model.neck.in_channels = list(TINY_ARCH['embed_dims'])
-    config.model.data_preprocessor.pad_size_divisor = 1
     config.model.test_cfg.rpn.max_per_img = 50
+    config.model.test_cfg.rcnn.update(score_thr=-1.0, max_per_img=10)
+    config.tta_model.tta_cfg.max_per_img = 10
+    for kind in ('bbox_head', 'mask_head'):
+        config.model.roi_head[kind].num_classes = 3
     use_tta(config)
     init_default_scope('mmdet')
-    return config
-
-
-@pytest.fixture
-def model(config):
-    """Random, with boxes and masks that are not all the same."""
     model = MODELS.build(config.model).eval()
     for name, parameter in model.named_parameters():
         if name.endswith(('fc_reg.weight', 'conv_logits.weight', 'fc_cls.weight', 'rpn_reg.weight')):
@@ -35,93 +30,110 @@ def model(config):
     return model
 
 
-def views_of(config, model, scales=(64,), flips=(0.0,)):
-    """A batch of two images in each view, as the test's data loader gives it."""
-    loader = config.test_dataloader
-    resizes, flipping = loader.dataset.pipeline[1].transforms[:2]
-    resizes[:] = [dict(type='Resize', scale=(scale, scale), keep_ratio=True) for scale in scales]
-    flipping[:] = [dict(type='RandomFlip', prob=flip) for flip in flips]
-    return next(iter(Runner.build_dataloader(loader)))
+SIZES = [(70, 130), (110, 50)]  # H x W of the two images
+
+
+def a_view(images, scale=1, flip=None):
+    """One view of the images: scaled, then flipped, as the test pipeline packs them."""
+    inputs, samples = [], []
+    for image in images:
+        view = F.interpolate(image[None].float(), scale_factor=scale, mode='bilinear')[0].to(torch.uint8)
+        axes = dict(horizontal=(-1,), vertical=(-2,), diagonal=(-2, -1)).get(flip, ())
+        inputs.append(view.flip(axes))
+        meta = dict(img_shape=view.shape[1:], ori_shape=image.shape[1:], scale_factor=(scale, scale))
+        samples.append(DetDataSample(metainfo=dict(**meta, flip=flip is not None, flip_direction=flip)))
+    return dict(inputs=inputs, data_samples=samples)
+
+
+def together(*views):
+    return {key: [view[key] for view in views] for key in views[0]}
+
+
+@pytest.fixture
+def images():
+    return [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in SIZES]
 
 
 @torch.no_grad()
-def plain(model, data, view=0):
-    return model.module.test_step({key: values[view] for key, values in data.items()})
+def plain(model, view):
+    return model.module.test_step(view)
 
 
 @torch.no_grad()
-def averaged(model, data):
-    return model.test_step(data)
+def averaged(model, *views):
+    return model.test_step(together(*views))
 
 
-def assert_same(ours, expected, mirrored=False):
+def flipped(boxes, size, flip):
+    """The boxes of a flipped image, by hand."""
+    x1, y1, x2, y2 = boxes.unbind(1)
+    if flip in ('horizontal', 'diagonal'):
+        x1, x2 = size[1] - x2, size[1] - x1
+    if flip in ('vertical', 'diagonal'):
+        y1, y2 = size[0] - y2, size[0] - y1
+    return torch.stack([x1, y1, x2, y2], 1)
+
+
+def assert_same(ours, expected, flip=None):
     """The boxes may have another order where scores are equal, and masks a pixel at a border of the threshold."""
-    for mine, other in zip(ours, expected, strict=True):
+    for size, mine, other in zip(SIZES, ours, expected, strict=True):
         mine, other = mine.pred_instances, other.pred_instances
         assert len(mine) == len(other) > 0
         by_score = [found.scores.argsort(descending=True, stable=True) for found in (mine, other)]
         mine, other = mine[by_score[0]], other[by_score[1]]
         assert torch.allclose(mine.scores, other.scores, atol=1e-5)
-        boxes = other.bboxes
-        if mirrored:
-            boxes = boxes[:, [2, 1, 0, 3]] * boxes.new_tensor([-1, 1, -1, 1]) + boxes.new_tensor([64, 0, 64, 0])
-        assert torch.allclose(mine.bboxes, boxes, atol=1e-3)
-        masks = other.masks.flip(-1) if mirrored else other.masks
-        assert mine.masks.shape == masks.shape
+        assert torch.allclose(mine.bboxes, flipped(other.bboxes, size, flip), atol=1e-3)
+        axes = dict(horizontal=(-1,), vertical=(-2,), diagonal=(-2, -1)).get(flip, ())
+        masks = other.masks.flip(axes)
+        assert mine.masks.shape == masks.shape == (len(mine), *size)
         assert masks.any()
         assert (mine.masks != masks).float().mean() < 1e-3
 
 
-def test_one_plain_view_is_the_plain_prediction(config, model):
-    data = views_of(config, model)
-    assert_same(averaged(model, data), plain(model, data))
+def test_plain_views_are_the_plain_prediction(images, model):
+    view = a_view(images)
+    expected = plain(model, a_view(images))
+    assert_same(averaged(model, view), expected)
+    assert_same(averaged(model, a_view(images), a_view(images)), expected)
 
 
-def test_the_same_view_twice_is_the_plain_prediction(config, model):
-    data = views_of(config, model, scales=(64, 64))
-    assert_same(averaged(model, data), plain(model, data))
+@pytest.mark.parametrize('flip', ['horizontal', 'vertical', 'diagonal'])
+def test_a_flipped_view_comes_back_upright(flip, images, model):
+    view = a_view(images, flip=flip)
+    for sample in view['data_samples']:
+        sample.set_metainfo(dict(flip=False))
+    expected = plain(model, view)  # as if that were the image
+    assert_same(averaged(model, a_view(images, flip=flip)), expected, flip)
 
 
-def test_a_flipped_view_comes_back_upright(config, model):
-    data = views_of(config, model, flips=(1.0,))
-    assert all(sample.flip for sample in data['data_samples'][0])
-    assert_same(averaged(model, data), plain(model, data), mirrored=True)
+def test_a_scaled_view_comes_back_at_the_original_size(images, model):
+    assert_same(averaged(model, a_view(images, scale=2)), plain(model, a_view(images, scale=2)))
 
 
-def test_a_scaled_view_comes_back_at_the_original_size(config, model):
-    data = views_of(config, model, scales=(128,))
-    assert data['inputs'][0][0].shape == (3, 128, 128)
-    results = averaged(model, data)
-    assert_same(results, plain(model, data))
-    for result in results:
-        assert result.pred_instances.masks.shape[1:] == result.ori_shape == (64, 64)
-        assert result.pred_instances.bboxes.max() <= 64
+def test_masks_are_means_over_views(images, model):
+    views = [a_view(images, scale, flip) for scale in (1, 2) for flip in (None, 'horizontal')]
+    seen, given = [], []
+    head = model.module.roi_head.mask_head
+    head.register_forward_hook(lambda module, inputs, output: seen.append(output.sigmoid()))
+    paste = head.predict_by_feat
+    head.predict_by_feat = lambda logits, *args, **kwargs: given.append(logits) or paste(logits, *args, **kwargs)
+    averaged(model, *views)
+    upright = [masks.flip(-1) if i % 2 else masks for i, masks in enumerate(seen)]
+    assert len(upright) == 4
+    assert torch.allclose(torch.cat(given[0]).sigmoid(), sum(upright) / 4, atol=1e-5)
 
 
-def test_masks_are_means_over_views(config, model):
-    data = views_of(config, model, scales=(64, 128), flips=(0.0, 1.0))
-    assert len(data['inputs']) == 4
-    results = averaged(model, data)
-    masks = []
-
-    def keep(module, inputs, output):
-        masks.append(output.sigmoid())
-
-    model.module.roi_head.mask_head.register_forward_hook(keep)
-    pasted = model.module.roi_head.mask_head.predict_by_feat
-    given = []
-    model.module.roi_head.mask_head.predict_by_feat = lambda logits, *args, **kwargs: (
-        given.append(torch.cat(logits).sigmoid()) or pasted(logits, *args, **kwargs)
-    )
-    again = averaged(model, data)
-    flips = [samples[0].flip for samples in data['data_samples']]
-    views = [mask.flip(-1) if flip else mask for mask, flip in zip(masks, flips, strict=True)]
-    assert torch.allclose(given[0], sum(views) / 4, atol=1e-5)
-    assert_same(again, results)
-
-
-def test_images_without_boxes_have_no_masks(config, model):
+def test_images_without_boxes_have_no_masks(images, model):
     model.module.roi_head.test_cfg.score_thr = 1.1
-    for result in averaged(model, views_of(config, model, flips=(0.0, 1.0))):
+    for size, result in zip(SIZES, averaged(model, a_view(images), a_view(images, flip='vertical')), strict=True):
         assert len(result.pred_instances) == 0
-        assert result.pred_instances.masks.shape == (0, 64, 64)
+        assert result.pred_instances.masks.shape == (0, *size)
+
+
+def test_another_detector_is_refused():
+    config = load_config(str(ROOT / 'configs/retinanet/pvt_t_1x.py'))
+    config.tta_model.type = 'pvt_mm.InstanceTTAModel'
+    use_tta(config)
+    init_default_scope('mmdet')
+    with torch.device('meta'), pytest.raises(ValueError, match='is for a Mask R-CNN, not for a RetinaNet'):
+        MODELS.build(config.model)

@@ -1,7 +1,10 @@
 """The Trans2Seg head: any size, its parts against independent ones, and no map for each class and channel."""
 
+import math
+
 import pytest
 import torch
+import torch.nn.functional as F
 from mmdet.models.layers import SinePositionalEncoding
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -35,8 +38,112 @@ def test_every_parameter_learns():
     head(maps(64, 96)).square().sum().backward()
     for name, parameter in head.named_parameters():
         assert parameter.grad is not None, name
-        if name != 'attention_maps.k.bias':  # the same for every token: softmax takes it out
-            assert parameter.grad.abs().sum() > 0, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def attend(queries, tokens, weights, prefix, heads):
+    """Multi-head attention of one image, head by head: queries (K, C) over tokens (N, C)."""
+    weight, bias = weights[f'{prefix}.in_proj_weight'], weights[f'{prefix}.in_proj_bias']
+    q, k, v = (
+        x @ weight[part].T + bias[part]
+        for x, part in zip((queries, tokens, tokens), torch.arange(len(weight)).chunk(3), strict=True)
+    )
+    outputs = [
+        (q_h @ k_h.T / q_h.shape[1] ** 0.5).softmax(1) @ v_h
+        for q_h, k_h, v_h in zip(q.chunk(heads, 1), k.chunk(heads, 1), v.chunk(heads, 1), strict=True)
+    ]
+    return linear(torch.cat(outputs, 1), weights, f'{prefix}.out_proj')
+
+
+def linear(x, weights, prefix):
+    return x @ weights[f'{prefix}.weight'].T + weights.get(f'{prefix}.bias', 0)
+
+
+def norm(x, weights, prefix):
+    return F.layer_norm(x, x.shape[-1:], weights[f'{prefix}.weight'], weights[f'{prefix}.bias'])
+
+
+def feed_forward(x, weights, prefix):
+    return linear(F.gelu(linear(x, weights, f'{prefix}.linear1')), weights, f'{prefix}.linear2')
+
+
+def by_hand(weights, low, high, layers=2, heads=2, channels=16):
+    """The class scores of one image, position by position, from the head's weights."""
+    _, h, w = high.shape
+    tokens = []
+    for y in range(h):
+        for x in range(w):
+            waves = [
+                wave(2 * math.pi * (i + 1) / size / 10000 ** (4 * c / channels))
+                for i, size in ((y, h), (x, w))
+                for wave in (math.sin, math.cos)
+                for c in range(channels // 4)
+            ]
+            projected = weights['project.weight'][..., 0, 0] @ high[:, y, x] + weights['project.bias']
+            tokens.append(projected + torch.tensor(waves))
+    memory = torch.stack(tokens)
+    for i in range(layers):
+        p = f'encoder.layers.{i}'
+        normed = norm(memory, weights, f'{p}.norm1')
+        memory = memory + attend(normed, normed, weights, f'{p}.self_attn', heads)
+        memory = memory + feed_forward(norm(memory, weights, f'{p}.norm2'), weights, p)
+    memory = norm(memory, weights, 'encoder.norm')
+    queries = weights['class_queries']
+    for i in range(layers):
+        p = f'decoder.layers.{i}'
+        normed = norm(queries, weights, f'{p}.norm1')
+        queries = queries + attend(normed, normed, weights, f'{p}.self_attn', heads)
+        queries = queries + attend(norm(queries, weights, f'{p}.norm2'), memory, weights, f'{p}.multihead_attn', heads)
+        queries = queries + feed_forward(norm(queries, weights, f'{p}.norm3'), weights, p)
+    queries = norm(queries, weights, 'decoder.norm')
+    q, k = linear(queries, weights, 'attention_maps.q'), linear(memory, weights, 'attention_maps.k')
+    maps = [
+        (q_h @ k_h.T / q_h.shape[1] ** 0.5).softmax(1) * h * w
+        for q_h, k_h in zip(q.chunk(heads, 1), k.chunk(heads, 1), strict=True)
+    ]
+    attention = torch.cat(maps).reshape(-1, h, w)  # each head's classes
+
+    def conv(x, name, **kwargs):
+        return F.conv2d(x, weights[f'{name}.conv.weight'], weights[f'{name}.conv.bias'], **kwargs).relu()
+
+    fused = conv(attention, 'fuse_attention') + conv(memory.T.reshape(-1, h, w), 'fuse_memory')
+    fused = F.interpolate(fused[None], low.shape[1:], mode='bilinear', align_corners=False)[0]
+    fused = conv(fused + conv(low, 'fuse_low'), 'fuse', padding=1)
+    return F.conv2d(fused, weights['conv_seg.weight'], weights['conv_seg.bias'])
+
+
+def test_the_forward_pass_is_the_one_written_out():
+    head = Trans2SegHead(**SMALL).eval()
+    head.init_weights()
+    for parameter in head.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)  # no bias of 0 and no norm of 1
+    first, _, _, last = maps(64, 160)  # 2 x 5 tokens
+    weights = {name: parameter.detach() for name, parameter in head.named_parameters()}
+    expected = torch.stack([by_hand(weights, low, high) for low, high in zip(first, last, strict=True)])
+    assert torch.allclose(head((first, None, None, last)), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_dropout_is_in_front_of_the_class_scores():
+    head = Trans2SegHead(**SMALL, dropout=0.0, dropout_ratio=0.999)
+    head.init_weights()
+    scores = head(maps(64, 64))
+    assert torch.equal(scores, head.conv_seg.bias[None, :, None, None].expand_as(scores))
+
+
+def test_weights_are_xaviers():
+    head = Trans2SegHead(in_channels=(64, 512), num_classes=150)
+    head.init_weights()
+    for name, parameter in head.named_parameters():
+        if parameter.dim() > 1 and not name.startswith(('class_queries', 'conv_seg')):
+            fan_in, fan_out = nn.init._calculate_fan_in_and_fan_out(parameter)
+            assert parameter.std().item() == pytest.approx((2 / (fan_in + fan_out)) ** 0.5, rel=0.05), name
+    assert head.class_queries.std().item() == pytest.approx(0.02, rel=0.05)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_half_precision(dtype):
+    head = Trans2SegHead(**SMALL).to(dtype).eval()
+    assert head(maps(64, 96, dtype=dtype)).dtype == dtype
 
 
 def test_positions_are_detrs():
@@ -51,7 +158,7 @@ def test_attention_maps_are_attentions_weights():
     ours, theirs = AttentionMaps(16, 2), nn.MultiheadAttention(16, 2, batch_first=True)
     with torch.no_grad():
         theirs.in_proj_weight[:32] = torch.cat([ours.q.weight, ours.k.weight])
-        theirs.in_proj_bias[:32] = torch.cat([ours.q.bias, ours.k.bias])
+        theirs.in_proj_bias[:16] = ours.q.bias
     queries, memory = torch.randn(2, 5, 16), torch.randn(2, 12, 16)
     weights = theirs(queries, memory, memory, average_attn_weights=False)[1]
     attention = ours(queries, memory)
