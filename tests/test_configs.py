@@ -42,7 +42,7 @@ def on_shapes(config: Config, root: Path, work_dir: Path) -> Config:
     config.model.backbone.init_cfg = None
     if 'PVT' in config.model.backbone.type:
         config.model.backbone.drop_path_rate = 0.0  # it may drop a layer from both steps, which then learns nothing
-    if config.model.backbone.get('norm_eval'):
+    if config.model.backbone.get('norm_cfg', {}).get('requires_grad') is False:
         config.model.backbone.zero_init_residual = False  # DETR's norms do not train: a zero would stay one
     config.work_dir = str(work_dir)
     config.default_hooks.logger.interval = 1
@@ -62,7 +62,7 @@ def detector_to_shapes(config: Config, root: Path) -> None:
         if head:
             head.num_classes = len(CLASSES)
     # enough boxes to look at; pasting a hundred masks a picture takes longer than training
-    config.model.test_cfg.get('rcnn', config.model.test_cfg).update(score_thr=-1.0, max_per_img=10)
+    config.model.test_cfg.get('rcnn', config.model.test_cfg).update(score_thr=0.0, max_per_img=10)
     if 'num_queries' in config.model:
         config.model.num_queries = 20
     config.train_cfg.update(max_epochs=1, val_interval=2)  # the test evaluates
