@@ -86,9 +86,15 @@ def document(made: dict[int, list[tables.Row]]) -> str:
 
 def shown(number: int, rows: list[tables.Row], width: int) -> Table:
     """Returns a table for a terminal of ``width`` columns, without the last columns where they have no room."""
+    title = f'Table {number}. {tables.TITLES[number]}'
+    folders = {row.name.rpartition('/')[0] for row in rows}
+    if len(folders) == 1 and folders != {''}:
+        (folder,) = folders
+        title = f'{title} (configs/{folder})'
+        rows = [row._replace(name=row.name.removeprefix(f'{folder}/')) for row in rows]
     heads, cells = tables.grid(number, rows)
-    heads = [head.replace(', ', '\n') for head in heads]
-    table = Table(title=f'Table {number}. {tables.TITLES[number]}', box=None, header_style='bold', title_justify='left')
+    heads = [head.replace(', ', '\n').replace(' (', '\n(') for head in heads]
+    table = Table(title=title, box=None, header_style='bold', title_justify='left', caption_justify='left')
     left = width
     for i, (head, *column) in enumerate(zip(heads, *cells, strict=True)):
         left -= 2 + max(len(text) for text in (*head.split('\n'), *column))
@@ -96,7 +102,7 @@ def shown(number: int, rows: list[tables.Row], width: int) -> Table:
             left_out = ', '.join(heads[i:]).replace('\n', ' ')
             table.caption = f'without {left_out}: in docs/tables.md, or on a wider terminal'
             break
-        table.add_column(head, justify='right' if i else 'left', no_wrap=True)
+        table.add_column(head, justify='right' if i else 'left', no_wrap=True, vertical='bottom')
     for line in cells:
         table.add_row(*line[: len(table.columns)])
     return table

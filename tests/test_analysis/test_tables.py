@@ -189,8 +189,8 @@ def test_a_narrow_terminal_has_the_first_columns_whole():
     rows = tables.table(10, CONFIGS, runs={})
     wide, narrow = (paper_tables.shown(10, rows, width) for width in (160, 80))
     assert len(wide.columns) == 9
-    assert [column.header for column in narrow.columns][-1] == 'GFLOPs\ncomputed'
-    assert narrow.caption.startswith('without mask AP quoted, mask AP50 quoted')
+    assert [column.header for column in narrow.columns][-1] == 'mask AP\nquoted'
+    assert narrow.caption.startswith('without mask AP50 quoted, mask AP75 quoted')
     assert wide.caption is None
 
 
