@@ -32,7 +32,7 @@ demo: setup  ## train, evaluate and draw a PVT RetinaNet on generated shapes: ab
 	@echo "predictions  $(DEMO)/predictions.png"
 	@echo "bbox AP      $$(grep -h bbox_mAP_50 $$(ls -t $(DEMO)/*/vis_data/scalars.json | head -n 1) | tail -n 1 | sed 's/.*bbox_mAP": \([-0-9.]*\).*/\1/')"
 
-test: setup  ## run the tests: at most 12 minutes on two cores
+test: setup  ## run the tests: about 8 minutes on two cores
 	$(PY) -m pytest $$($(PY) -c 'import xdist' 2> /dev/null && echo --numprocesses 2 --dist worksteal)
 
 check: setup  ## lint, and check the formatting
