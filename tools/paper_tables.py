@@ -25,7 +25,7 @@ the quoted ones. **Measured** ones are of runs of these configs in `work_dirs`; 
 
 Parameters agree within 1% and GFLOPs within 2%, or to half a unit of the last digit that the paper gives, but where the
 lines below a table say why not. The parameters that are up to 0.7% above the paper's are those of ResNets in detectors:
-the paper leaves out the frozen stem and first stage, 0.2 M.
+the paper leaves out the frozen stem and first stage, 0.2 to 0.4 M.
 """
 
 

@@ -168,14 +168,14 @@ def grid(number: int, rows: list[Row]) -> tuple[list[str], list[list[str]]]:
                 continue
             heads.append(f'{column}, {kind}')
             for cell, row, figure in zip(cells, rows, figures, strict=True):
-                cell.append(_text(figure, column, row.quoted.get(column) if kind == 'computed' else None))
+                cell.append(_text(figure, row.quoted.get(column) if kind == 'computed' else None))
     heads.append('H x W')
     for cell, row in zip(cells, rows, strict=True):
         cell.append(f'{row.shape[0]} x {row.shape[1]}' if row.computed else '')
     return heads, cells
 
 
-def _text(figure: float | str | None, column: str, quoted: float | None) -> str:
+def _text(figure: float | str | None, quoted: float | None) -> str:
     if figure is None or isinstance(figure, str):
         return figure or ''
     if quoted is None:
