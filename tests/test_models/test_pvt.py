@@ -11,7 +11,7 @@ from mmengine.optim import OptimWrapper
 from torch import nn
 
 from pvt_mm.checkpoint import backbone_weights
-from pvt_mm.models.pvt import ARCHS, CHUNK, FFN, PVT, DropPath, PositionEmbedding, patches, resample_grid
+from pvt_mm.models.pvt import ARCHS, PVT, DropPath, PositionEmbedding, patches, resample_grid
 from tests.conftest import TINY_ARCH
 
 SIZES = [(224, 224), (448, 448), (224, 896), (320, 417), (800, 1344)]
@@ -395,41 +395,6 @@ def test_mixed_precision_is_near_and_trains(dtype):
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
     half = copy.deepcopy(model).to(dtype).eval()
     assert relative_error(half(image.to(dtype))[-1].float(), model.eval()(image)[-1]) < 0.05
-
-
-@pytest.mark.parametrize('drop_rate', [0.0, 0.3])
-@pytest.mark.parametrize('tokens', [CHUNK, CHUNK + 1, 3 * CHUNK])
-def test_ffn_in_chunks_is_the_ffn_and_keeps_no_hidden_map(tokens, drop_rate):
-    ffn = FFN(8, 64, drop_rate)
-    x = torch.randn(2, tokens // 2 + 1, 8, requires_grad=True)
-    ffn.eval()
-    expected = ffn._layers(x)
-    gradients = torch.autograd.grad(expected.square().sum(), [x, *ffn.parameters()])
-    saved = []
-
-    def keep(tensor):
-        saved.append(tensor.numel())
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = ffn(x)
-    assert max(saved, default=0) <= x.numel()
-    assert torch.allclose(output, expected, atol=1e-6)
-    for ours, theirs in zip(torch.autograd.grad(output.square().sum(), [x, *ffn.parameters()]), gradients, strict=True):
-        assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4)
-    with torch.no_grad():
-        assert torch.allclose(ffn(x), expected, atol=1e-6)
-    ffn.train()
-    torch.manual_seed(1)
-    output = ffn(x)
-    if drop_rate:  # the same values are dropped when they are computed again
-        (gradient,) = torch.autograd.grad(output.sum(), ffn.fc2.weight)
-        step = torch.zeros_like(gradient)
-        step[0, 0] = 1e-2
-        before = output.sum().item()
-        ffn.fc2.weight.data += step
-        torch.manual_seed(1)
-        assert ffn(x).sum().item() - before == pytest.approx(1e-2 * gradient[0, 0].item(), rel=0.02, abs=1e-3)
 
 
 def test_compiled_equals_eager():

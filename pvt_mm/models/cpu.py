@@ -1,0 +1,237 @@
+"""float32 on a CPU: the products, the attention and the feed-forward layer of the backbone, for speed and memory.
+
+PyTorch gives float32 matrix products to MKL, which on AMD's processors reaches half the rate of oneDNN, and
+convolutions to oneDNN. So the products here are spelled as convolutions. :func:`attention` and :func:`ffn` walk the
+tokens in chunks whose scores or hidden values stay in a core's cache, and compute them again in the backward pass: what
+would else go to memory and back is up to 16 times the tokens. They are operators of PyTorch, which ``torch.compile``
+takes as they are, and have no second derivatives, as PyTorch's own attention has none.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.library import custom_op
+from torch.utils.flop_counter import register_flop_formula
+
+# Values of a chunk's largest map: 4 MB, of which two cores have half each.
+CHUNK = 2**20
+
+
+def takes(x: Tensor) -> bool:
+    """Returns whether the functions here are for ``x``; an exported model has PyTorch's own operators instead."""
+    return (
+        x.device.type == 'cpu'
+        and x.dtype == torch.float32
+        and not torch.is_autocast_enabled('cpu')
+        and not _is_exporting()
+        and _HAS_ONEDNN
+    )
+
+
+_HAS_ONEDNN = torch.backends.mkldnn.is_available()
+# torch 2.4 to 2.6 know only the wider question.
+_is_exporting = getattr(torch.compiler, 'is_exporting', torch.compiler.is_compiling)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Returns what ``torch.nn.functional.linear`` does: ``x`` (..., K) by ``weight`` (O, K) is (..., O)."""
+    # TorchInductor cannot order the strides of the product's views where their sizes are dynamic.
+    return _linear(x, weight, bias) if torch.compiler.is_compiling() else _product(x, weight, bias)
+
+
+def attention(q: Tensor, kv: Tensor, num_heads: int) -> Tensor:
+    """Multi-head attention of ``q`` (B, N, C) over the keys and values ``kv`` (B, M, 2 C), side by side: (B, N, C)."""
+    return _attention(q, kv, num_heads)
+
+
+def pays(num_keys: int) -> bool:
+    """Returns whether :func:`attention` is faster than PyTorch's for ``num_keys`` M: those of 512 x 512 pixels on."""
+    return num_keys >= 256 or torch.compiler.is_compiling()  # a question of sizes would ask for a graph each
+
+
+def ffn(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
+    """Two linear layers with an exact GELU between them: (..., C) to (..., C)."""
+    if x.numel() // len(weight2) * len(weight1) <= CHUNK and not torch.compiler.is_compiling():
+        return linear(F.gelu(linear(x, weight1, bias1)), weight2, bias2)
+    return _ffn(x, weight1, bias1, weight2, bias2)
+
+
+@custom_op('pvt_mm::linear', mutates_args=())
+def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return _product(x, weight, bias).contiguous()
+
+
+@custom_op('pvt_mm::linear_backward', mutates_args=())
+def _linear_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    tokens, grads = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
+    grad_x = _product(grads, weight.t().contiguous()).view(x.shape)
+    return grad_x.contiguous(), _weight_grad(grads, tokens).contiguous(), grads.sum(0)
+
+
+@custom_op('pvt_mm::attention', mutates_args=())
+def _attention(q: Tensor, kv: Tensor, num_heads: int) -> Tensor:
+    out = torch.empty_like(q)
+    for image in range(len(q)):
+        for head, k, v in _heads(kv[image], num_heads):
+            k, v = k * k.shape[1] ** -0.5, v.t().contiguous()
+            for rows in _chunks(len(q[image]), len(k)):
+                out[image, rows, head] = _product(_product(q[image, rows, head], k).softmax(-1), v)
+    return out
+
+
+@custom_op('pvt_mm::attention_backward', mutates_args=())
+def _attention_backward(grad: Tensor, q: Tensor, kv: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
+    grad_q, grad_kv = torch.empty_like(q), torch.zeros_like(kv)
+    for image in range(len(q)):
+        heads = zip(_heads(kv[image], num_heads), _heads(grad_kv[image], num_heads), strict=True)
+        for (head, k, v), (_, grad_k, grad_v) in heads:
+            scale = k.shape[1] ** -0.5
+            k, kt, v = k * scale, k.t() * scale, v.contiguous()
+            for rows in _chunks(len(q[image]), len(k)):
+                q_rows, grad_rows = q[image, rows, head], grad[image, rows, head]
+                weights = _product(q_rows, k).softmax(-1)  # (rows, M)
+                grad_v += _weight_grad(grad_rows, weights).t()
+                grad_scores = torch.ops.aten._softmax_backward_data(_product(grad_rows, v), weights, -1, q.dtype)
+                grad_q[image, rows, head] = _product(grad_scores, kt)
+                grad_k += _weight_grad(q_rows, grad_scores).t().mul_(scale)
+    return grad_q, grad_kv
+
+
+@custom_op('pvt_mm::ffn', mutates_args=())
+def _ffn(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
+    tokens = x.reshape(-1, x.shape[-1])
+    out = torch.empty_like(tokens, memory_format=torch.contiguous_format)
+    for rows in _chunks(len(tokens), len(weight1)):
+        out[rows] = _product(F.gelu(_product(tokens[rows], weight1, bias1)), weight2, bias2)
+    return out.view(x.shape)
+
+
+@custom_op('pvt_mm::ffn_backward', mutates_args=())
+def _ffn_backward(
+    grad: Tensor, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    tokens, grads = x.reshape(-1, x.shape[-1]), grad.reshape(-1, x.shape[-1])
+    grad_x = torch.empty_like(tokens, memory_format=torch.contiguous_format)
+    grad_weight1, grad_bias1, grad_weight2 = (
+        torch.zeros_like(weight1),
+        torch.zeros_like(bias1),
+        torch.zeros_like(weight2),
+    )
+    weight1_t, weight2_t = weight1.t().contiguous(), weight2.t().contiguous()
+    for rows in _chunks(len(tokens), len(weight1)):
+        hidden = _product(tokens[rows], weight1, bias1)  # (rows, E C)
+        grad_weight2 += _weight_grad(F.gelu(hidden), grads[rows]).t()
+        grad_hidden = torch.ops.aten.gelu_backward(_product(grads[rows], weight2_t), hidden)
+        grad_weight1 += _weight_grad(grad_hidden, tokens[rows])
+        grad_bias1 += grad_hidden.sum(0)
+        grad_x[rows] = _product(grad_hidden, weight1_t)
+    return grad_x.view(x.shape), grad_weight1, grad_bias1, grad_weight2, grads.sum(0)
+
+
+@_linear.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:-1], len(weight))
+
+
+@_linear_backward.register_fake
+def _(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(len(weight))
+
+
+@_attention.register_fake
+def _(q: Tensor, kv: Tensor, num_heads: int) -> Tensor:
+    return torch.empty_like(q)
+
+
+@_attention_backward.register_fake
+def _(grad: Tensor, q: Tensor, kv: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(q), torch.empty_like(kv)
+
+
+@_ffn.register_fake
+def _(x: Tensor, *weights: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@_ffn_backward.register_fake
+def _(grad: Tensor, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor) -> tuple[Tensor, ...]:
+    return x.new_empty(x.shape), *map(torch.empty_like, (weight1, bias1, weight2)), x.new_empty(x.shape[-1])
+
+
+def _keep_linear(ctx, inputs: tuple, output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:2])
+
+
+def _keep_attention(ctx, inputs: tuple, output: Tensor) -> None:
+    q, kv, ctx.num_heads = inputs
+    ctx.save_for_backward(q, kv)
+
+
+def _keep_ffn(ctx, inputs: tuple, output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:4])
+
+
+_linear.register_autograd(lambda ctx, grad: _linear_backward(grad, *ctx.saved_tensors), setup_context=_keep_linear)
+_attention.register_autograd(
+    lambda ctx, grad: (*_attention_backward(grad, *ctx.saved_tensors, ctx.num_heads), None),
+    setup_context=_keep_attention,
+)
+_ffn.register_autograd(lambda ctx, grad: _ffn_backward(grad, *ctx.saved_tensors), setup_context=_keep_ffn)
+
+
+# The multiply-adds, two operations each, for torch.utils.flop_counter: it cannot look into these operators.
+
+
+@register_flop_formula(torch.ops.pvt_mm.attention)
+def _attention_flop(q: tuple, kv: tuple, *_, **__) -> int:
+    return 2 * 2 * math.prod(q) * kv[1]
+
+
+@register_flop_formula(torch.ops.pvt_mm.attention_backward)
+def _attention_backward_flop(grad: tuple, q: tuple, kv: tuple, *_, **__) -> int:
+    return 5 * 2 * math.prod(q) * kv[1]  # one of the forward pass again, and two for each
+
+
+@register_flop_formula(torch.ops.pvt_mm.ffn)
+def _ffn_flop(x: tuple, weight1: tuple, *_, **__) -> int:
+    return 2 * 2 * math.prod(x) * weight1[0]
+
+
+@register_flop_formula(torch.ops.pvt_mm.ffn_backward)
+def _ffn_backward_flop(grad: tuple, x: tuple, weight1: tuple, *_, **__) -> int:
+    return 5 * 2 * math.prod(x) * weight1[0]
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    if x.numel() <= 20480:  # PyTorch keeps small convolutions from oneDNN
+        return F.linear(x, weight, bias)
+    image = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)  # (1, K, n, 1), channels-last
+    # NOTE: dilation is nothing to a kernel of one pixel, but without it a single thread would not get oneDNN.
+    y = F.conv2d(image, weight[..., None, None], bias, dilation=2)  # (1, O, n, 1)
+    return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
+
+
+def _weight_grad(grad: Tensor, x: Tensor) -> Tensor:
+    """Returns the gradient of a product's weight: ``grad`` (n, O), transposed, by ``x`` (n, K) is (O, K)."""
+    image, grad = (map.reshape(1, len(x), 1, -1).permute(0, 3, 1, 2) for map in (x, grad))
+    size = (grad.shape[1], image.shape[1], 1, 1)
+    return torch.nn.grad.conv2d_weight(image, size, grad, dilation=2)[..., 0, 0]
+
+
+def _chunks(num_rows: int, width: int) -> Iterator[slice]:
+    """Yields the slices that cut ``num_rows`` rows into chunks of about ``CHUNK`` values, each row ``width`` wide."""
+    count = math.ceil(num_rows * width / CHUNK)
+    step = math.ceil(num_rows / count / 64) * 64  # oneDNN's gradients of weights are twice as fast on multiples of 16
+    for start in range(0, num_rows, step):
+        yield slice(start, start + step)
+
+
+def _heads(kv: Tensor, num_heads: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Yields the channels of each head, and of ``kv`` (M, 2 C) its keys and its values: (M, C / heads) each."""
+    C = kv.shape[1] // 2
+    for start in range(0, C, C // num_heads):
+        head = slice(start, start + C // num_heads)
+        yield head, kv[:, :C][:, head], kv[:, C:][:, head]
