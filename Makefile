@@ -10,7 +10,7 @@ DEMO = work_dirs/demo
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format clean
+.PHONY: help setup demo test check bench format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -38,6 +38,9 @@ test: setup  ## run the tests: about 8 minutes on two cores
 check: setup  ## lint, and check the formatting
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
+
+bench: setup  ## measure what docs/benchmarks.md claims, and write it: about 15 minutes, with nothing else running
+	$(PY) tools/benchmark_report.py
 
 format: setup  ## format, and mend what the linter can mend
 	$(PY) -m ruff check --fix

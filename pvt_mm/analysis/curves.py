@@ -13,27 +13,12 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from pvt_mm.analysis.figures import OKABE_ITO
+from pvt_mm.analysis.figures import OKABE_ITO, STYLE, dress
 from pvt_mm.errors import InputError
 
 METRICS = {'coco/bbox_mAP': 'box AP', 'mIoU': 'mIoU (%)', 'accuracy/top1': 'top-1 accuracy (%)'}
 NOT_METRICS = ('step', 'epoch', 'iter', 'time', 'data_time', 'memory')
-STYLE = {
-    'axes.edgecolor': '0.4',
-    'axes.spines.right': False,
-    'axes.spines.top': False,
-    'axes.titlelocation': 'left',
-    'axes.titlepad': 10,
-    'axes.titlesize': 13,
-    'axes.titleweight': 'bold',
-    'axes.labelsize': 11,
-    'axes.labelcolor': '0.25',
-    'font.size': 10,
-    'xtick.color': '0.4',
-    'ytick.color': '0.4',
-}
 
 
 class Point(NamedTuple):
@@ -202,7 +187,7 @@ def plot_curves(runs: Sequence[Run], metric: str | None) -> Figure:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(11 if metric else 6, 4.2 if len(runs) == 1 else 4.6), layout='constrained')
         loss_axes, *others = figure.subplots(1, 2 if metric else 1, squeeze=False)[0]
-        _dress(loss_axes, 'Training loss', 'iteration', 'loss')
+        dress(loss_axes, 'Training loss', 'iteration', 'loss')
         loss_ends, metric_ends = [], []
         by_epoch = all(point.epoch is not None for run in runs for point in run.metrics.get(metric, ()))
         for number, run in enumerate(runs):
@@ -222,7 +207,7 @@ def plot_curves(runs: Sequence[Run], metric: str | None) -> Figure:
                 metric_ends.append((when[-1], values[-1], color))
         for axes in others:
             label = METRICS.get(metric, metric)
-            _dress(axes, f'Validation {label.removesuffix(" (%)")}', 'epoch' if by_epoch else 'iteration', label)
+            dress(axes, f'Validation {label.removesuffix(" (%)")}', 'epoch' if by_epoch else 'iteration', label)
             _start_at_zero(axes)
             if len(runs) == 1:
                 last, best = last_and_best(runs[0], metric)
@@ -253,17 +238,6 @@ def smooth(values: np.ndarray) -> np.ndarray:
     sums = np.convolve(np.where(known, values, 0), kernel)[len(offsets) // 2 :][: len(values)]
     weights = np.convolve(known.astype(float), kernel)[len(offsets) // 2 :][: len(values)]
     return np.where(known, sums / np.where(known, weights, 1), np.nan)
-
-
-def _dress(axes: Axes, title: str, x_label: str, y_label: str) -> None:
-    axes.set_title(title)
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
-    axes.grid(axis='y', color='0.9')
-    axes.set_axisbelow(True)
-    axes.tick_params(length=0)
-    axes.margins(x=0.02)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
 
 
 def _start_at_zero(axes: Axes) -> None:

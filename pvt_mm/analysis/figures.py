@@ -4,7 +4,9 @@ import os
 from pathlib import Path
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from pvt_mm.errors import InputError
 from pvt_mm.files import whole_file
@@ -19,6 +21,20 @@ OKABE_ITO = {
     'sky blue': '#56B4E9',
     'black': '#000000',
     'yellow': '#F0E442',
+}
+STYLE = {
+    'axes.edgecolor': '0.4',
+    'axes.spines.right': False,
+    'axes.spines.top': False,
+    'axes.titlelocation': 'left',
+    'axes.titlepad': 10,
+    'axes.titlesize': 13,
+    'axes.titleweight': 'bold',
+    'axes.labelsize': 11,
+    'axes.labelcolor': '0.25',
+    'font.size': 10,
+    'xtick.color': '0.4',
+    'ytick.color': '0.4',
 }
 FORMATS = ('.png', '.svg', '.pdf', '.jpg')
 
@@ -45,3 +61,15 @@ def save_figure(figure: Figure, path: str | os.PathLike, dpi: int = 160) -> None
             figure.savefig(beside, format=kind, dpi=dpi, facecolor='white', metadata=undated)
     except OSError as error:
         raise InputError(f'{path} cannot be written: {error.strerror or error}') from None
+
+
+def dress(axes: Axes, title: str, x_label: str, y_label: str) -> None:
+    """Gives axes their title, labels and grid, and whole numbers along x."""
+    axes.set_title(title)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.grid(axis='y', color='0.9')
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0)
+    axes.margins(x=0.02)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
