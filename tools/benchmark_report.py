@@ -6,7 +6,7 @@ import datetime
 import itertools
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -106,7 +106,7 @@ def plans(size: float) -> dict[str, list[Contender]]:
     train = dict(mode='train')
     plan = {
         'forward': [Contender('small', full), Contender('small', full, compile=True), mmdet, *rates],
-        'forward, compiled': [
+        'forward, both compiled': [
             Contender('small', full, compile=True),
             Contender('small', full, peer='mmdet', compile=True),
         ],
@@ -139,7 +139,7 @@ NO_WEIGHTS = {'model.backbone.init_cfg': None}
 def claims(measured: dict[str, list[Result]]) -> list[Claim]:
     """Returns the claims with what was measured of each."""
     ours, compiled, mmdet, mm, conv = measured['forward']
-    both_compiled = measured['forward, compiled']
+    both_compiled = measured['forward, both compiled']
     train, with_cp, mmdet_train = measured['train']
     pvt, r50, _ = measured['RetinaNet']
     pvt_640, r50_800 = measured['RetinaNet, 640 pixels']
@@ -195,21 +195,21 @@ def share(part: float | None, whole: float | None) -> float | None:
 
 HEAD = """# Benchmarks
 
-Written by `make bench` (`tools/benchmark_report.py`). **Measured** on {machine}, on {date}; everything in float32 unless
-it says otherwise, one image, random weights, PVT-Small at {H} x {W} pixels. Nothing here is quoted.
+Written by `make bench` (`tools/benchmark_report.py`). **Measured** on {machine}, on {date}: PVT-Small, one image of {H} x
+{W} pixels, float32, random weights, unless a line says otherwise. Nothing here is quoted from elsewhere.
 
 {claims}
 
-Every model has a process of its own, so that its peak memory is its own, and they take turns, a step each a round: {rounds}
-rounds after two steps to warm up. Times are medians, +- is half the distance of the quartiles, and ratios are medians of
-the ratios of the rounds. Peak memory is what the process holds above the built model and its input. GFLOPs are
-multiply-adds as papers count them; the rate counts two for each, and what is computed again in the backward pass not at
-all. PyTorch multiplies float32 matrices by MKL (`torch.mm`) and convolves by oneDNN: both rates were measured in the same
-rounds as the forward passes. RetinaNet is run in the better of the two memory formats, each model in its own.
+Every model has a process of its own, so that its peak memory is its own. They take turns, a step each a round: {rounds}
+rounds after two steps to warm up. Times are medians, +- is half the distance of the quartiles, and ratios (x) are
+medians of the ratios of the rounds. Peak memory is what the process holds above the built model and its input. GFLOPs
+are multiply-adds as papers count them; the rate counts two for each, and nothing for what is computed again in the
+backward pass. PyTorch multiplies float32 matrices by MKL (`torch.mm`) and convolves by oneDNN: both rates were measured
+in the rounds of the forward passes. RetinaNet is run in the better of the two memory formats, each model in its own.
 
 ![Time and arithmetic against the scale of the input](latency.png)
 
-`tools/benchmark.py` measures any model, config, size, device and precision the same way.
+`tools/benchmark.py` measures any model, config, size, device and precision in this way.
 """
 
 
