@@ -39,7 +39,7 @@ _is_exporting = getattr(torch.compiler, 'is_exporting', torch.compiler.is_compil
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Returns what ``torch.nn.functional.linear`` does: ``x`` (..., K) by ``weight`` (O, K) is (..., O)."""
     # TorchInductor cannot order the strides of the product's views where their sizes are dynamic.
-    return _linear(x, weight, bias) if torch.compiler.is_compiling() else _product(x, weight, bias)
+    return _linear(x, weight, bias) if torch.compiler.is_compiling() else _convolution(x, weight, bias)
 
 
 def attention(q: Tensor, kv: Tensor, num_heads: int) -> Tensor:
@@ -106,7 +106,7 @@ def _ffn(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tens
     tokens = x.reshape(-1, x.shape[-1])
     out = torch.empty_like(tokens, memory_format=torch.contiguous_format)
     for rows in _chunks(len(tokens), len(weight1)):
-        out[rows] = _product(F.gelu(_product(tokens[rows], weight1, bias1)), weight2, bias2)
+        out[rows] = _product(_product(tokens[rows], weight1, bias1, 'gelu'), weight2, bias2)
     return out.view(x.shape)
 
 
@@ -206,7 +206,13 @@ def _ffn_backward_flop(grad: tuple, x: tuple, weight1: tuple, *_, **__) -> int:
     return 5 * 2 * math.prod(x) * weight1[0]
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None, then: str = 'none') -> Tensor:
+    """Returns ``x`` (..., K) by ``weight`` (O, K), and ``then`` its 'gelu': oneDNN's, which has no gradient."""
+    return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, then, [], 'none')
+
+
+def _convolution(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Returns the same product as a convolution by oneDNN, which has one."""
     if x.numel() <= 20480:  # PyTorch keeps small convolutions from oneDNN
         return F.linear(x, weight, bias)
     image = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)  # (1, K, n, 1), channels-last
