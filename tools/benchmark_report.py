@@ -52,7 +52,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__ + ' Takes about 15 minutes on two cores; the last line of the output is JSON.',
         epilog='Example: tools/benchmark_report.py --rounds 5',
     )
-    parser.add_argument('--rounds', type=int, default=7, metavar='N', help='steps of each model (default: %(default)s)')
+    parser.add_argument('--rounds', type=int, default=5, metavar='N', help='steps of each model (default: %(default)s)')
     parser.add_argument('--size', type=float, default=1.0, help='of the images, as a share of 800 x 1344 (default: 1)')
     parser.add_argument('--out', type=Path, default=ROOT / 'docs', help='the folder to write to (default: docs)')
     return parser.parse_args(argv)
@@ -195,8 +195,8 @@ def share(part: float | None, whole: float | None) -> float | None:
 
 HEAD = """# Benchmarks
 
-Written by `make bench` (`tools/benchmark_report.py`). **Measured** on {machine}, on {date}: PVT-Small, one image of {H} x
-{W} pixels, float32, random weights, unless a line says otherwise. Nothing here is quoted from elsewhere.
+Written by `make bench` (`tools/benchmark_report.py`). **Measured** on {machine}, on {date}: PVT-Small,
+one image of {H} x {W} pixels, float32, random weights, unless a line says otherwise. Nothing here is quoted.
 
 {claims}
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.library import custom_op
 from torch.utils.flop_counter import register_flop_formula
 
-# Values of a chunk's largest map: 4 MB, of which two cores have half each.
-CHUNK = 2**20
+# Values of a chunk's largest map: 3 MB, of which two cores have half each.
+CHUNK = 3 * 2**18
 
 
 def takes(x: Tensor) -> bool:
