@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     groups = contenders(args)
     if args.plot:
-        figures.check_out(args.plot)
+        figures.check_out(args.plot, '--plot')
     rates = benchmark.products(args.device, args.dtype, args.threads)
     results, names = [], [contender.name for group in groups for contender in group]
     console = Console(stderr=True)

@@ -69,13 +69,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             beside.write_text(out.read_text() if out.exists() else '')
     except OSError as error:
         raise InputError(f'--out {args.out} cannot be written: {error.strerror}') from error
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        groups = plans(args.size) | (gpu_plans() if torch.cuda.is_available() else {})
+    groups = plans(args.size) | (gpu_plans() if torch.cuda.is_available() else {})
+    console, measured = Console(stderr=True), {}
+    with Progress(console=console, transient=True) as progress:
         task = progress.add_task('', total=(args.rounds + 1) * sum(map(len, groups.values())))
-        measured = {
-            name: benchmark.measure(group, args.rounds, lambda one: progress.update(task, description=one, advance=1))
-            for name, group in groups.items()
-        }
+        for name, group in groups.items():
+            if not console.is_terminal:
+                console.print(f'{name}: {", ".join(contender.name for contender in group)}', highlight=False)
+            measured[name] = benchmark.measure(
+                group, args.rounds, lambda one: progress.update(task, description=one, advance=1)
+            )
     machine = benchmark.machine('cpu')
     made = claims(measured)
     scales = [result for name, results in measured.items() if name.startswith('scale') for result in results]

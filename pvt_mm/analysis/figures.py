@@ -39,13 +39,13 @@ STYLE = {
 FORMATS = ('.png', '.svg', '.pdf', '.jpg')
 
 
-def check_out(path: str | os.PathLike) -> None:
-    """Raises an InputError if a picture cannot be written to ``path``: of another format, or a folder."""
+def check_out(path: str | os.PathLike, flag: str = '--out') -> None:
+    """Raises an InputError if a picture cannot be written to ``path``, given by ``flag``: another format, or a folder."""
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
-        raise InputError(f'--out {path}: name a file that ends in one of {", ".join(FORMATS)}')
+        raise InputError(f'{flag} {path}: name a file that ends in one of {", ".join(FORMATS)}')
     if path.is_dir():
-        raise InputError(f'--out {path} is a folder')
+        raise InputError(f'{flag} {path} is a folder')
 
 
 def save_figure(figure: Figure, path: str | os.PathLike, dpi: int = 160) -> None:

@@ -63,6 +63,7 @@ def plot_times(results: Sequence[Result], machine: str) -> Figure:
         axes.invert_yaxis()
         H, W = results[0].contender.shape
         first = results[0].contender
+        H, W = first.shape
         size = '' if first.mode == 'end2end' else f' of {H} x {W} pixels'
         images = f'{results[0].images} image' + 's' * (results[0].images > 1)
         dress(axes, f'{first.mode}: {images}{size}, {first.dtype}', 'seconds', '')

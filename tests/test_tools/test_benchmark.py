@@ -1,0 +1,317 @@
+"""The benchmark: that it measures what it says, in every mode, and says what is wrong. No time is tested."""
+
+import json
+import statistics
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pvt_mm.analysis import benchmark
+from pvt_mm.analysis.benchmark import Contender, Result
+from pvt_mm.analysis.flops import count
+from pvt_mm.analysis.latency import plot_scales, plot_times
+from pvt_mm.engine.run import load_config
+from tests.conftest import ROOT
+from tools import benchmark as tool
+from tools import benchmark_report as report
+
+RETINANET = str(ROOT / 'configs/retinanet/pvt_t_1x.py')
+R18 = str(ROOT / 'configs/retinanet/r18_1x.py')
+DEMO = str(ROOT / 'configs/demo/retinanet_shapes.py')
+SMALL = ['--rounds', '2', '--threads', '1']
+
+
+def result(contender, *seconds, waited=None, gflops=1.0, peak_memory=1.0):
+    waited = waited or (0.0,) * len(seconds)
+    return Result(contender, seconds, waited, contender.batch, gflops, peak_memory, 'contiguous')
+
+
+def run(capfd, *argv):
+    """Runs the tool: its exit code, the JSON of its last line if it has one, and all that it printed."""
+    code = tool.main([*argv])
+    printed = capfd.readouterr()
+    lines = printed.out.strip().split('\n')
+    return code, json.loads(lines[-1]) if code == 0 else None, printed.out + printed.err
+
+
+# ----------------------------------------------------------------------------------------------------- the figures
+
+
+def test_figures_are_medians_over_the_rounds():
+    ours = result(Contender('tiny'), 1.0, 2.0, 4.0, 8.0, gflops=6.0)
+    theirs = result(Contender('tiny', peer='mmdet'), 3.0, 2.0, 8.0, 40.0)
+    assert ours.median == 3.0
+    assert ours.spread == pytest.approx((5.0 - 1.75) / 2 / 3.0)
+    assert ours.rate == pytest.approx(2 * 6.0 / 3.0)
+    assert ours.ratio(theirs) == statistics.median([3.0, 1.0, 2.0, 5.0])  # and not the ratio of the medians
+    assert result(Contender('tiny'), 1.0).spread == 0
+
+
+def test_contenders_take_turns(monkeypatch):
+    order = []
+
+    class Worker:
+        def __init__(self, contender):
+            self.contender, self.facts = contender, dict(images=1, gflops=1.0, memory_format='contiguous')
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            order.append('end')
+
+        def step(self):
+            order.append(self.contender.model)
+            return float(len(order)), 0.0, 0.1 * len(order)
+
+    monkeypatch.setattr(benchmark, '_worker', Worker)
+    results = benchmark.measure([Contender('tiny'), Contender('small')], rounds=3)
+    assert order == ['tiny'] * 2 + ['small'] * 2 + ['tiny', 'small'] * 3 + ['end'] * 2
+    assert results[0].seconds == (5.0, 7.0, 9.0)
+    assert results[1].peak_memory == pytest.approx(1.0)
+
+
+def test_multiply_adds_are_those_of_flops():
+    at = (128, 160)
+    parts = {part.name: part.gflops for part in count(load_config(RETINANET), at)}
+    assert benchmark._build(Contender('tiny', at))[1] == pytest.approx(parts['backbone'])
+    assert benchmark._build(Contender(RETINANET, at))[1] == pytest.approx(parts['backbone'])
+    assert benchmark._build(Contender(RETINANET, at, mode='detector'))[1] == pytest.approx(parts['model'])
+    _, _, facts = benchmark._prepare(Contender('tiny', at, mode='train', batch=3))
+    assert facts['gflops'] == pytest.approx(3 * 3 * parts['backbone'])
+    N = at[0] * at[1] // 16
+    alone = sum(2 * 2 * (N // 4**i) * (N // 64) * C for i, C in enumerate((64, 128, 320))) / 1e9
+    alone += 2 * 2 * (N // 64) ** 2 * 512 / 1e9
+    assert benchmark._build(Contender('tiny', at, mode='attention'))[1] == pytest.approx(alone)
+
+
+def test_a_kernel_that_builds_the_map_is_an_error():
+    q = torch.randn(1, 1, 8, 4)
+    with benchmark.fused_attention():
+        F.scaled_dot_product_attention(q, q, q)
+        with pytest.raises(RuntimeError, match='kernel'):
+            F.scaled_dot_product_attention(q, q, q, dropout_p=0.5)  # which no fused kernel has on a CPU
+
+
+def test_recomputing_keeps_less_memory():
+    kept = [Contender('tiny', (384, 384), 'train', with_cp=with_cp, threads=1) for with_cp in (False, True)]
+    plain, recomputed = benchmark.measure(kept, rounds=1)
+    assert 0 < recomputed.peak_memory < plain.peak_memory < 1
+    assert recomputed.gflops == plain.gflops
+
+
+# -------------------------------------------------------------------------------------------------------- the tool
+
+
+def test_beside_peers(tmp_path, capfd):
+    out = tmp_path / 'times.svg'
+    code, answer, printed = run(
+        capfd, '--model', 'tiny', '--peers', 'mmdet', 'hf', '--shape', '64', '--plot', str(out), *SMALL
+    )
+    assert code == 0
+    names = ['PVT tiny', 'PVT tiny, MMDetection', 'PVT tiny, Hugging Face']
+    assert [one['name'] for one in answer['results']] == names
+    for one in answer['results']:
+        assert one['median_s'] > 0
+        assert one['rounds'] == 2
+        assert one['gflop_per_s'] == pytest.approx(2 * one['gflops'] / one['median_s'], rel=0.02)
+        assert one['name'] in printed
+        assert one['name'] in out.read_text().replace('<!--', '')
+    assert set(answer['products_gflop_per_s']) == {'torch.mm', 'torch.conv2d'}
+    assert min(answer['products_gflop_per_s'].values()) > 1
+
+
+def test_training_whole_configs_at_scales(tmp_path, capfd):
+    out = tmp_path / 'scales.png'
+    code, answer, _ = run(
+        capfd, '--model', RETINANET, R18, '--peers', 'mmdet', '--mode', 'train', '--scales', '64', '96', '--with-cp',
+        '--batch', '2', '--plot', str(out), *SMALL,
+    )  # fmt: skip
+    assert code == 0
+    assert out.stat().st_size > 10_000
+    kinds = [(one['name'], one['shape'][0]) for one in answer['results']]
+    names = ['retinanet/pvt_t_1x, with_cp', 'retinanet/pvt_t_1x, MMDetection', 'retinanet/r18_1x']
+    assert kinds == [(name, side) for side in (64, 96) for name in names]  # the ResNet has no peer
+
+
+@pytest.mark.parametrize(
+    'model', ['retinanet/pvt_t_1x', 'mask_rcnn/pvt_t_1x', 'detr/pvt_s_50e', 'semantic_fpn/pvt_t_80k']
+)
+def test_whole_detectors_and_segmentors(model):
+    contender = Contender(str(ROOT / f'configs/{model}.py'), (96, 128), 'detector', memory_format='better')
+    step, _, facts = benchmark._prepare(contender)
+    step()
+    assert facts['memory_format'] in benchmark.FORMATS
+    assert facts['gflops'] > 1
+
+
+@pytest.mark.parametrize('peers', [[], ['--peers', 'mmdet']])
+def test_images_from_disk(shapes, capfd, peers):
+    options = [f'data_root={shapes}/', 'model.test_cfg.score_thr=0.9', 'test_dataloader.batch_size=2']
+    model = DEMO if not peers else RETINANET
+    if peers:
+        options += [
+            'test_dataloader.dataset.ann_file=annotations/instances_val2017.json',
+            'test_dataloader.dataset.metainfo.classes=circle,square,triangle',
+            'model.bbox_head.num_classes=3',
+            'test_dataloader.dataset.pipeline.1.scale=(64,64)',
+        ]
+    code, answer, printed = run(capfd, '--model', model, *peers, '--mode', 'end2end', '--cfg-options', *options, *SMALL)
+    assert code == 0, printed
+    for one in answer['results']:
+        assert one['images_per_s'] == pytest.approx(2 / one['median_s'], rel=0.01)
+        assert 0 < one['waited_share'] < 1
+    assert 'waited for data' in printed
+
+
+def test_attention_alone_and_16_bits():
+    for dtype in ('float32', 'bfloat16'):
+        step, _, _ = benchmark._prepare(Contender('tiny', (64, 64), 'attention', dtype=dtype))
+        step()
+        step, _, facts = benchmark._prepare(Contender('tiny', (64, 64), 'train', dtype=dtype, batch=2))
+        step()
+        assert facts['images'] == 2
+
+
+def test_compiled(monkeypatch):
+    monkeypatch.setattr(torch._dynamo.config, 'suppress_errors', False)
+    torch._dynamo.reset()
+    compiled = []
+    monkeypatch.setattr(
+        torch.nn.Module, 'compile', lambda self, **kwargs: compiled.append((type(self).__name__, kwargs))
+    )
+    for contender in (
+        Contender('tiny', (64, 64), compile=True),
+        Contender(RETINANET, (64, 64), 'detector', compile=True),
+    ):
+        benchmark._prepare(contender)
+    assert compiled == [(name, {'dynamic': True}) for name in ('PVT', 'PVT', 'FPN')]
+
+
+@pytest.mark.parametrize(
+    ('argv', 'message'),
+    [
+        (['--model', 'smal'], '--model smal: no file, and none of tiny'),
+        (['--model', 'tiny', '--shape', '16'], 'PVT needs at least 32 x 32'),
+        (['--model', 'tiny', '--shape', '1', '2', '3'], '--shape takes one or two'),
+        (['--model', 'tiny', '--batch', '0'], '--batch must be at least 1'),
+        (['--model', 'tiny', '--rounds', '0'], '--rounds must be at least 1'),
+        (['--model', 'tiny', '--peers', 'hf', '--shape', '64', '96'], '--peers hf takes squares alone'),
+        (['--model', 'tiny', '--mode', 'detector'], '--mode detector takes the path of a config'),
+        (['--model', 'tiny', '--mode', 'end2end'], '--mode end2end takes the path of a config'),
+        (['--model', RETINANET, '--mode', 'attention'], '--mode attention takes one of tiny'),
+        (['--model', DEMO, '--peers', 'mmdet'], '--peers mmdet has no such backbone'),
+        (['--model', RETINANET, '--mode', 'end2end', '--cfg-options', 'data_root=/nowhere/'], '/nowhere/annotations'),
+        (['--model', 'tiny', '--plot', 'times.gif'], '--plot times.gif: name a file that ends in'),
+        (['--model', RETINANET, '--cfg-options', 'model.backbone.arch=big'], "unknown arch 'big'"),
+    ],
+)
+def test_what_is_wrong_is_one_line(argv, message, capfd):
+    code, _, printed = run(capfd, *argv)
+    assert code == 2
+    assert message in ' '.join(printed.split())
+    assert 'Traceback' not in printed
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
+def test_no_gpu_is_one_line(capfd):
+    code, _, printed = run(capfd, '--model', 'tiny', '--device', 'cuda')
+    assert code == 2
+    assert '--device cuda: PyTorch finds no GPU here' in printed
+
+
+def test_a_process_that_dies_is_one_line(monkeypatch):
+    contender = Contender('tiny', (64, 64), threads=1)
+    with (
+        pytest.raises(benchmark.InputError, match='PVT tiny: its process died'),
+        benchmark._worker(contender) as worker,
+    ):
+        worker.process.kill()
+        worker.step()
+
+
+# -------------------------------------------------------------------------------------------------- pictures, report
+
+
+def test_the_pictures_have_what_was_measured():
+    sides = (64, 96)
+    ours = [result(Contender('small', (side, side)), side / 100, side / 50, gflops=side) for side in sides]
+    theirs = [
+        result(Contender('small', (side, side), peer='mmdet'), side / 10, side / 5, gflops=side) for side in sides
+    ]
+    figure = plot_scales([*ours, *theirs], 'a machine')
+    times, arithmetic = figure.axes
+    assert [line.get_label() for line in times.lines] == ['PVT small', 'PVT small, MMDetection']
+    assert list(times.lines[0].get_ydata()) == pytest.approx([0.96, 1.44])
+    assert list(arithmetic.lines[1].get_ydata()) == [64, 96]
+    assert [line.get_linestyle() for line in arithmetic.lines] == ['-', '--']  # they lie on one another
+    (axes,) = plot_times([ours[0], theirs[0]], 'a machine').axes
+    assert [patch.get_width() for patch in axes.patches] == pytest.approx([0.96, 9.6])
+    assert any('10.00 x' in text.get_text() for text in axes.texts)
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Has a time and a memory of our choice measured for every contender, and returns the contenders."""
+    asked = []
+
+    def measure(contenders, rounds, report):
+        asked.extend(contenders)
+        for contender in contenders:
+            report(contender.name)
+        seconds = [4.0 if contender.peer else 1.0 for contender in contenders]
+        return [
+            result(one, *[time] * rounds, gflops=one.shape[0] / 100 or 300, peak_memory=2.0 if one.peer else 0.5)
+            for one, time in zip(contenders, seconds, strict=True)
+        ]
+
+    monkeypatch.setattr(benchmark, 'measure', measure)
+    return asked
+
+
+def test_the_report_is_what_was_measured(measured, tmp_path, capsys):
+    assert report.main(['--rounds', '2', '--out', str(tmp_path)]) == 0
+    answer = json.loads(capsys.readouterr().out.strip().split('\n')[-1])
+    claims = {claim['what']: claim['measured'] for claim in answer['claims']}
+    assert claims['forward: mmdet / ours, both eager'] == 4.0
+    assert claims['forward + backward: mmdet / ours'] == 4.0
+    assert claims['peak memory of forward + backward: ours / mmdet'] == 0.25
+    assert claims["forward, compiled: arithmetic rate / torch.mm's (MKL)"] == pytest.approx(8 / 300)
+    assert claims['growth of time / growth of arithmetic, 800 to 1600'] == 0.5
+    text = (tmp_path / 'benchmarks.md').read_text()
+    assert '| forward: mmdet / ours, both eager | >= 3.20 | 4.00 | yes |' in text
+    assert "| forward, compiled: arithmetic rate / torch.mm's (MKL) | >= 0.78 | 0.03 | no |" in text
+    if not torch.cuda.is_available():
+        assert '| GPU, bf16, training throughput: ours / mmdet | >= 2.00 | not measured |  |' in text
+    assert (tmp_path / 'latency.png').stat().st_size > 10_000
+    shapes = {contender.shape for contender in measured}
+    assert {(800, 1344), (640, 1088), (1600, 2688), (1120, 1120)} <= shapes
+
+
+def test_the_report_of_a_gpu_is_every_way_to_run(measured):
+    plans = report.gpu_plans()
+    for mode in ('forward', 'train'):
+        for dtype in ('float32', 'bfloat16'):
+            for batch in (1, 2, 16):
+                for extra in ('', ', compiled'):
+                    ours, theirs = plans[f'GPU, {mode}, {dtype}, batch {batch}{extra}']
+                    assert (ours.peer, theirs.peer) == ('', 'mmdet')
+                    assert ours.device == theirs.device == 'cuda'
+                    assert (ours.mode, ours.dtype, ours.batch, ours.compile) == (mode, dtype, batch, bool(extra))
+    assert [one.mode for one in plans['GPU, attention, bfloat16']] == ['attention', 'product']
+    name = 'GPU, train, bfloat16, batch 16'
+    speed, memory = report.gpu_claims({name: benchmark.measure(plans[name], 2, len)})
+    assert (speed.measured, memory.measured) == (4.0, 0.25)
+    assert speed.holds
+    assert memory.holds
+    assert [claim.holds for claim in report.gpu_claims({})] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ('argv', 'message'),
+    [(['--rounds', '0'], '--rounds must be at least 1'), (['--out', '/dev/null/docs'], 'cannot be written')],
+)
+def test_a_report_that_cannot_be_is_one_line(argv, message, capfd):
+    assert report.main(argv) == 2
+    assert message in capfd.readouterr().err
