@@ -40,7 +40,7 @@ FORMATS = ('.png', '.svg', '.pdf', '.jpg')
 
 
 def check_out(path: str | os.PathLike, flag: str = '--out') -> None:
-    """Raises an InputError if a picture cannot be written to ``path``, given by ``flag``: another format, or a folder."""
+    """Raises an InputError if ``path``, given by ``flag``, can be no picture: another format, or a folder."""
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
         raise InputError(f'{flag} {path}: name a file that ends in one of {", ".join(FORMATS)}')
