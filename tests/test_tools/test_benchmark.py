@@ -221,14 +221,11 @@ def test_no_gpu_is_one_line(capfd):
     assert '--device cuda: PyTorch finds no GPU here' in printed
 
 
-def test_a_process_that_dies_is_one_line(monkeypatch):
-    contender = Contender('tiny', (64, 64), threads=1)
-    with (
-        pytest.raises(benchmark.InputError, match='PVT tiny: its process died'),
-        benchmark._worker(contender) as worker,
-    ):
+def test_a_process_that_dies_is_one_line():
+    with benchmark._worker(Contender('tiny', (64, 64), threads=1)) as worker:
         worker.process.kill()
-        worker.step()
+        with pytest.raises(benchmark.InputError, match='PVT tiny: its process died'):
+            worker.step()
 
 
 # -------------------------------------------------------------------------------------------------- pictures, report
