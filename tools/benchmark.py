@@ -88,6 +88,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task('', total=(args.rounds + 1) * (len(names) + len(rates) * len(groups)))
         for group in groups:
+            if not console.is_terminal:
+                console.print(f'measuring {", ".join(contender.name for contender in group)}', highlight=False)
             measured = benchmark.measure(
                 [*group, *rates], args.rounds, lambda name: progress.update(task, description=name, advance=1)
             )

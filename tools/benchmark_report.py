@@ -2,6 +2,7 @@
 """Measure what this project claims of its speed and memory, and write docs/benchmarks.md and docs/latency.png."""
 
 import argparse
+import contextlib
 import datetime
 import itertools
 import json
@@ -64,11 +65,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.rounds < 1 or not 0.1 <= args.size <= 2:
         raise InputError('--rounds must be at least 1, and --size between 0.1 and 2')
     out = args.out / 'benchmarks.md'
-    try:
-        with whole_file(out) as beside:  # nothing is measured that could not be written
-            beside.write_text(out.read_text() if out.exists() else '')
-    except OSError as error:
-        raise InputError(f'--out {args.out} cannot be written: {error.strerror}') from error
+    with contextlib.ExitStack() as stack:
+        try:
+            beside = stack.enter_context(whole_file(out))
+            beside.touch()  # nothing is measured that could not be written
+        except OSError as error:
+            raise InputError(f'--out {args.out} cannot be written: {error.strerror}') from error
+        measured = measure(args)
+        machine, made = benchmark.machine('cpu'), claims(measured)
+        scales = [result for name, results in measured.items() if name.startswith('scale') for result in results]
+        figures.save_figure(latency.plot_scales(scales, machine), args.out / 'latency.png')
+        beside.write_text(document(machine, args, made, measured))
+    table = Table('', 'reach', 'measured', 'holds', box=None, header_style='bold')
+    for claim in made:
+        table.add_row(*claim.cells(), style='bold red' if claim.holds is False else '')
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(machine, highlight=False)
+    console.print(table)
+    console.print(f'{out} and {args.out / "latency.png"} have the rest', highlight=False)
+    print(json.dumps({'machine': machine, 'claims': [claim._asdict() for claim in made]}))
+
+
+def measure(args: argparse.Namespace) -> dict[str, list[Result]]:
+    """Measures everything, and returns the results by the name of the comparison."""
     groups = plans(args.size) | (gpu_plans() if torch.cuda.is_available() else {})
     console, measured = Console(stderr=True), {}
     with Progress(console=console, transient=True) as progress:
@@ -79,20 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             measured[name] = benchmark.measure(
                 group, args.rounds, lambda one: progress.update(task, description=one, advance=1)
             )
-    machine = benchmark.machine('cpu')
-    made = claims(measured)
-    scales = [result for name, results in measured.items() if name.startswith('scale') for result in results]
-    figures.save_figure(latency.plot_scales(scales, machine), args.out / 'latency.png')
-    with whole_file(out) as beside:
-        beside.write_text(document(machine, args, made, measured))
-    table = Table('', 'reach', 'measured', 'holds', box=None, header_style='bold')
-    for claim in made:
-        table.add_row(*claim.cells(), style='bold red' if claim.holds is False else '')
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(machine, highlight=False)
-    console.print(table)
-    console.print(f'{out} and {args.out / "latency.png"} have the rest', highlight=False)
-    print(json.dumps({'machine': machine, 'claims': [claim._asdict() for claim in made]}))
+    return measured
 
 
 def scaled(shape: tuple[int, int], size: float) -> tuple[int, int]:
