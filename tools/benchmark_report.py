@@ -27,23 +27,23 @@ SCALES = (320, 480, 640, 800, 960, 1120)
 
 
 class Claim(NamedTuple):
-    """A figure to measure: what it is, its bound, whether it is to be at least that, and what was measured."""
+    """A figure to measure: what it is, its bound if it has one, whether it is to be at least that, and what it was."""
 
     what: str
-    bound: float
+    bound: float | None
     at_least: bool
     measured: float | None
 
     @property
     def holds(self) -> bool | None:
-        """Whether the bound was reached; None where nothing was measured."""
-        if self.measured is None:
+        """Whether the bound was reached; None where there is none, or nothing was measured."""
+        if self.measured is None or self.bound is None:
             return None
         return self.measured >= self.bound if self.at_least else self.measured <= self.bound
 
     def cells(self) -> list[str]:
         """Returns the row of the table."""
-        reach = f'{">=" if self.at_least else "<="} {self.bound:.2f}'
+        reach = '' if self.bound is None else f'{">=" if self.at_least else "<="} {self.bound:.2f}'
         answer = {None: '', True: 'yes', False: 'no'}[self.holds]
         return [self.what, reach, 'not measured' if self.measured is None else f'{self.measured:.2f}', answer]
 
@@ -134,9 +134,11 @@ def plans(size: float) -> dict[str, list[Contender]]:
     }
     for scale in SCALES:
         side = scaled((scale, scale), size)
-        models = [('small', ''), ('small', 'mmdet'), (R50, ''), (VIT, '')]
         plan[f'scale {side[0]}'] = [
-            Contender(model, side, peer=peer, options=NO_WEIGHTS if model == VIT else {}) for model, peer in models
+            Contender('small', side),
+            Contender('small', side, peer='mmdet'),
+            Contender(R50, side, label='ResNet-50'),
+            Contender(VIT, side, label='ViT-Small/32', options=NO_WEIGHTS),
         ]
     return plan
 
@@ -158,9 +160,9 @@ def claims(measured: dict[str, list[Result]]) -> list[Claim]:
     return [
         Claim('forward: mmdet / ours, both eager', 3.2, True, ours.ratio(mmdet)),
         Claim('forward: mmdet / ours, ours compiled', 3.6, True, compiled.ratio(mmdet)),
-        Claim('forward: mmdet / ours, both compiled', 3.6, True, both_compiled[0].ratio(both_compiled[1])),
+        Claim('forward: mmdet / ours, both compiled', None, True, both_compiled[0].ratio(both_compiled[1])),
         Claim("forward, compiled: arithmetic rate / torch.mm's (MKL)", 0.78, True, compiled.rate / mm.rate),
-        Claim("forward, compiled: arithmetic rate / a convolution's (oneDNN)", 0.78, True, compiled.rate / conv.rate),
+        Claim("forward, compiled: arithmetic rate / a convolution's (oneDNN)", None, True, compiled.rate / conv.rate),
         Claim('forward + backward: mmdet / ours', 3.0, True, train.ratio(mmdet_train)),
         Claim('peak memory of forward + backward: ours / mmdet', 0.45, False, memory[0]),
         Claim('the same with_cp', 0.25, False, memory[1]),

@@ -56,6 +56,7 @@ class Contender:
         threads: Of PyTorch on the CPU; 0 leaves it to PyTorch.
         with_cp: Whether the backbone recomputes its layers in the backward pass.
         options: The config's settings to override.
+        label: What tables and pictures call it, in place of the model's own name.
     """
 
     model: str
@@ -70,6 +71,7 @@ class Contender:
     threads: int = 0
     with_cp: bool = False
     options: dict = field(default_factory=dict)
+    label: str = ''
 
     @property
     def name(self) -> str:
@@ -77,7 +79,8 @@ class Contender:
         path = Path(self.model)
         name = f'{path.parent.name}/{path.stem}'.lstrip('/') if path.suffix == '.py' else self.model
         if self.model in ARCHS:
-            name = f'PVT {name}'
+            name = f'PVT-{name.title().replace("_", "-")}'
+        name = self.label or name
         by = PEERS[self.peer].split("'")[0] if self.peer else ''
         extras = [by, 'compiled' * self.compile, 'with_cp' * self.with_cp]
         return ', '.join([name, *filter(None, extras)])
@@ -129,7 +132,11 @@ class Result:
     def summary(self) -> dict:
         """Returns what the last line of the tool has, as JSON."""
         return {
-            **{key: value for key, value in asdict(self.contender).items() if key not in ('memory_format', 'options')},
+            **{
+                key: value
+                for key, value in asdict(self.contender).items()
+                if key not in ('memory_format', 'options', 'label')
+            },
             'name': self.contender.name,
             'memory_format': self.memory_format,
             'median_s': round(self.median, 5),

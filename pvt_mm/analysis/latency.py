@@ -34,6 +34,7 @@ def plot_scales(results: Sequence[Result], machine: str) -> Figure:
         dress(right, 'Arithmetic', 'side of the image (pixels)', 'GFLOPs (multiply-adds)')
         for axes in (left, right):
             axes.set_ylim(bottom=0)
+            axes.set_xticks(sorted({result.contender.shape[0] for result in results}))
         handles, names = left.get_legend_handles_labels()
         figure.legend(handles, names, loc='outside lower center', ncols=len(names), frameon=False)
         figure.text(0.995, 0.995, machine, ha='right', va='top', fontsize=7.5, color='0.5')

@@ -110,7 +110,7 @@ def test_beside_peers(tmp_path, capfd):
         capfd, '--model', 'tiny', '--peers', 'mmdet', 'hf', '--shape', '64', '--plot', str(out), *SMALL
     )
     assert code == 0
-    names = ['PVT tiny', 'PVT tiny, MMDetection', 'PVT tiny, Hugging Face']
+    names = ['PVT-Tiny', 'PVT-Tiny, MMDetection', 'PVT-Tiny, Hugging Face']
     assert [one['name'] for one in answer['results']] == names
     for one in answer['results']:
         assert one['median_s'] > 0
@@ -224,7 +224,7 @@ def test_no_gpu_is_one_line(capfd):
 def test_a_process_that_dies_is_one_line():
     with benchmark._worker(Contender('tiny', (64, 64), threads=1)) as worker:
         worker.process.kill()
-        with pytest.raises(benchmark.InputError, match='PVT tiny: its process died'):
+        with pytest.raises(benchmark.InputError, match='PVT-Tiny: its process died'):
             worker.step()
 
 
@@ -239,7 +239,7 @@ def test_the_pictures_have_what_was_measured():
     ]
     figure = plot_scales([*ours, *theirs], 'a machine')
     times, arithmetic = figure.axes
-    assert [line.get_label() for line in times.lines] == ['PVT small', 'PVT small, MMDetection']
+    assert [line.get_label() for line in times.lines] == ['PVT-Small', 'PVT-Small, MMDetection']
     assert list(times.lines[0].get_ydata()) == pytest.approx([0.96, 1.44])
     assert list(arithmetic.lines[1].get_ydata()) == [64, 96]
     assert [line.get_linestyle() for line in arithmetic.lines] == ['-', '--']  # they lie on one another
