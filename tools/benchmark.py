@@ -82,17 +82,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     groups = contenders(args)
     if args.plot:
         figures.check_out(args.plot, '--plot')
-    rates = benchmark.products(args.device, args.dtype, args.threads)
+    # Data that is loaded ahead would have the time that others are measured in.
+    rates = [] if args.mode == 'end2end' else benchmark.products(args.device, args.dtype, args.threads)
     results, names = [], [contender.name for group in groups for contender in group]
     console = Console(stderr=True)
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task('', total=(args.rounds + 1) * (len(names) + len(rates) * len(groups)))
+
+        def advance(name: str) -> None:
+            progress.update(task, description=name, advance=1)
+
         for group in groups:
             if not console.is_terminal:
                 console.print(f'measuring {", ".join(contender.name for contender in group)}', highlight=False)
-            measured = benchmark.measure(
-                [*group, *rates], args.rounds, lambda name: progress.update(task, description=name, advance=1)
-            )
+            turns = [[contender] for contender in group] if args.mode == 'end2end' else [[*group, *rates]]
+            measured = []
+            for taking_turns in turns:
+                measured += benchmark.measure(taking_turns, args.rounds, advance)
             results.append((measured[: len(group)], measured[len(group) :]))
     machine = benchmark.machine(args.device)
     output = Console(width=None if sys.stdout.isatty() else 140)
@@ -117,9 +123,11 @@ def contenders(args: argparse.Namespace) -> list[list[Contender]]:
         if getattr(args, name) < 1:
             raise InputError(f'--{name} must be at least 1, got {getattr(args, name)}')
     if args.threads < 0:
-        raise InputError(f'--threads must be at least 1, got {args.threads}')
+        raise InputError(f'--threads must be at least 0, got {args.threads}')
     if len(args.shape) > 2 or min(args.shape + (args.scales or [])) < 1:
         raise InputError('--shape takes one or two positive numbers, and --scales positive ones')
+    if args.mode == 'end2end' and args.scales:
+        raise InputError('--mode end2end takes the sizes of its data, and no --scales')
     if args.device == 'cuda' and not torch.cuda.is_available():
         raise InputError('--device cuda: PyTorch finds no GPU here')
     for model in args.model:

@@ -37,6 +37,7 @@ MODES = {
     'end2end': 'the whole of testing: images from disk through the pipeline and the model to predictions',
 }
 PEERS = {'mmdet': "MMDetection's built-in PVT", 'hf': "Hugging Face's PvtModel (squares only)"}
+MMDETS = ('tiny', 'small', 'medium', 'large')
 FORMATS = {'contiguous': torch.contiguous_format, 'channels_last': torch.channels_last}
 
 
@@ -82,7 +83,7 @@ class Contender:
             name = f'PVT-{name.title().replace("_", "-")}'
         name = self.label or name
         by = PEERS[self.peer].split("'")[0] if self.peer else ''
-        extras = [by, 'compiled' * self.compile, 'with_cp' * self.with_cp]
+        extras = [by, 'compiled' * self.compile, 'with_cp' * (self.with_cp and self.mode == 'train')]
         return ', '.join([name, *filter(None, extras)])
 
 
@@ -131,12 +132,9 @@ class Result:
 
     def summary(self) -> dict:
         """Returns what the last line of the tool has, as JSON."""
+        left_out = ('memory_format', 'options', 'label')
         return {
-            **{
-                key: value
-                for key, value in asdict(self.contender).items()
-                if key not in ('memory_format', 'options', 'label')
-            },
+            **{key: value for key, value in asdict(self.contender).items() if key not in left_out},
             'name': self.contender.name,
             'memory_format': self.memory_format,
             'median_s': round(self.median, 5),
@@ -163,6 +161,7 @@ def measure(contenders: Sequence[Contender], rounds: int, report: Callable[[str]
             workers.append(stack.enter_context(_worker(contender)))
             for _ in range(2):
                 workers[-1].step()
+            workers[-1].forget_peak()
         steps = [[] for _ in workers]
         for _ in range(rounds):
             for worker, taken in zip(workers, steps, strict=True):
@@ -190,7 +189,7 @@ def machine(device: str) -> str:
     with contextlib.suppress(OSError):
         name = re.search(r'model name\s*: (.*)', Path('/proc/cpuinfo').read_text()).group(1)
     capability = torch.backends.cpu.get_cpu_capability()
-    return f'{name}, {len(os.sched_getaffinity(0))} cores, {capability}, torch {torch.__version__}'
+    return f'{name}, {os.cpu_count()} cores, {capability}, torch {torch.__version__}'
 
 
 # ------------------------------------------------------------------------------------------------- a process each
@@ -210,13 +209,18 @@ class _Worker:
 
     def step(self) -> tuple[float, float, float | None]:
         """Runs a step: its seconds, those of them spent waiting for data, and the peak memory so far in GB."""
-        self.pipe.send('step')
-        return self._receive()
+        return self._receive('step')
 
-    def _receive(self) -> Any:
+    def forget_peak(self) -> None:
+        """Looks for the peak memory from here on: what compiling and trying formats took is none of the steps'."""
+        self.pipe.send('reset')
+
+    def _receive(self, question: str | None = None) -> Any:
         try:
+            if question:
+                self.pipe.send(question)
             answer = self.pipe.recv()
-        except EOFError:
+        except (EOFError, OSError):
             raise InputError(
                 f'{self.contender.name}: its process died, as from a lack of memory: try a smaller --shape or --batch'
             ) from None
@@ -246,13 +250,16 @@ def _serve(pipe: Any, contender: Contender) -> None:
             with _quiet():
                 step, before, facts = _prepare(contender)
             pipe.send(facts)
-            while pipe.recv() == 'step':
+            while True:
+                if pipe.recv() == 'reset':
+                    _memory(contender.device, 'reset')
+                    continue
                 start = time.perf_counter()
                 waited = step() or 0.0
                 _synchronize(contender.device)
                 seconds = time.perf_counter() - start
                 peak = _memory(contender.device, 'peak')
-                pipe.send((seconds, waited, None if peak is None else (peak - before) / 1e9))
+                pipe.send((seconds, waited, None if peak is None or before is None else (peak - before) / 1e9))
         except (*WRONG_CONFIG, RuntimeError, NotImplementedError) as error:
             first = str(error).strip().split('\n')[0]
             pipe.send(InputError(first if isinstance(error, InputError) else f'{contender.name}: {first}'))
@@ -397,6 +404,8 @@ def _build_backbone(contender: Contender) -> nn.Module:
     if contender.peer == 'mmdet':
         from mmdet.models.backbones import PyramidVisionTransformer
 
+        if contender.model not in MMDETS:
+            raise InputError(f'--peers mmdet has no PVT like {contender.model}, but {", ".join(MMDETS)}')
         return PyramidVisionTransformer(num_layers=list(arch.depths), drop_path_rate=0.1)
     if contender.peer == 'hf':
         return _HuggingFace(arch, contender.shape)
@@ -406,11 +415,12 @@ def _build_backbone(contender: Contender) -> nn.Module:
 def _peer_backbone(config: Any, contender: Contender) -> dict:
     backbone = config.model.backbone
     name = backbone.get('arch', 'small')
-    if backbone.type != 'pvt_mm.PVT' or contender.peer != 'mmdet' or name not in ('tiny', 'small', 'medium', 'large'):
+    if backbone.type != 'pvt_mm.PVT' or contender.peer != 'mmdet' or name not in MMDETS:
         raise InputError(
             f'{contender.model}: --peers {contender.peer} has no such backbone; mmdet has PVT-Tiny to Large'
         )
-    return dict(type='mmdet.PyramidVisionTransformer', num_layers=list(ARCHS[name].depths))
+    kept = {key: backbone[key] for key in ('out_indices', 'drop_path_rate') if key in backbone}
+    return dict(type='mmdet.PyramidVisionTransformer', num_layers=list(ARCHS[name].depths), **kept)
 
 
 class _HuggingFace(nn.Module):
@@ -500,10 +510,12 @@ class _Attention(nn.Module):
             attention(q, kv, heads, 0.0)
 
 
-# The libraries that multiply matrices on a CPU: torch.mm takes MKL, a convolution oneDNN.
+# What multiplies matrices on a CPU: torch.mm takes MKL, a convolution oneDNN (with one thread, if it is dilated).
 PRODUCTS = {
     'torch.mm': lambda a, b: a @ b,
-    'torch.conv2d': lambda a, b: nn.functional.conv2d(a[None, :, None].permute(0, 3, 1, 2), b[..., None, None]),
+    'torch.conv2d': lambda a, b: nn.functional.conv2d(
+        a[None, :, None].permute(0, 3, 1, 2), b[..., None, None], dilation=2
+    ),
 }
 
 
@@ -542,7 +554,10 @@ def _prepare_end2end(contender: Contender) -> Prepared:
     model.to(memory_format=FORMATS[chosen])
     if contender.compile:
         _compile(model)
+    if len(loader.dataset) < loader.batch_size:
+        raise InputError(f'{contender.model}: its test data is less than a batch of {loader.batch_size} images')
     batches = itertools.chain.from_iterable(itertools.repeat(loader))
+    batches = (batch for batch in batches if len(batch['inputs']) == loader.batch_size)  # not the rest of the data
 
     def step() -> float:
         start = time.perf_counter()

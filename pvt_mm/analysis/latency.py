@@ -30,7 +30,7 @@ def plot_scales(results: Sequence[Result], machine: str) -> Figure:
                 same = any(ended == round(line[-1].gflops, 1) for ended in (o.get_gid() for o in right.lines))
                 right.plot(sides, [result.gflops for result in line], '--' if same else '-', **style)
                 right.lines[-1].set_gid(round(line[-1].gflops, 1))
-        dress(left, 'Time of a forward pass', 'side of the image (pixels)', 'seconds')
+        dress(left, f'Time of a step ({results[0].contender.mode})', 'side of the image (pixels)', 'seconds')
         dress(right, 'Arithmetic', 'side of the image (pixels)', 'GFLOPs (multiply-adds)')
         for axes in (left, right):
             axes.set_ylim(bottom=0)

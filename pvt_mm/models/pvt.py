@@ -45,11 +45,15 @@ ARCHS = {
 # fmt: on
 
 
-class Linear(nn.Linear):
-    """A linear layer, which on a CPU takes the faster library."""
+def project(layer: nn.Linear, x: Tensor) -> Tensor:
+    """Returns ``layer(x)``, on a CPU by the faster library."""
+    return cpu.linear(x, layer.weight, layer.bias) if cpu.takes(x) and is_plain(layer) else layer(x)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return cpu.linear(x, self.weight, self.bias) if cpu.takes(x) else super().forward(x)
+
+def is_plain(layer: nn.Module) -> bool:
+    """Returns whether a layer is its weight and bias alone: neither replaced (an adapter, quantised) nor hooked."""
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    return type(layer) is nn.Linear and not any(hooks)
 
 
 class PatchEmbed(nn.Module):
@@ -61,12 +65,12 @@ class PatchEmbed(nn.Module):
     def __init__(self, in_channels: int, embed_dims: int, patch_size: int):
         super().__init__()
         self.patch_size = patch_size
-        self.proj = Linear(patch_size**2 * in_channels, embed_dims)
+        self.proj = nn.Linear(patch_size**2 * in_channels, embed_dims)
         # NOTE: PyTorch's default eps, 1e-5, here and 1e-6 in the encoder layers, as in the authors' release.
         self.norm = nn.LayerNorm(embed_dims, eps=1e-5)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.proj(patches(x, self.patch_size)))  # (B, H / P, W / P, embed_dims)
+        return self.norm(project(self.proj, patches(x, self.patch_size)))  # (B, H / P, W / P, embed_dims)
 
 
 def patches(x: Tensor, P: int) -> Tensor:
@@ -137,18 +141,18 @@ class SRA(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.attn_drop_rate = attn_drop_rate
-        self.q = Linear(embed_dims, embed_dims)
-        self.kv = Linear(embed_dims, 2 * embed_dims)
+        self.q = nn.Linear(embed_dims, embed_dims)
+        self.kv = nn.Linear(embed_dims, 2 * embed_dims)
         self.sr = PatchEmbed(embed_dims, embed_dims, sr_ratio) if sr_ratio > 1 else None
-        self.proj = Linear(embed_dims, embed_dims)
+        self.proj = nn.Linear(embed_dims, embed_dims)
         self.proj_drop = nn.Dropout(drop_rate)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        q = self.q(x)  # (B, N, C)
+        q = project(self.q, x)  # (B, N, C)
         if self.sr is not None:
             x = self.sr(x.unflatten(1, size)).flatten(1, 2)  # (B, N / R^2, C)
-        x = attention(q, self.kv(x), self.num_heads, self.attn_drop_rate if self.training else 0.0)
-        return self.proj_drop(self.proj(x))
+        x = attention(q, project(self.kv, x), self.num_heads, self.attn_drop_rate if self.training else 0.0)
+        return self.proj_drop(project(self.proj, x))
 
 
 def attention(q: Tensor, kv: Tensor, num_heads: int, drop_rate: float) -> Tensor:
@@ -166,14 +170,15 @@ class FFN(nn.Module):
 
     def __init__(self, embed_dims: int, hidden_dims: int, drop_rate: float):
         super().__init__()
-        self.fc1 = Linear(embed_dims, hidden_dims)
-        self.fc2 = Linear(hidden_dims, embed_dims)
+        self.fc1 = nn.Linear(embed_dims, hidden_dims)
+        self.fc2 = nn.Linear(hidden_dims, embed_dims)
         self.drop = nn.Dropout(drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
-        if cpu.takes(x) and not (self.training and self.drop.p):
+        drops = self.training and self.drop.p
+        if cpu.takes(x) and is_plain(self.fc1) and is_plain(self.fc2) and not drops:
             return cpu.ffn(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)
-        return self.drop(self.fc2(self.drop(F.gelu(self.fc1(x)))))
+        return self.drop(project(self.fc2, self.drop(F.gelu(project(self.fc1, x)))))
 
 
 class DropPath(nn.Module):

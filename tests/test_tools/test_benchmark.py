@@ -61,6 +61,9 @@ def test_contenders_take_turns(monkeypatch):
         def __exit__(self, *_):
             order.append('end')
 
+        def forget_peak(self):
+            pass
+
         def step(self):
             order.append(self.contender.model)
             return float(len(order)), 0.0, 0.1 * len(order)
@@ -86,6 +89,7 @@ def test_multiply_adds_are_those_of_flops():
     assert benchmark._build(Contender('tiny', at, mode='attention'))[1] == pytest.approx(alone)
 
 
+@pytest.mark.filterwarnings('ignore::UserWarning')  # they say why no kernel fits
 def test_a_kernel_that_builds_the_map_is_an_error():
     q = torch.randn(1, 1, 8, 4)
     with benchmark.fused_attention():
@@ -126,7 +130,7 @@ def test_training_whole_configs_at_scales(tmp_path, capfd):
     out = tmp_path / 'scales.png'
     code, answer, _ = run(
         capfd, '--model', RETINANET, R18, '--peers', 'mmdet', '--mode', 'train', '--scales', '64', '96', '--with-cp',
-        '--batch', '2', '--plot', str(out), *SMALL,
+        '--memory-format', 'contiguous', '--batch', '2', '--plot', str(out), *SMALL,
     )  # fmt: skip
     assert code == 0
     assert out.stat().st_size > 10_000
@@ -193,18 +197,12 @@ def test_compiled(monkeypatch):
     ('argv', 'message'),
     [
         (['--model', 'smal'], '--model smal: no file, and none of tiny'),
-        (['--model', 'tiny', '--shape', '16'], 'PVT needs at least 32 x 32'),
+        (['--model', 'tiny', '--shape', '16', *SMALL], 'PVT needs at least 32 x 32'),  # found in its process
         (['--model', 'tiny', '--shape', '1', '2', '3'], '--shape takes one or two'),
         (['--model', 'tiny', '--batch', '0'], '--batch must be at least 1'),
         (['--model', 'tiny', '--rounds', '0'], '--rounds must be at least 1'),
-        (['--model', 'tiny', '--peers', 'hf', '--shape', '64', '96'], '--peers hf takes squares alone'),
-        (['--model', 'tiny', '--mode', 'detector'], '--mode detector takes the path of a config'),
-        (['--model', 'tiny', '--mode', 'end2end'], '--mode end2end takes the path of a config'),
-        (['--model', RETINANET, '--mode', 'attention'], '--mode attention takes one of tiny'),
-        (['--model', DEMO, '--peers', 'mmdet'], '--peers mmdet has no such backbone'),
-        (['--model', RETINANET, '--mode', 'end2end', '--cfg-options', 'data_root=/nowhere/'], '/nowhere/annotations'),
         (['--model', 'tiny', '--plot', 'times.gif'], '--plot times.gif: name a file that ends in'),
-        (['--model', RETINANET, '--cfg-options', 'model.backbone.arch=big'], "unknown arch 'big'"),
+        (['--model', DEMO, '--mode', 'end2end', '--scales', '64'], '--mode end2end takes the sizes of its data'),
     ],
 )
 def test_what_is_wrong_is_one_line(argv, message, capfd):
@@ -212,6 +210,24 @@ def test_what_is_wrong_is_one_line(argv, message, capfd):
     assert code == 2
     assert message in ' '.join(printed.split())
     assert 'Traceback' not in printed
+
+
+@pytest.mark.parametrize(
+    ('contender', 'message'),
+    [
+        (Contender('tiny', (64, 96), peer='hf'), '--peers hf takes squares alone'),
+        (Contender('tiny', mode='detector'), '--mode detector takes the path of a config'),
+        (Contender('tiny', mode='end2end'), '--mode end2end takes the path of a config'),
+        (Contender(RETINANET, mode='attention'), '--mode attention takes one of tiny'),
+        (Contender(DEMO, peer='mmdet'), '--peers mmdet has no such backbone'),
+        (Contender('small_wide', peer='mmdet'), '--peers mmdet has no PVT like small_wide'),
+        (Contender(RETINANET, mode='end2end', options={'data_root': '/nowhere/'}), '/nowhere/annotations'),
+        (Contender(RETINANET, options={'model.backbone.arch': 'big'}), "unknown arch 'big'"),
+    ],
+)
+def test_what_cannot_be_built_says_why(contender, message):
+    with pytest.raises((ValueError, benchmark.InputError), match=message):
+        benchmark._prepare(contender)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
