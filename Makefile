@@ -39,7 +39,7 @@ check: setup  ## lint, and check the formatting
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 
-bench: setup  ## measure what docs/benchmarks.md claims, and write it: about 15 minutes, with nothing else running
+bench: setup  ## measure what docs/benchmarks.md claims, and write it: about 20 minutes, with nothing else running
 	$(PY) tools/benchmark_report.py
 
 format: setup  ## format, and mend what the linter can mend

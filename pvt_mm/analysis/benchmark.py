@@ -148,7 +148,7 @@ class Result:
         }
 
 
-def measure(contenders: Sequence[Contender], rounds: int, report: Callable[[str], Any] = len) -> list[Result]:
+def measure(contenders: Sequence[Contender], rounds: int, report: Callable[[str], Any]) -> list[Result]:
     """Measures contenders in turns, after two steps each to warm up; ``report`` gets the name of each before its steps.
 
     Raises:
@@ -205,6 +205,9 @@ class _Worker:
         self.process = context.Process(target=_serve, args=(other, contender), daemon=contender.mode != 'end2end')
         self.process.start()
         other.close()
+
+    def build(self) -> None:
+        """Waits until the contender is built, and takes what else a :class:`Result` has."""
         self.facts = self._receive()
 
     def step(self) -> tuple[float, float, float | None]:
@@ -231,14 +234,13 @@ class _Worker:
 
 @contextlib.contextmanager
 def _worker(contender: Contender) -> Iterator[_Worker]:
-    worker = None
+    worker = _Worker(contender)
     try:
-        worker = _Worker(contender)
+        worker.build()
         yield worker
     finally:
-        for process in multiprocessing.active_children() if worker is None else [worker.process]:
-            process.terminate()
-            process.join()
+        worker.process.terminate()
+        worker.process.join()
 
 
 def _serve(pipe: Any, contender: Contender) -> None:
@@ -299,7 +301,8 @@ def _memory(device: str, what: str) -> float | None:
     except OSError:
         return None
     key = {'reset': 'VmRSS', 'peak': 'VmHWM'}[what]
-    return 1024 * int(re.search(rf'{key}:\s+(\d+)', status).group(1))
+    found = re.search(rf'{key}:\s+(\d+)', status)
+    return found and 1024 * int(found.group(1))
 
 
 # ----------------------------------------------------------------------------------------------------- what is run

@@ -27,7 +27,7 @@ def takes(x: Tensor) -> bool:
         x.device.type == 'cpu'
         and x.dtype == torch.float32
         and not torch.is_autocast_enabled('cpu')
-        and not _is_exporting()
+        and not is_exporting()
         and not torch.jit.is_tracing()
         and _HAS_ONEDNN
     )
@@ -35,7 +35,7 @@ def takes(x: Tensor) -> bool:
 
 _HAS_ONEDNN = torch.backends.mkldnn.is_available()
 # torch 2.4 to 2.6 know only the wider question.
-_is_exporting = getattr(torch.compiler, 'is_exporting', torch.compiler.is_compiling)
+is_exporting = getattr(torch.compiler, 'is_exporting', torch.compiler.is_compiling)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -64,14 +64,14 @@ def ffn(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tenso
 
 @custom_op('pvt_mm::linear', mutates_args=())
 def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return _product(x, weight, bias).contiguous()
+    return _product(x, weight, bias)
 
 
 @custom_op('pvt_mm::linear_backward', mutates_args=())
 def _linear_backward(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     tokens, grads = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
     grad_x = _product(grads, weight.t().contiguous()).view(x.shape)
-    return grad_x.contiguous(), _weight_grad(grads, tokens).contiguous(), grads.sum(0)
+    return grad_x, _weight_grad(grads, tokens).contiguous(), grads.sum(0)
 
 
 @custom_op('pvt_mm::attention', mutates_args=())

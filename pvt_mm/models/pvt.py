@@ -76,17 +76,13 @@ class PatchEmbed(nn.Module):
 def patches(x: Tensor, P: int) -> Tensor:
     """Cuts a (B, H, W, C) map into patches, each flattened: (B, H // P, W // P, P * P * C)."""
     B, H, W, C = x.shape
-    if _is_exporting():
+    if cpu.is_exporting():
         # A slice would bind H and W to the multiples of P; the backward pass of `unfold` is four times slower.
         x = x.unfold(1, P, P).unfold(2, P, P)  # (B, H / P, W / P, C, P, P)
         return x.permute(0, 1, 2, 4, 5, 3).flatten(3)  # (B, H / P, W / P, P * P * C)
     H, W = H // P, W // P
     x = x[:, : H * P, : W * P].reshape(B, H, P, W, P, C)
     return x.transpose(2, 3).flatten(3)  # (B, H / P, W / P, P * P * C)
-
-
-# torch 2.4 to 2.6 know only the wider question.
-_is_exporting = getattr(torch.compiler, 'is_exporting', torch.compiler.is_compiling)
 
 
 class PositionEmbedding(nn.Module):

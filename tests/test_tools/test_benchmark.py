@@ -49,7 +49,7 @@ def test_figures_are_medians_over_the_rounds():
 
 
 def test_contenders_take_turns(monkeypatch):
-    order = []
+    order, reported = [], []
 
     class Worker:
         def __init__(self, contender):
@@ -69,9 +69,10 @@ def test_contenders_take_turns(monkeypatch):
             return float(len(order)), 0.0, 0.1 * len(order)
 
     monkeypatch.setattr(benchmark, '_worker', Worker)
-    results = benchmark.measure([Contender('tiny'), Contender('small')], rounds=3)
+    results = benchmark.measure([Contender('tiny'), Contender('small')], 3, reported.append)
     assert order == ['tiny'] * 2 + ['small'] * 2 + ['tiny', 'small'] * 3 + ['end'] * 2
     assert results[0].seconds == (5.0, 7.0, 9.0)
+    assert reported == ['PVT-Tiny', 'PVT-Small'] * 4
     assert results[1].peak_memory == pytest.approx(1.0)
 
 
@@ -100,7 +101,7 @@ def test_a_kernel_that_builds_the_map_is_an_error():
 
 def test_recomputing_keeps_less_memory():
     kept = [Contender('tiny', (384, 384), 'train', with_cp=with_cp, threads=1) for with_cp in (False, True)]
-    plain, recomputed = benchmark.measure(kept, rounds=1)
+    plain, recomputed = benchmark.measure(kept, 1, print)
     assert 0 < recomputed.peak_memory < plain.peak_memory < 1
     assert recomputed.gflops == plain.gflops
 
@@ -264,6 +265,19 @@ def test_the_pictures_have_what_was_measured():
     assert any('10.00 x' in text.get_text() for text in axes.texts)
 
 
+def seconds(contender):
+    """A time for every contender of the report that no other of its comparison has."""
+    if contender.mode == 'product':
+        return {'torch.mm': 2.0, 'torch.conv2d': 1.0}[contender.model]
+    if contender.mode == 'detector':
+        kind = 'r50' if 'r50' in contender.model else contender.peer or contender.shape[0]
+        return {'r50': 2.0, 800: 2.2, 640: 1.3, 'mmdet': 5.0}[kind]
+    time = 8.0 if contender.peer else 2.0
+    time *= 1.25 if contender.compile else 1
+    time *= {'forward': 1, 'train': 3, 'attention': 0.5}[contender.mode] * (1.5 if contender.with_cp else 1)
+    return time * (5 if contender.shape[0] == 1600 else 1)
+
+
 @pytest.fixture
 def measured(monkeypatch):
     """Has a time and a memory of our choice measured for every contender, and returns the contenders."""
@@ -271,13 +285,12 @@ def measured(monkeypatch):
 
     def measure(contenders, rounds, report):
         asked.extend(contenders)
-        for contender in contenders:
-            report(contender.name)
-        seconds = [4.0 if contender.peer else 1.0 for contender in contenders]
-        return [
-            result(one, *[time] * rounds, gflops=one.shape[0] / 100 or 300, peak_memory=2.0 if one.peer else 0.5)
-            for one, time in zip(contenders, seconds, strict=True)
-        ]
+        results = []
+        for one in contenders:
+            report(one.name)
+            memory = 2.0 if one.peer else 0.25 if one.with_cp else 0.5
+            results.append(result(one, *[seconds(one)] * rounds, gflops=one.shape[0] / 100 or 300, peak_memory=memory))
+        return results
 
     monkeypatch.setattr(benchmark, 'measure', measure)
     return asked
@@ -287,19 +300,31 @@ def test_the_report_is_what_was_measured(measured, tmp_path, capsys):
     assert report.main(['--rounds', '2', '--out', str(tmp_path)]) == 0
     answer = json.loads(capsys.readouterr().out.strip().split('\n')[-1])
     claims = {claim['what']: claim['measured'] for claim in answer['claims']}
-    assert claims['forward: mmdet / ours, both eager'] == 4.0
-    assert claims['forward + backward: mmdet / ours'] == 4.0
-    assert claims['peak memory of forward + backward: ours / mmdet'] == 0.25
-    assert claims["forward, compiled: arithmetic rate / torch.mm's (MKL)"] == pytest.approx(8 / 300)
-    assert claims['growth of time / growth of arithmetic, 800 to 1600'] == 0.5
+    rate = 2 * 8 / 2.5  # compiled: 800 / 100 G multiply-adds
+    expected = {
+        'forward: mmdet / ours, both eager': 8 / 2,
+        'forward: mmdet / ours, ours compiled': 8 / 2.5,
+        'forward: mmdet / ours, both compiled': 10 / 2.5,
+        "forward, compiled: arithmetic rate / torch.mm's (MKL)": rate / (2 * 300 / 2.0),
+        "forward, compiled: arithmetic rate / a convolution's (oneDNN)": rate / (2 * 300 / 1.0),
+        'forward + backward: mmdet / ours': 24 / 6,
+        'peak memory of forward + backward: ours / mmdet': 0.5 / 2,
+        'the same with_cp': 0.25 / 2,
+        'RetinaNet: PVT-S / ResNet-50 (paper 1.38)': 2.2 / 2.0,
+        'RetinaNet: PVT-S at 640 / ResNet-50 at 800 (paper 0.92)': 1.3 / 2.0,
+        'growth of time / growth of arithmetic, 800 to 1600': 5 / 2,
+    }
+    assert {what: claims[what] for what in expected} == pytest.approx(expected)
     text = (tmp_path / 'benchmarks.md').read_text()
     assert '| forward: mmdet / ours, both eager | >= 3.20 | 4.00 | yes |' in text
-    assert "| forward, compiled: arithmetic rate / torch.mm's (MKL) | >= 0.78 | 0.03 | no |" in text
+    assert '| forward: mmdet / ours, ours compiled | >= 3.60 | 3.20 | no |' in text
+    assert '| forward: mmdet / ours, both compiled |  | 4.00 |  |' in text
     if not torch.cuda.is_available():
         assert '| GPU, bf16, training throughput: ours / mmdet | >= 2.00 | not measured |  |' in text
     assert (tmp_path / 'latency.png').stat().st_size > 10_000
     shapes = {contender.shape for contender in measured}
     assert {(800, 1344), (640, 1088), (1600, 2688), (1120, 1120)} <= shapes
+    assert all(contender.memory_format == 'better' for contender in measured if contender.mode != 'product')
 
 
 def test_the_report_of_a_gpu_is_every_way_to_run(measured):
