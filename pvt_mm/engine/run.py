@@ -1,11 +1,13 @@
 """From a config file and a command line's flags to a runner: what ``tools/train.py`` and ``tools/test.py`` share."""
 
 import argparse
+import atexit
 import contextlib
 import difflib
 import inspect
 import os
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -156,7 +158,15 @@ def _distribute_on_cpu(config: Config) -> None:
     """Does what MMEngine does for GPUs alone: joins torchrun's process group, with gloo, and wraps the model for it."""
     if config.launcher == 'pytorch' and not torch.distributed.is_initialized():
         torch.distributed.init_process_group('gloo')
+        atexit.register(_leave_process_group)
         config.setdefault('model_wrapper_cfg', dict(broadcast_buffers=False, device_ids=None))
+
+
+def _leave_process_group() -> None:
+    # Gloo's threads let go of the last collective's tensors a moment after it returns, and need Python for it: where
+    # the interpreter is ending by then, they abort the process ("terminate called without an active exception").
+    time.sleep(0.5)
+    torch.distributed.destroy_process_group()
 
 
 def build_runner(config: Config) -> Runner:
