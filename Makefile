@@ -5,15 +5,16 @@
 # The interpreter that `setup` settled on.
 PY = "$$(cat build/python)"
 DEMO = work_dirs/demo
+PRETRAINING = work_dirs/demo_pretraining
 
 # What an environment of the user's own needs to find the package; .venv has it installed.
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench format clean
+.PHONY: help setup demo demo-pretraining test check bench format clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@sed -n '/^# VENV/,/^$$/s/^# /  /p' $(firstword $(MAKEFILE_LIST))
 
 setup:  ## install the exact versions of requirements/ where they are missing
@@ -31,6 +32,17 @@ demo: setup  ## train, evaluate and draw a PVT RetinaNet on generated shapes: ab
 	@echo "curves       $(DEMO)/curves.png"
 	@echo "predictions  $(DEMO)/predictions.png"
 	@echo "bbox AP      $$(grep -h bbox_mAP_50 $$(ls -t $(DEMO)/*/vis_data/scalars.json | head -n 1) | tail -n 1 | sed 's/.*bbox_mAP": \([-0-9.]*\).*/\1/')"
+
+demo-pretraining: setup  ## train a classifier of shapes, and RetinaNet from it and from scratch: at most 20 minutes
+	$(PY) tools/make_shapes.py data/shapes
+	$(PY) tools/train.py configs/demo/classifier_shapes.py --work-dir $(PRETRAINING)/classifier
+	$(PY) tools/train.py configs/demo/retinanet_shapes_pretrained.py --work-dir $(PRETRAINING)/pretrained
+	$(PY) tools/train.py configs/demo/retinanet_shapes_scratch.py --work-dir $(PRETRAINING)/scratch
+	$(PY) tools/plot.py curves $(PRETRAINING)/pretrained $(PRETRAINING)/scratch --out $(PRETRAINING)/pretraining.png
+	@echo
+	@for run in pretrained scratch; do \
+	    echo "bbox AP, $$run  $$(grep -h bbox_mAP_50 $$(ls -t $(PRETRAINING)/$$run/*/vis_data/scalars.json | head -n 1) | tail -n 1 | sed 's/.*bbox_mAP": \([-0-9.]*\).*/\1/')"; \
+	done
 
 test: setup  ## run the tests: about 8 minutes on two cores
 	$(PY) -m pytest $$($(PY) -c 'import xdist' 2> /dev/null && echo --numprocesses 2 --dist worksteal)

@@ -20,7 +20,7 @@ import torch
 from mmengine import fileio
 from mmengine.dist import barrier
 from mmengine.logging import HistoryBuffer, print_log
-from torch import Tensor
+from torch import Tensor, nn
 
 from pvt_mm.errors import InputError
 from pvt_mm.files import whole_file
@@ -51,16 +51,23 @@ _LAYER_NAMES = (
     ('ffn.fc1.{p}',      'mlp.fc1.{p}',    'ffn.layers.0.{p}',       'mlp.dense1.{p}'),
     ('ffn.fc2.{p}',      'mlp.fc2.{p}',    'ffn.layers.3.{p}',       'mlp.dense2.{p}'),
 )
-# fmt: on
-NAMES = _STAGE_NAMES + tuple(
-    tuple(name and prefix + name for prefix, name in zip(_LAYER_PREFIXES, row, strict=True)) for row in _LAYER_NAMES
+# The others have the class token's position embedding in front of the last stage's.
+_CLASS_TOKEN_NAMES = (
+    ('cls_token.token',     'cls_token', None, 'encoder.patch_embeddings.{s}.cls_token'),
+    ('cls_token.pos_embed', None,        None, None),
+    ('cls_token.norm.{p}',  'norm.{p}',  None, 'encoder.layer_norm.{p}'),
 )
-# What a classifier has and a dense backbone has no use for.
-CLASSIFIER_NAMES = {
-    'pvt_mm': (),
-    'authors': ('cls_token', 'norm.{p}', 'head.{p}'),
-    'mmdet': (),
-    'huggingface': ('encoder.patch_embeddings.{s}.cls_token', 'encoder.layer_norm.{p}', 'classifier.{p}'),
+# fmt: on
+NAMES = (
+    *_STAGE_NAMES,
+    *(tuple(name and prefix + name for prefix, name in zip(_LAYER_PREFIXES, row, strict=True)) for row in _LAYER_NAMES),
+    *_CLASS_TOKEN_NAMES,
+)
+# Where the formats have the backbone and the head of a classifier.
+CLASSIFIERS = {
+    'pvt_mm': ('backbone.', 'head.fc.'),
+    'authors': ('', 'head.'),
+    'huggingface': ('pvt.', 'classifier.'),
 }
 WRAPPERS = ('state_dict', 'model', 'ema_state_dict', 'state_dict_ema', 'model_ema', 'module')
 
@@ -83,7 +90,8 @@ def load_pretrained(
 
     Position embeddings of another grid are resampled bilinearly, and where ``model`` takes another number of channels
     than 3 its patch embedding gets the mean of the three, scaled by 3 / channels so that a grey image gives what it
-    gave. A classifier's token, norm and head and the stages that ``model`` does not build are dropped; the log says so.
+    gave. A classifier's head, the class token where ``model`` has none, and the stages that it does not build are
+    dropped; the log says so.
 
     Args:
         model: The backbone.
@@ -96,18 +104,50 @@ def load_pretrained(
     Raises:
         CheckpointError: The file cannot be read, or a key is missing, unknown or of another shape; they are listed.
     """
-    grids = [tuple(stage.pos_embed.table.shape[1:3]) for stage in model.stages]
     state_dict = read_checkpoint(checkpoint, map_location)
     try:
-        weights, dropped = backbone_weights(state_dict, prefix, pretrain_img_size, grids)
-        weights, notes = fit_weights(weights, model)
-        check_weights(weights, model.state_dict())
+        weights, notes = _weights_for(model, state_dict, prefix, pretrain_img_size)
     except CheckpointError as error:
         raise CheckpointError(f'{checkpoint}: {error}') from None
     model.load_state_dict(weights)
-    if dropped:
-        notes.insert(0, f'dropped what a dense backbone has no use for: {_listed(dropped)}')
     print_log('; '.join([f'loaded all {len(weights)} parameters of PVT from {checkpoint}', *notes]), logger='current')
+
+
+def load_classifier(backbone: PVT, head: nn.Linear, checkpoint: str, map_location: str = 'cpu') -> None:
+    """Loads the classifier in a checkpoint, of any format that this module knows, into its parts, or fails.
+
+    Args:
+        backbone: A PVT with a class token.
+        head: The layer from the token's feature to the scores.
+        checkpoint: See :func:`load_pretrained`.
+        map_location: See :func:`load_pretrained`.
+
+    Raises:
+        CheckpointError: The file cannot be read, has no head, or a key is missing, unknown or of another shape.
+    """
+    state_dict = read_checkpoint(checkpoint, map_location)
+    try:
+        scores = head_weights(state_dict)
+        check_weights(scores, {f'head.fc.{name}': value for name, value in head.state_dict().items()})
+        weights, notes = _weights_for(backbone, state_dict)
+    except CheckpointError as error:
+        raise CheckpointError(f'{checkpoint}: {error}') from None
+    backbone.load_state_dict(weights)
+    head.load_state_dict({name.removeprefix('head.fc.'): value for name, value in scores.items()})
+    print_log('; '.join([f'loaded the whole classifier from {checkpoint}', *notes]), logger='current')
+
+
+def _weights_for(
+    model: PVT,
+    state_dict: Mapping[str, Tensor],
+    prefix: str | None = None,
+    pretrain_img_size: int | tuple[int, int] | None = None,
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Returns the parameters of ``model`` that a state dict has, all of them, and what was done to them."""
+    grids = [tuple(stage.pos_embed.table.shape[1:3]) for stage in model.stages]
+    weights, notes = fit_weights(backbone_weights(state_dict, prefix, pretrain_img_size, grids), model)
+    check_weights(weights, model.state_dict())
+    return weights, notes
 
 
 def backbone_weights(
@@ -115,8 +155,8 @@ def backbone_weights(
     prefix: str | None = None,
     pretrain_img_size: int | tuple[int, int] | None = None,
     grids: list[tuple[int, int]] | None = None,
-) -> tuple[dict[str, Tensor], list[str]]:
-    """Returns the PVT in a state dict under our names and in our shapes, and the classifier's keys that it dropped.
+) -> dict[str, Tensor]:
+    """Returns the PVT in a state dict, with its class token where it has one, under our names and in our shapes.
 
     Args:
         state_dict: Parameters by name, of any format.
@@ -129,27 +169,43 @@ def backbone_weights(
     """
     layout, prefix = find_backbone(state_dict, prefix)
     part = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
-    weights, dropped, unknown = {}, [], []
+    head = _head_prefix(layout, prefix)
+    weights, unknown = {}, []
     for key, value in part.items():
         ours = _translate(key, layout, 'pvt_mm')
         if ours is not None:
             weights[ours] = value
-        elif any(_match(name, key) for name in CLASSIFIER_NAMES[layout]):
-            dropped.append(prefix + key)
-        else:
+        elif head is None or not (prefix + key).startswith(head):
             unknown.append(prefix + key)
     if unknown:
         raise CheckpointError(f'it has keys that are no parameter of PVT ({layout} format): {_listed(unknown)}')
     if layout == 'pvt_mm':
-        return weights, dropped
+        return weights
     _check_shapes_of_source(weights)
     counts = {stage: weights[name].shape[1] for stage, name in _tables(weights).items()}
     sides = _grids_of(counts, _patch_sizes(weights), pretrain_img_size, grids)
     for stage, name in _tables(weights).items():
         height, width = sides[stage]
-        weights[name] = weights[name][:, -height * width :].unflatten(1, (height, width))  # without the class token's
+        before, table = weights[name].tensor_split([weights[name].shape[1] - height * width], dim=1)
+        weights[name] = table.unflatten(1, (height, width))
+        if before.shape[1] and 'cls_token.token' in weights:
+            weights['cls_token.pos_embed'] = before
     weights = {name: _as_linear(value) if name.endswith('.weight') else value for name, value in weights.items()}
-    return _stack_keys_and_values(weights), dropped
+    return _stack_keys_and_values(weights)
+
+
+def head_weights(state_dict: Mapping[str, Tensor], prefix: str | None = None) -> dict[str, Tensor]:
+    """Returns the head of the classifier in a state dict under our names, or nothing where it has none."""
+    layout, before = find_backbone(state_dict, prefix)
+    head = _head_prefix(layout, before)
+    names = {f'{head}{kind}': f'head.fc.{kind}' for kind in ('weight', 'bias')} if head is not None else {}
+    return {ours: state_dict[key] for key, ours in names.items() if key in state_dict}
+
+
+def _head_prefix(layout: str, before: str) -> str | None:
+    """Returns what the keys of a classifier's head begin with, None where the backbone's prefix is no classifier's."""
+    backbone, head = CLASSIFIERS.get(layout, (None, None))
+    return before.removesuffix(backbone) + head if backbone is not None and before.endswith(backbone) else None
 
 
 def find_backbone(state_dict: Mapping[str, Tensor], prefix: str | None = None) -> tuple[str, str]:
@@ -179,10 +235,14 @@ def fit_weights(weights: dict[str, Tensor], model: PVT) -> tuple[dict[str, Tenso
     """Returns the weights with the position embeddings, input channels and stages of ``model``, and what was done."""
     target = model.state_dict()
     weights, notes = dict(weights), []
-    behind = [name for name in weights if int(name.split('.')[1]) >= len(model.stages)]
-    if behind:
-        weights = {name: value for name, value in weights.items() if name not in set(behind)}
-        notes.append(f'dropped the stages behind the last output: {_listed(behind)}')
+    behind = [name for name in weights if name not in target and _stage(name) not in range(len(model.stages))]
+    token = [name for name in behind if _stage(name) is None]
+    weights = {name: value for name, value in weights.items() if name not in set(behind)}
+    if token:
+        notes.append(f'dropped what a dense backbone has no use for: {_listed(token)}')
+    if len(behind) > len(token):
+        stages = [name for name in behind if name not in token]
+        notes.append(f'dropped the stages behind the last output: {_listed(stages)}')
     for name in _tables(weights).values():
         if name in target and weights[name].dim() == 4 and weights[name].shape[1:3] != target[name].shape[1:3]:
             source, size = weights[name].shape[1:3], target[name].shape[1:3]
@@ -225,7 +285,8 @@ def convert(
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Returns a checkpoint's weights with its PVT in the format ``layout``, and the keys that it dropped.
 
-    Of a detector or segmentor the other parts come along as they are; of a classifier only the backbone does.
+    The other parts of a detector or segmentor come along as they are, and so does the head of a classifier but to
+    ``mmdet``, which has no class token.
 
     Args:
         state_dict: Parameters by name, of any format.
@@ -236,21 +297,34 @@ def convert(
     Raises:
         CheckpointError: There is no PVT, more than one, or one with missing, unknown or misshapen keys.
     """
-    _, before = find_backbone(state_dict, prefix)
-    weights, dropped = backbone_weights(state_dict, prefix, pretrain_img_size)
+    source, before = find_backbone(state_dict, prefix)
+    weights, head = backbone_weights(state_dict, prefix, pretrain_img_size), head_weights(state_dict, prefix)
     check_complete(weights)
     converted = weights if layout == 'pvt_mm' else _to_layout(weights, layout)
+    theirs = _head_prefix(source, before)
+    if head and 'cls_token.token' in weights and layout in CLASSIFIERS:
+        backbone, scores = CLASSIFIERS[layout]
+        dropped = [key for key in state_dict if not key.startswith((before, theirs))]
+        named = {name.replace('head.fc.', scores): value for name, value in head.items()}
+        return {**{f'{backbone}{name}': value for name, value in converted.items()}, **named}, dropped
+    dropped = [name for name in weights if _stage(name) is None and layout not in CLASSIFIERS]
+    dropped += [key for key in state_dict if head and key.startswith(theirs)]
     if not before.endswith('backbone.'):
-        return converted, dropped + [key for key in state_dict if not key.startswith(before)]
+        return converted, dropped + [key for key in state_dict if not key.startswith(before) and key not in dropped]
     outer = before.removesuffix('backbone.')  # DDP's "module.", say
-    others = {key.removeprefix(outer): value for key, value in state_dict.items() if not key.startswith(before)}
+    others = {
+        key.removeprefix(outer): value
+        for key, value in state_dict.items()
+        if not key.startswith(before) and key not in dropped
+    }
     return {**{f'backbone.{name}': value for name, value in converted.items()}, **others}, dropped
 
 
 def check_complete(weights: Mapping[str, Tensor]) -> None:
     """Raises a CheckpointError that lists what a PVT of these sizes has and ``weights`` (in our format) have not."""
     with torch.device('meta'):
-        model = PVT(infer_arch(weights), out_indices=_num_stages(weights) - 1)
+        out_type = 'cls_token' if any(_stage(name) is None for name in weights) else 'featmap'
+        model = PVT(infer_arch(weights), out_indices=_num_stages(weights) - 1, out_type=out_type)
     target = {**model.state_dict(), **{name: weights[name] for name in _tables(weights).values()}}
     target['stages.0.patch_embed.proj.weight'] = weights['stages.0.patch_embed.proj.weight']  # any input channels
     check_weights(weights, target)
@@ -295,12 +369,15 @@ def _to_layout(weights: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
     tables = _tables(weights)
     converted = {}
     for name, value in _unstacked(weights, layout).items():
-        stage = int(name.split('.')[1])
+        stage = _stage(name)
+        if _translate(name, 'pvt_mm', layout) is None:
+            continue  # the class token: MMDetection has none, and the authors its position in the last table
         if name in tables.values():
             value = value.flatten(1, 2)
             if layout == 'authors' and stage == len(tables) - 1:
                 # NOTE: the authors' last table has the class token's entry in front; their dense models ignore it.
-                value = torch.cat([value.new_zeros(1, 1, value.shape[-1]), value], dim=1)
+                first = weights.get('cls_token.pos_embed', value.new_zeros(1, 1, value.shape[-1]))
+                value = torch.cat([first, value], dim=1)
         elif name.endswith('patch_embed.proj.weight'):
             value = _as_kernel(value, arch['patch_sizes'][stage])
         elif name.endswith('attn.sr.proj.weight'):
@@ -450,8 +527,7 @@ def _pattern(template: str) -> re.Pattern:
 
 
 _PATTERNS = {
-    template: _pattern(template)
-    for template in {name for row in (*NAMES, *CLASSIFIER_NAMES.values()) for name in row if name}
+    template: _pattern(template) for template in {name for row in NAMES for name in row if name}
 }
 
 
@@ -466,7 +542,7 @@ def _translate(key: str, source: str, target: str) -> str | None:
         found = _match(theirs, key) if theirs and wanted else None
         if found:
             fields = found.groupdict()
-            stage = int(fields['s']) if 's' in fields else int(fields['s1']) - 1
+            stage = int(fields['s']) if 's' in fields else int(fields.get('s1', 1)) - 1
             layer = int(fields['l']) if 'l' in fields else int(fields.get('l1', 1)) - 1
             return wanted.format(s=stage, s1=stage + 1, l=layer, l1=layer + 1, p=fields.get('p'))
     return None
@@ -478,8 +554,13 @@ def _name(key: str, source: str, target: str) -> str:
     return name
 
 
+def _stage(name: str) -> int | None:
+    """Returns the stage that a parameter of ours belongs to, None for the class token's."""
+    return int(name.split('.')[1]) if name.startswith('stages.') else None
+
+
 def _num_stages(weights: Iterable[str]) -> int:
-    return 1 + max(int(name.split('.')[1]) for name in weights)
+    return 1 + max(_stage(name) for name in weights if _stage(name) is not None)
 
 
 def _tables(weights: Iterable[str]) -> dict[int, str]:

@@ -4,7 +4,17 @@ MMEngine imports ``<scope>.registry`` on the first ``type='<scope>.…'`` that i
 this file imports nothing but MMEngine.
 """
 
-from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine import registry
 from mmengine.registry import Registry
 
-MODELS = Registry('model', parent=MMENGINE_MODELS, scope='pvt_mm', locations=['pvt_mm.models'])
+
+def _child(parent: Registry, location: str) -> Registry:
+    return Registry(parent.name, parent=parent, scope='pvt_mm', locations=[location])
+
+
+MODELS = _child(registry.MODELS, 'pvt_mm.models')
+DATASETS = _child(registry.DATASETS, 'pvt_mm.datasets')
+TRANSFORMS = _child(registry.TRANSFORMS, 'pvt_mm.datasets')
+DATA_SAMPLERS = _child(registry.DATA_SAMPLERS, 'pvt_mm.datasets')
+METRICS = _child(registry.METRICS, 'pvt_mm.evaluation')
+OPTIM_WRAPPER_CONSTRUCTORS = _child(registry.OPTIM_WRAPPER_CONSTRUCTORS, 'pvt_mm.engine')

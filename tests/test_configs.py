@@ -8,17 +8,20 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, TRANSFORMS, DefaultScope, init_default_scope
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS, PARAM_SCHEDULERS, TRANSFORMS, DefaultScope, init_default_scope
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 
 from pvt_mm.datasets.shapes import CLASSES
 from pvt_mm.engine.run import load_config, set_randomness
-from pvt_mm.models import PVT
+from pvt_mm.models import ARCHS, PVT
 from tests.conftest import ROOT
 
 CONFIGS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / 'configs').rglob('*.py') if '_base_' not in path.parts)
-PAPER = dict(retinanet=24, mask_rcnn=19, semantic_fpn=10, detr=2, trans2seg=2, deeplabv3plus=2, demo=1)
+PAPER = dict(
+    retinanet=24, mask_rcnn=19, semantic_fpn=10, detr=2, trans2seg=2, deeplabv3plus=2, classification=5, demo=4
+)
 FOLDERS = [folder for folder in PAPER if folder != 'demo']  # which have metafiles
 
 
@@ -30,7 +33,7 @@ def test_every_config_is_discovered():
 
 def on_shapes(config: Config, root: Path, work_dir: Path) -> Config:
     """Turns a config to two steps on 64-pixel pictures, from random weights."""
-    to_shapes = segmentor_to_shapes if config.default_scope == 'mmseg' else detector_to_shapes
+    to_shapes = dict(mmseg=segmentor_to_shapes, mmdet=detector_to_shapes, mmengine=classifier_to_shapes)
     for split, images in (('train', 4), ('val', 2), ('test', 2)):
         loader = config[f'{split}_dataloader']
         loader.update(num_workers=0, persistent_workers=False, batch_size=2)
@@ -38,7 +41,7 @@ def on_shapes(config: Config, root: Path, work_dir: Path) -> Config:
         for step in loader.dataset.pipeline:
             if step.type in ('Resize', 'RandomResize'):
                 step.scale = [(64, 48), (64, 64)] if step.type == 'RandomResize' else (64, 64)
-    to_shapes(config, root)
+    to_shapes[config.default_scope](config, root)
     config.model.backbone.init_cfg = None
     if 'PVT' in config.model.backbone.type:
         config.model.backbone.drop_path_rate = 0.0  # it may drop a layer from both steps, which then learns nothing
@@ -84,6 +87,20 @@ def segmentor_to_shapes(config: Config, root: Path) -> None:
     config.train_cfg.update(max_iters=2, val_interval=9)
 
 
+def classifier_to_shapes(config: Config, root: Path) -> None:
+    for split in ('train', 'val', 'test'):
+        dataset = config[f'{split}_dataloader'].dataset
+        dataset.data_root = str(root / 'classification')
+        for step in dataset.pipeline:
+            if step.type == 'pvt_mm.RandomResizedCrop':
+                step.scale = 64
+            if step.type == 'CenterCrop':
+                step.crop_size = 64
+    config.train_dataloader.sampler.selected_round = 0
+    config.model.head.num_classes = len(CLASSES)
+    config.train_cfg.update(max_epochs=1, val_interval=2)  # the test evaluates
+
+
 def distinct_models() -> list[str]:
     """Returns the configs, one for each model: a longer schedule trains the same one."""
     models = {}
@@ -101,7 +118,7 @@ def test_the_distinct_models_are_the_papers():
     folders = [Path(name).parts[1] for name in DISTINCT]
     # four PVTs and five baselines; RetinaNet's wide PVT and two ViTs, Mask R-CNN's global context
     assert {folder: folders.count(folder) for folder in PAPER} == dict(
-        retinanet=12, mask_rcnn=10, semantic_fpn=9, detr=2, trans2seg=2, deeplabv3plus=2, demo=1
+        retinanet=12, mask_rcnn=10, semantic_fpn=9, detr=2, trans2seg=2, deeplabv3plus=2, classification=5, demo=3
     )
 
 
@@ -127,6 +144,9 @@ def test_config_trains_two_steps_and_tests(name, shapes, tmp_path):
     results = runner.model.test_step(next(iter(runner.test_dataloader)))
     metrics = runner.test()
     for result in results:
+        if config.default_scope == 'mmengine':
+            assert result.pred_score.sum().item() == pytest.approx(1)
+            continue
         if config.default_scope == 'mmseg':
             assert result.pred_sem_seg.data.shape == (1, *result.ori_shape)
             assert 0 <= result.pred_sem_seg.data.min() <= result.pred_sem_seg.data.max() < len(CLASSES)
@@ -139,7 +159,10 @@ def test_config_trains_two_steps_and_tests(name, shapes, tmp_path):
         assert 0 <= boxes.scores.min() <= boxes.scores.max() <= 1
         if 'mask_rcnn' in name:
             assert boxes.masks.shape == (len(boxes), *result.ori_shape)
-    if config.default_scope == 'mmseg':
+    if config.default_scope == 'mmengine':
+        assert metrics['accuracy/top1'] in (0, 50, 100)
+        assert metrics['accuracy/error1'] == 100 - metrics['accuracy/top1']
+    elif config.default_scope == 'mmseg':
         assert 0 <= metrics['mIoU'] <= 100
     else:
         assert 'coco/bbox_mAP' in metrics
@@ -375,6 +398,60 @@ def test_table_7s_recipes_are_semantic_fpns_in_40k_iterations(name, stride, rate
     backbone = MODELS.build(config.model.backbone)
     backbone.eval()
     assert backbone(torch.zeros(1, 3, 64, 64))[-1].shape[2:] == (64 // stride, 64 // stride)
+
+
+CLASSIFICATION = [
+    ('pvt_t_300e', 'tiny', 0.1, None),
+    ('pvt_s_300e', 'small', 0.1, None),
+    ('pvt_m_300e', 'medium', 0.3, 1.0),
+    ('pvt_l_300e', 'large', 0.3, 1.0),
+    ('pvt_s_wide_300e', 'small_wide', 0.1, None),
+]
+
+
+@pytest.mark.parametrize(('name', 'arch', 'drop_path', 'clip'), CLASSIFICATION)
+def test_imagenets_recipes_are_section_5_1s_and_the_authors(name, arch, drop_path, clip):
+    config = Config.fromfile(ROOT / f'configs/classification/{name}.py')
+    assert (config.model.backbone.arch, config.model.backbone.drop_path_rate) == (arch, drop_path)
+    assert config.model.head.in_channels == ARCHS[arch].embed_dims[-1]
+    assert (config.model.head.num_classes, config.model.head.label_smoothing) == (1000, 0.1)
+    assert config.optim_wrapper.get('clip_grad') == (clip and dict(max_norm=clip))
+    assert config.optim_wrapper.optimizer == dict(type='AdamW', lr=1e-3, betas=(0.9, 0.999), weight_decay=0.05)
+    assert config.optim_wrapper.paramwise_cfg == dict(custom_keys={'cls_token.token': dict(decay_mult=0.0)})
+    assert config.train_dataloader.batch_size * 8 == config.auto_scale_lr.base_batch_size == 1024
+    assert config.train_dataloader.sampler == dict(type='pvt_mm.RepeatAugSampler', num_repeats=3)
+    warm_up, cosine = config.param_scheduler
+    assert (warm_up.type, warm_up.end, warm_up.start_factor * 1e-3) == ('LinearLR', 5, pytest.approx(1e-6))
+    assert (cosine.type, cosine.begin, cosine.end, cosine.eta_min) == ('CosineAnnealingLR', 5, 300, 1e-5)
+    assert config.train_cfg.max_epochs == 300
+    augmentations = {key: config.model.data_preprocessor[key] for key in ('erasing', 'mixup', 'cutmix', 'switch_prob')}
+    assert augmentations == dict(erasing=0.25, mixup=0.8, cutmix=1.0, switch_prob=0.5)
+    assert config.model.data_preprocessor.rand_augment == dict(num_ops=2, magnitude=9, magnitude_std=0.5)
+    crop = config.train_dataloader.dataset.pipeline[1]
+    assert (crop.scale, tuple(crop.crop_ratio_range), crop.interpolation) == (224, (0.08, 1.0), 'bicubic')
+    resize, centre = config.test_dataloader.dataset.pipeline[1:3]
+    assert (min(resize.scale), resize.interpolation, centre.crop_size) == (256, 'bicubic', 224)
+
+
+def test_the_learning_rate_of_imagenet_rises_for_5_epochs_and_falls_for_295():
+    config = Config.fromfile(ROOT / 'configs/classification/pvt_t_300e.py')
+    wrapper = build_optim_wrapper(torch.nn.Linear(1, 1), dict(optimizer=config.optim_wrapper.optimizer))
+    schedulers = [
+        PARAM_SCHEDULERS.build(part, default_args=dict(optimizer=wrapper, epoch_length=10))
+        for part in config.param_scheduler
+    ]
+    rates = []
+    for _ in range(3000):
+        rates.append(wrapper.get_lr()['lr'][0])
+        wrapper.optimizer.step()
+        for scheduler in schedulers:
+            scheduler.step()
+    assert rates[0] == pytest.approx(1e-6)
+    assert max(rates) == pytest.approx(1e-3, rel=1e-3)
+    assert rates.index(max(rates)) in (49, 50)
+    assert rates[-1] == pytest.approx(1e-5, rel=0.05)
+    half = 1e-5 + (1e-3 - 1e-5) / 2
+    assert rates[50 + 2950 // 2] == pytest.approx(half, rel=0.01)
 
 
 def test_the_readmes_example_turns_mmdets_retinanet_into_ours(tmp_path):

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 START, END = '<!-- model zoo -->', '<!-- /model zoo -->'
 READMES = {
     'README.md': 'retinanet',
+    'configs/classification/README.md': 'classification',
     'configs/retinanet/README.md': 'retinanet',
     'configs/mask_rcnn/README.md': 'mask_rcnn',
     'configs/semantic_fpn/README.md': 'semantic_fpn',

@@ -14,7 +14,6 @@ from mmengine.config import Config
 
 from pvt_mm.analysis import flops
 from pvt_mm.engine.run import load_config, use_tta
-from pvt_mm.models import ARCHS
 
 PARAMS, GFLOPS, ERROR, TIME = 'parameters (M)', 'GFLOPs', 'top-1 error (%)', 'V100 (ms)'
 # How far a computed figure may be from the quoted one before its row has to say why; half a unit of the last digit that
@@ -84,22 +83,25 @@ TABLE_2 = {
     'DeiT-Base/16': (86.6, 17.6, 18.2),
     'PVT-Large': (61.4, 9.8, 18.3),
 }
-# A config with the backbone of each classifier of Tables 2 and 9.
+# The config of each PVT of Table 2.
 CLASSIFIERS = {
-    'PVT-Tiny': 'retinanet/pvt_t_1x',
-    'PVT-Small': 'retinanet/pvt_s_1x',
-    'PVT-Medium': 'retinanet/pvt_m_1x',
-    'PVT-Large': 'retinanet/pvt_l_1x',
+    'PVT-Tiny': 'classification/pvt_t_300e',
+    'PVT-Small': 'classification/pvt_s_300e',
+    'PVT-Medium': 'classification/pvt_m_300e',
+    'PVT-Large': 'classification/pvt_l_300e',
 }
-# Table 9 gives the parameters and the error of the classifiers.
-TABLE_9 = {'retinanet/pvt_s_wide_1x': ('wider', 46.8, 19.3), 'retinanet/pvt_m_1x': ('deeper', 44.2, 18.8)}
+# Table 9 has one row for a detector and the classifier that it starts from, whose parameters and error these are.
+TABLE_9 = {
+    'retinanet/pvt_s_wide_1x': ('wider', 'classification/pvt_s_wide_300e'),
+    'retinanet/pvt_m_1x': ('deeper', 'classification/pvt_m_300e'),
+}
 
 # What the evaluators call the paper's metrics.
 METRICS = {
     f'{paper} {name}': f'coco/{ours}_mAP{suffix}'
     for paper, ours in (('box', 'bbox'), ('mask', 'segm'))
     for name, suffix in (('AP', ''), ('AP50', '_50'), ('AP75', '_75'), ('APs', '_s'), ('APm', '_m'), ('APl', '_l'))
-} | {'mIoU': 'mIoU'}
+} | {'mIoU': 'mIoU', ERROR: 'accuracy/error1'}
 
 
 class Row(NamedTuple):
@@ -132,17 +134,21 @@ def table(number: int, configs: Path, runs: dict[str, dict[str, float]]) -> list
         runs: What :func:`measured` has found.
     """
     if number == 2:
-        return [_classifier_row(name, figures, configs) for name, figures in TABLE_2.items()]
-    rows, counted = [], {}
-    for name, entry in entries(configs):
+        return [_classifier_row(name, figures, configs, runs) for name, figures in TABLE_2.items()]
+    rows, counted, every_entry = [], {}, dict(entries(configs))
+    for name, entry in every_entry.items():
+        if name.startswith('classification/'):
+            continue
         if entry['Metadata']['Source'] == f'paper, Table {number}' or name in REPEATED.get(number, ()):
             figures = {key: value for key, value in _quoted(entry).items() if key in COLUMNS[number]}
             found = {key: value for key, value in runs.get(name, {}).items() if key in figures}
             label = name
             if number == 9:
-                which, params, error = TABLE_9[name]
-                label, figures = f'{which}: {name}', figures | {PARAMS: params, ERROR: error}
-                computed, shape = classifier(configs / f'{name}.py'), (224, 224)
+                which, classifier = TABLE_9[name]
+                quoted = {key: value for key, value in _quoted(every_entry[classifier]).items() if key in COLUMNS[9]}
+                label, figures = f'{which}: {name}', figures | quoted
+                computed, shape = _counted(configs / f'{classifier}.py'), (224, 224)
+                found |= runs.get(classifier, {})
             else:
                 config = load_config(str(configs / f'{name}.py'))
                 shape = tuple(entry['Metadata'].get('Resolution') or flops.default_shape(config))
@@ -209,25 +215,17 @@ def _quoted(entry: dict) -> dict[str, float | str]:
     return {key: value for key, value in found.items() if value is not None}
 
 
-def _classifier_row(name: str, quoted: tuple[float, float, float], configs: Path) -> Row:
+def _classifier_row(
+    name: str, quoted: tuple[float, float, float], configs: Path, runs: dict[str, dict[str, float]]
+) -> Row:
     config = CLASSIFIERS.get(name)
-    computed = classifier(configs / f'{config}.py') if config else {}
-    return Row(name, dict(zip(COLUMNS[2], quoted, strict=True)), computed, {}, (224, 224))
+    computed = _counted(configs / f'{config}.py') if config else {}
+    return Row(name, dict(zip(COLUMNS[2], quoted, strict=True)), computed, runs.get(config, {}), (224, 224))
 
 
-def classifier(path: Path) -> dict[str, float]:
-    """Counts the ImageNet classifier with the backbone of a config.
-
-    That has a class token, its position, a norm and a linear layer to 1000 classes beside the backbone. GFLOPs are at
-    224 x 224 and without what the class token, one of 50 in the last stage, adds: about 0.2%.
-    """
-    config = load_config(str(path))
-    backbone = next(part for part in flops.count(config, (224, 224)) if part.name == 'backbone')
-    width = ARCHS[config.model.backbone.arch].embed_dims[-1]
-    return {
-        PARAMS: backbone.params_m + (4 * width + (width + 1) * 1000) / 1e6,
-        GFLOPS: backbone.gflops + width * 1000 / 1e9,
-    }
+def _counted(classifier: Path) -> dict[str, float]:
+    whole = flops.count(load_config(str(classifier)), (224, 224))[0]
+    return {PARAMS: whole.params_m, GFLOPS: whole.gflops}
 
 
 def measured(configs: Path, results: Path) -> tuple[dict[str, dict[str, float]], list[str]]:

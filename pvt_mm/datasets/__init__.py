@@ -1,1 +1,7 @@
-"""Datasets and transforms that MMDetection and MMSegmentation lack."""
+"""Datasets, transforms and samplers that MMEngine, MMDetection and MMSegmentation lack."""
+
+from .image_folder import ImageFolder
+from .repeat_aug_sampler import RepeatAugSampler
+from .transforms import PackInputs, RandomResizedCrop
+
+__all__ = ['ImageFolder', 'PackInputs', 'RandomResizedCrop', 'RepeatAugSampler']

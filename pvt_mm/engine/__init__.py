@@ -1,1 +1,5 @@
-"""What MMEngine's runner lacks: configs read with care, and a run checked before it starts."""
+"""What MMEngine's runner lacks: configs read with care, runs checked before they start, layer-wise learning rates."""
+
+from .layer_decay import LayerDecayOptimizerConstructor
+
+__all__ = ['LayerDecayOptimizerConstructor']

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
+from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.logging import print_log
@@ -17,12 +18,14 @@ from rich.progress import track
 from torch import nn
 
 from pvt_mm.checkpoint import CheckpointError, check_weights, read_checkpoint, read_file
+from pvt_mm.datasets.image_folder import find_classes, find_images
 from pvt_mm.errors import WRONG_CONFIG, InputError
 from pvt_mm.models import PVT
 
 LAYOUTS = {
     'CocoDataset': 'COCO is laid out as annotations/instances_{train,val}2017.json, train2017/*.jpg and val2017/*.jpg',
     'ADE20KDataset': 'ADE20K is laid out as {images,annotations}/{training,validation}/*.{jpg,png}',
+    'ImageFolder': 'ImageNet is laid out as {train,val}/<class>/*.jpg',
 }
 
 
@@ -42,6 +45,7 @@ def check_data(config: Config, *splits: str) -> None:
         for dataset in _leaves(loader.dataset) if loader else ():
             _check_paths(dataset, split)
             _check_pipeline(dataset, split)
+            _check_folders(dataset, config, split)
             _check_classes(dataset, config, split)
             _check_masks(dataset, split)
             _check_labels(dataset, config, split)
@@ -62,8 +66,8 @@ def _leaves(dataset: dict) -> Iterator[dict]:
 
 
 def _check_paths(dataset: dict, split: str) -> None:
-    root = dataset.get('data_root') or ''
-    names = [dataset.get('ann_file'), *(dataset.get('data_prefix') or {}).values()]
+    root, prefix = dataset.get('data_root') or '', dataset.get('data_prefix') or {}
+    names = [dataset.get('ann_file'), *(prefix.values() if isinstance(prefix, dict) else [prefix])]
     for name in names:
         path = os.path.join(root, name) if isinstance(name, str) else ''
         if path and '://' not in path and not os.path.exists(path):
@@ -71,6 +75,37 @@ def _check_paths(dataset: dict, split: str) -> None:
             raise InputError(
                 f'the {split} data is not there: {path} does not exist. {layout}, below {root or "data_root"}; where '
                 'it is elsewhere, add --cfg-options data_root=PATH'
+            )
+
+
+def _check_folders(dataset: dict, config: Config, split: str) -> None:
+    """Checks that an ImageFolder has two classes, an image of each, and those of the training data where it is there.
+
+    Only as much of a folder is listed as leads to an image.
+    """
+    folder = _image_folder(dataset)
+    if folder is None:
+        return
+    classes = _classes(dataset)
+    if len(classes) < 2:
+        raise InputError(f'the {split} data has one class, {classes[0]}: {folder} must have a folder for each class')
+    empty = [name for name in classes if not any(find_images(os.path.join(folder, name)))]
+    if empty:
+        raise InputError(f'the {split} data has no image of {_few(empty)}: fill the folder in {folder}, or remove it')
+    for other in _leaves(config.train_dataloader.dataset) if config.get('train_dataloader') else ():
+        trained_on = _image_folder(other)
+        if not trained_on or not any(Path(trained_on).glob('*/')):
+            continue
+        trained = _classes(other)
+        for lacking, names in ((folder, set(trained) - set(classes)), (trained_on, set(classes) - set(trained))):
+            if names:
+                raise InputError(
+                    f'the classes of the train and the {split} data differ: {lacking} has no {_few(sorted(names))}; '
+                    'give both the same folders, or name the classes of both with metainfo.classes'
+                )
+        if trained != classes:
+            raise InputError(
+                f'metainfo.classes of the train and the {split} data are in different orders: write them alike'
             )
 
 
@@ -196,10 +231,21 @@ def _annotations(dataset: dict) -> str | None:
     return path if path.endswith('.json') and os.path.isfile(path) else None
 
 
+def _image_folder(dataset: dict) -> str | None:
+    """Returns the folder of an ImageFolder's classes, None for another data set."""
+    if dataset['type'].split('.')[-1] != 'ImageFolder':
+        return None
+    prefix = dataset.get('data_prefix') or ''
+    return os.path.join(dataset.get('data_root') or '', prefix['img_path'] if isinstance(prefix, dict) else prefix)
+
+
 def _classes(dataset: dict) -> list[str]:
     given = (dataset.get('metainfo') or {}).get('classes')
     if isinstance(given, str):
         raise InputError(f'metainfo.classes is the string {given!r}: write a tuple, ({given!r},) for one class')
+    folder = _image_folder(dataset)
+    if folder is not None:
+        return list(find_classes(folder, given))
     if given is None:
         with DATASETS.switch_scope_and_registry(None) as registry:  # the default scope's, mmdet's say
             given = getattr(registry.get(dataset['type']), 'METAINFO', {}).get('classes')
@@ -294,3 +340,7 @@ def check_resumable(path: str) -> None:
 
 def _as_list(value: list | dict | None) -> list:
     return value if isinstance(value, list) else [value] if value else []
+
+
+def _few(names: list[str]) -> str:
+    return ', '.join(names[:5]) + (' …' if len(names) > 5 else '')

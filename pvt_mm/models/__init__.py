@@ -2,10 +2,12 @@
 
 from importlib.util import find_spec
 
+from .classifier import ImageClassifier, LinearClsHead
+from .cls_data_preprocessor import ClsDataPreprocessor
 from .interpolated_pyramid import InterpolatedPyramid
 from .pvt import ARCHS, PVT
 
-__all__ = ['ARCHS', 'PVT', 'InterpolatedPyramid']
+__all__ = ['ARCHS', 'PVT', 'ClsDataPreprocessor', 'ImageClassifier', 'InterpolatedPyramid', 'LinearClsHead']
 
 if find_spec('mmdet'):
     from .instance_tta import InstanceTTAModel

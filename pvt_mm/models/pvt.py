@@ -235,15 +235,41 @@ class Stage(nn.Module):
         self.with_cp = with_cp
 
     def forward(self, x: Tensor) -> Tensor:
+        x, size = self.embed(x)
+        x = self.encode(x, size)
+        return x.view(len(x), *size, -1)  # (B, H, W, C)
+
+    def embed(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Returns the tokens (B, N, C) of a map, positions added, and their grid (H, W)."""
         x = self.patch_embed(x)
-        B, H, W, C = x.shape
-        x = self.pos_drop(x.flatten(1, 2) + self.pos_embed((H, W), x.dtype))  # (B, N, C)
+        size = x.shape[1:3]
+        return x.flatten(1, 2) + self.pos_embed(size, x.dtype), size
+
+    def encode(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        x = self.pos_drop(x)
         for layer in self.layers:
             if self.with_cp and torch.is_grad_enabled():
-                x = checkpoint(layer, x, (H, W), use_reentrant=False)
+                x = checkpoint(layer, x, size, use_reentrant=False)
             else:
-                x = layer(x, (H, W))
-        return x.view(B, H, W, C)
+                x = layer(x, size)
+        return x  # (B, N, C)
+
+
+class ClassToken(nn.Module):
+    """The token in which the last stage gathers the whole image (section 3.4), its position embedding and norm."""
+
+    def __init__(self, embed_dims: int):
+        super().__init__()
+        self.token = nn.Parameter(torch.zeros(1, 1, embed_dims))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1, embed_dims))
+        self.norm = nn.LayerNorm(embed_dims, eps=1e-6)
+
+    def forward(self, x: Tensor, stage: Stage) -> Tensor:
+        """Returns what ``stage``, one without spatial reduction, makes of the token and a map: (B, embed_dims)."""
+        x, size = stage.embed(x)
+        token = (self.token + self.pos_embed).to(x.dtype).expand(len(x), -1, -1)
+        x = stage.encode(torch.cat([token, x], dim=1), size)  # (B, 1 + N, C)
+        return self.norm(x[:, 0])
 
 
 @MODELS.register_module()
@@ -266,6 +292,8 @@ class PVT(BaseModule):
         frozen_stages: How many stages are frozen, in eval mode and without gradients, from the constructor on: -1 none,
             0 the first patch and position embedding, n >= 1 the first n stages.
         with_cp: Whether to recompute each layer in the backward pass instead of keeping its activations.
+        out_type: ``featmap``, or ``cls_token`` for classification: the last stage has a class token, and in place of
+            its map returns that token's normalised feature.
         init_cfg: ``dict(type='Pretrained', checkpoint=..., prefix=...)``, whose other keys are the arguments of
             :func:`load_pretrained`, or any other initialiser of MMEngine.
 
@@ -274,7 +302,8 @@ class PVT(BaseModule):
 
     Shape:
         - Input: (B, in_channels, H, W), H and W at least 32 (more with other patch sizes or reduction ratios).
-        - Output: a tuple of (B, C_i, H_i, W_i) in channels-last memory, H_1 = H // 4, H_{i+1} = H_i // 2.
+        - Output: a tuple of (B, C_i, H_i, W_i) in channels-last memory, H_1 = H // 4, H_{i+1} = H_i // 2; with
+          ``cls_token`` the last is (B, C_4).
     """
 
     def __init__(
@@ -288,6 +317,7 @@ class PVT(BaseModule):
         drop_path_rate: float = 0.1,
         frozen_stages: int = -1,
         with_cp: bool = False,
+        out_type: str = 'featmap',
         init_cfg: dict | list[dict] | None = None,
     ):
         if not isinstance(init_cfg, (dict, list, type(None))):
@@ -299,6 +329,7 @@ class PVT(BaseModule):
         self.out_indices = _resolve_out_indices(out_indices, len(arch.depths))
         self.in_channels = in_channels
         self.frozen_stages = frozen_stages
+        self.cls_token = None
         self.min_size = minimum_size(arch)
         if not isinstance(in_channels, int) or in_channels < 1:
             raise ValueError(f'in_channels must be a positive integer, got {in_channels}')
@@ -309,6 +340,14 @@ class PVT(BaseModule):
         ).items():
             if not isinstance(rate, (int, float)) or not 0 <= rate < 1:
                 raise ValueError(f'{name} must be at least 0 and less than 1, got {rate}')
+
+        if out_type not in ('featmap', 'cls_token'):
+            raise ValueError(f"out_type must be 'featmap' or 'cls_token', got {out_type!r}")
+        if out_type == 'cls_token' and (self.out_indices[-1] + 1 < len(arch.depths) or arch.sr_ratios[-1] > 1):
+            raise ValueError(
+                "out_type='cls_token' needs the last stage among out_indices, and no spatial reduction there; got "
+                f'out_indices={self.out_indices} and sr_ratios={arch.sr_ratios}'
+            )
 
         grids = pretrain_grids(arch.patch_sizes, pretrain_img_size)
         drop_path_rates = torch.linspace(0, drop_path_rate, sum(arch.depths), device='cpu').tolist()
@@ -328,6 +367,8 @@ class PVT(BaseModule):
                     with_cp,
                 )
             )
+        if out_type == 'cls_token':
+            self.cls_token = ClassToken(arch.embed_dims[-1])
         self._initialise()
         for module in self._frozen_modules():
             module.requires_grad_(False)
@@ -338,10 +379,12 @@ class PVT(BaseModule):
             self._check_input(x)
         x = x.permute(0, 2, 3, 1)  # (B, H, W, C)
         outputs = []
-        for i, stage in enumerate(self.stages):
+        for i, stage in enumerate(self.stages[:-1] if self.cls_token else self.stages):
             x = stage(x)
             if i in self.out_indices:
                 outputs.append(x.permute(0, 3, 1, 2))  # (B, C, H, W)
+        if self.cls_token:
+            outputs.append(self.cls_token(x, self.stages[-1]))  # (B, C)
         return tuple(outputs)
 
     def _check_input(self, x: Tensor) -> None:
@@ -381,7 +424,9 @@ class PVT(BaseModule):
     def _frozen_modules(self) -> list[nn.Module]:
         if self.frozen_stages < 0:
             return []
-        return [self.stages[0].patch_embed, self.stages[0].pos_embed, *self.stages[: self.frozen_stages]]
+        first = [self.stages[0].patch_embed, self.stages[0].pos_embed]
+        last = [self.cls_token] if self.cls_token and self.frozen_stages == len(self.stages) else []
+        return [*first, *self.stages[: self.frozen_stages], *last]
 
     def _initialise(self) -> None:
         # NOTE: the reference's patch embedding and spatial reduction are convolutions, which it leaves at PyTorch's
@@ -390,6 +435,9 @@ class PVT(BaseModule):
         for module in self.modules():
             if isinstance(module, PositionEmbedding):
                 nn.init.trunc_normal_(module.table, std=0.02)
+            elif isinstance(module, ClassToken):
+                nn.init.trunc_normal_(module.token, std=0.02)
+                nn.init.trunc_normal_(module.pos_embed, std=0.02)
             elif isinstance(module, nn.Linear) and module not in projections:
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)

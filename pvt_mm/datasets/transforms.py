@@ -1,0 +1,111 @@
+"""Steps of a classifier's pipeline that MMCV lacks."""
+
+import math
+from collections.abc import Sequence
+
+import mmcv
+import numpy as np
+import torch
+from mmcv.image.geometric import cv2_interp_codes, pillow_interp_codes
+from mmcv.transforms import BaseTransform
+from mmcv.transforms.utils import cache_randomness
+
+from pvt_mm.errors import InputError
+from pvt_mm.registry import TRANSFORMS
+from pvt_mm.structures import DataSample
+
+
+@TRANSFORMS.register_module()
+class RandomResizedCrop(BaseTransform):
+    """Crops a box of random area, aspect ratio and place and resizes it (Szegedy et al., 2015, arXiv 1409.4842).
+
+    Where no box that is drawn fits into the image, it is the largest central one of the nearest allowed aspect ratio,
+    as torchvision documents. Changes ``img`` and ``img_shape``.
+
+    Args:
+        scale: (w, h) of the result, or its side, in pixels.
+        crop_ratio_range: The area of the box over the image's; drawn uniformly.
+        aspect_ratio_range: The box's width over its height; its logarithm is drawn uniformly.
+        max_attempts: Boxes that are drawn.
+        interpolation: Of the resizing: ``'bicubic'``, ``'bilinear'``, ``'nearest'``, ...
+        backend: ``'pillow'``, which filters what it makes smaller, or ``'cv2'``, which does not.
+
+    Raises:
+        InputError: A range is not one of positive numbers, or the backend does not have the interpolation.
+    """
+
+    def __init__(
+        self,
+        scale: int | Sequence[int],
+        crop_ratio_range: tuple[float, float] = (0.08, 1.0),
+        aspect_ratio_range: tuple[float, float] = (3 / 4, 4 / 3),
+        max_attempts: int = 10,
+        interpolation: str = 'bicubic',
+        backend: str = 'pillow',
+    ):
+        if interpolation not in {'pillow': pillow_interp_codes, 'cv2': cv2_interp_codes}.get(backend, ()):
+            raise InputError(
+                f'RandomResizedCrop: backend {backend!r} has no interpolation {interpolation!r}: set backend to pillow '
+                'or cv2, and interpolation to bicubic or bilinear'
+            )
+        for name, (low, high) in dict(crop_ratio=crop_ratio_range, aspect_ratio=aspect_ratio_range).items():
+            if not 0 < low <= high:
+                raise InputError(f'RandomResizedCrop: {name}_range is ({low}, {high}): it must be positive and ascend')
+        self.scale = (scale, scale) if isinstance(scale, int) else tuple(scale)
+        self.crop_ratio_range = crop_ratio_range
+        self.aspect_ratio_range = aspect_ratio_range
+        self.max_attempts = max_attempts
+        self.interpolation = interpolation
+        self.backend = backend
+
+    @cache_randomness
+    def draw_box(self, H: int, W: int) -> tuple[int, int, int, int]:
+        """Returns the left, top, width and height, in pixels, of a box in an image of H x W."""
+        low, high = self.aspect_ratio_range
+        for _ in range(self.max_attempts):
+            area = H * W * np.random.uniform(*self.crop_ratio_range)
+            ratio = math.exp(np.random.uniform(math.log(low), math.log(high)))
+            w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < w <= W and 0 < h <= H:
+                return np.random.randint(W - w + 1), np.random.randint(H - h + 1), w, h
+        ratio = min(max(W / H, low), high)
+        w, h = max(1, min(W, round(H * ratio))), max(1, min(H, round(W / ratio)))
+        return (W - w) // 2, (H - h) // 2, w, h
+
+    def transform(self, results: dict) -> dict:
+        """Crops and resizes ``img``, (H, W) or (H, W, C)."""
+        x, y, w, h = self.draw_box(*results['img'].shape[:2])
+        img = mmcv.imcrop(results['img'], np.array([x, y, x + w - 1, y + h - 1]))
+        results['img'] = mmcv.imresize(img, self.scale, interpolation=self.interpolation, backend=self.backend)
+        results['img_shape'] = results['img'].shape[:2]
+        return results
+
+    def __repr__(self) -> str:
+        return (
+            f'{type(self).__name__}(scale={self.scale}, crop_ratio_range={self.crop_ratio_range}, '
+            f'aspect_ratio_range={self.aspect_ratio_range}, max_attempts={self.max_attempts}, '
+            f'interpolation={self.interpolation!r}, backend={self.backend!r})'
+        )
+
+
+@TRANSFORMS.register_module()
+class PackInputs(BaseTransform):
+    """Ends a classifier's pipeline: ``inputs``, the image as a (C, H, W) tensor, and ``data_samples``, its DataSample.
+
+    Args:
+        meta_keys: What goes from the results into the sample's metainfo, as far as it is there.
+    """
+
+    def __init__(self, meta_keys: Sequence[str] = ('img_path', 'ori_shape', 'img_shape')):
+        self.meta_keys = meta_keys
+
+    def transform(self, results: dict) -> dict:
+        """Returns the inputs, of the image's type, and the data sample."""
+        img = np.atleast_3d(results['img'])
+        sample = DataSample(metainfo={key: results[key] for key in self.meta_keys if key in results})
+        if 'gt_label' in results:
+            sample.gt_label = torch.tensor([results['gt_label']])
+        return dict(inputs=torch.from_numpy(np.ascontiguousarray(img.transpose(2, 0, 1))), data_samples=sample)
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}(meta_keys={self.meta_keys})'

@@ -1,0 +1,184 @@
+"""RandAugment, erasing, mixup and CutMix against other libraries, closed forms and their frequencies."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageEnhance, ImageOps
+
+from pvt_mm.models import batch_augments
+from pvt_mm.models.batch_augments import OPERATIONS, apply_operation, mix, rand_augment, random_erasing
+from pvt_mm.models.cls_data_preprocessor import ClsDataPreprocessor
+from pvt_mm.structures import DataSample
+
+GREY = torch.full((3,), 0.5)
+
+
+@pytest.fixture
+def picture() -> torch.Tensor:
+    """(1, 3, 40, 48), smooth, of every brightness, in whole 255ths."""
+    y, x = torch.meshgrid(torch.linspace(0, 1, 40), torch.linspace(0, 1, 48), indexing='ij')
+    channels = [0.1 + 0.8 * x, 0.2 + 0.7 * y, 0.9 - 0.8 * x * y]
+    return ((torch.stack(channels)[None] * 255).round() / 255).float()
+
+
+def as_pil(picture: torch.Tensor) -> Image.Image:
+    return Image.fromarray((picture[0].permute(1, 2, 0) * 255).round().byte().numpy())
+
+
+def pils(name: str, image: Image.Image, level: float, sign: int) -> Image.Image:
+    """The operation by Pillow, at DeiT's strengths."""
+    factor = 1 + 0.9 * sign * level
+    flat = dict(resample=Image.BILINEAR, fillcolor=(128, 128, 128))
+
+    def affine(*matrix):
+        return image.transform(image.size, Image.AFFINE, matrix, **flat)
+
+    return {
+        'auto_contrast': lambda: ImageOps.autocontrast(image),
+        'equalize': lambda: ImageOps.equalize(image),
+        'invert': lambda: ImageOps.invert(image),
+        'rotate': lambda: image.rotate(30 * sign * level, **flat),
+        'posterize': lambda: ImageOps.posterize(image, 4 - int(4 * level)),
+        'solarize': lambda: ImageOps.solarize(image, 256 - int(256 * level)),
+        'solarize_add': lambda: image.point([v + int(110 * level) if v < 128 else v for v in range(256)] * 3),
+        'color': lambda: ImageEnhance.Color(image).enhance(factor),
+        'contrast': lambda: ImageEnhance.Contrast(image).enhance(factor),
+        'brightness': lambda: ImageEnhance.Brightness(image).enhance(factor),
+        'sharpness': lambda: ImageEnhance.Sharpness(image).enhance(factor),
+        'shear_x': lambda: affine(1, -0.3 * sign * level, 0, 0, 1, 0),
+        'shear_y': lambda: affine(1, 0, 0, -0.3 * sign * level, 1, 0),
+        'translate_x': lambda: affine(1, 0, -0.45 * image.width * sign * level, 0, 1, 0),
+        'translate_y': lambda: affine(1, 0, 0, 0, 1, -0.45 * image.height * sign * level),
+    }[name]()
+
+
+@pytest.mark.parametrize('name', OPERATIONS)
+def test_every_operation_is_pillows(name, picture):
+    """Up to rounding; Pillow and kornia sample half a pixel apart, which only the edges of what is filled show."""
+    for level in (0.5, 0.9):
+        ours = apply_operation(name, picture, torch.tensor([level]), GREY)
+        assert ours.shape == picture.shape
+        errors = []
+        for sign in (-1, 1):
+            theirs = np.array(pils(name, as_pil(picture), level, sign), dtype=np.float32) / 255
+            difference = np.abs(ours[0].permute(1, 2, 0).numpy() - theirs)
+            errors.append((difference > 0.012).mean())
+        assert min(errors) < 0.1, (level, errors)
+
+
+def test_each_image_has_its_own_operations_at_its_own_strength():
+    images = torch.rand(64, 3, 16, 16)
+    augmented = rand_augment(images, GREY, num_ops=1, prob=1.0)
+    assert sum(not torch.equal(a, b) for a, b in zip(augmented, images, strict=True)) > 56
+    bright = torch.full((200, 3, 4, 4), 0.25)
+    levels = []
+    original = batch_augments.apply_operation
+
+    def spy(name, images, level, fill):
+        levels.append((name, level))
+        return original(name, images, level, fill)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batch_augments, 'apply_operation', spy)
+        rand_augment(bright, GREY, num_ops=2, magnitude=9, magnitude_std=0.5, prob=0.5)
+    count = sum(len(level) for _, level in levels)
+    assert 150 < count < 250  # half of 400
+    assert {name for name, _ in levels} == set(OPERATIONS)
+    drawn = torch.cat([level for _, level in levels]) * 10
+    assert drawn.mean().item() == pytest.approx(9, abs=0.15)
+    assert drawn.std().item() == pytest.approx(0.5, abs=0.12)
+    assert drawn.max() <= 10
+
+
+def test_erasing_leaves_a_rectangle_of_noise():
+    images = torch.full((400, 3, 32, 32), 7.0)
+    erased = random_erasing(images, 0.25)
+    changed = (erased != images).any(1)
+    areas = changed.flatten(1).float().mean(1)
+    hit = areas > 0
+    assert 60 < hit.sum() < 145
+    assert areas[hit].min() > 0.01
+    assert areas[hit].max() < 0.36
+    for mask in changed[hit]:
+        rows, columns = mask.any(1), mask.any(0)
+        assert torch.equal(mask, rows[:, None] & columns[None])
+    noise = erased[:, 0][changed]
+    assert noise.mean().item() == pytest.approx(0, abs=0.1)
+    assert noise.std().item() == pytest.approx(1, abs=0.1)
+
+
+def test_mixup_mixes_pictures_and_labels_by_one_share():
+    images = torch.arange(6.0).view(6, 1, 1, 1).expand(6, 3, 8, 8).contiguous()
+    mixed, shares = mix(images, torch.arange(6), 6, mixup=0.8, cutmix=0.0, switch_prob=0.5)
+    assert torch.allclose(shares.sum(1), torch.ones(6))
+    assert torch.allclose(mixed[:, 0, 0, 0], shares @ torch.arange(6.0), atol=1e-5)
+    assert mixed.flatten(1).std(1).max() < 1e-6
+    assert len({round(share, 5) for share in shares.max(1).values.tolist()} - {1.0}) <= 1  # one share a batch
+
+
+def test_cutmix_pastes_a_rectangle_and_counts_its_pixels():
+    images = torch.arange(6.0).view(6, 1, 1, 1).expand(6, 3, 32, 32).contiguous()
+    for _ in range(5):
+        mixed, shares = mix(images, torch.arange(6), 6, mixup=0.0, cutmix=1.0, switch_prob=0.5)
+        for i, picture in enumerate(mixed[:, 0]):
+            for label in range(6):
+                assert (picture == label).float().mean().item() == pytest.approx(shares[i, label].item(), abs=1e-5)
+            other = picture != i
+            assert torch.equal(other, other.any(1)[:, None] & other.any(0)[None])
+
+
+def test_half_of_the_batches_are_cut():
+    images = torch.arange(16.0).view(16, 1, 1, 1).expand(16, 3, 8, 8).contiguous()
+    cut = 0
+    for _ in range(300):
+        mixed, _ = mix(images, torch.arange(16), 16, mixup=0.8, cutmix=1.0, switch_prob=0.5)
+        cut += torch.equal(mixed, mixed.round())
+    assert 110 < cut < 190
+
+
+@pytest.mark.parametrize('alpha', [0.3, 0.8, 4.0])
+def test_mixups_share_is_beta_distributed(alpha):
+    images = torch.arange(8.0).view(8, 1, 1, 1).expand(8, 3, 1, 1).contiguous()
+    squares = []
+    for _ in range(1000):
+        _, shares = mix(images, torch.arange(8), 8, mixup=alpha, cutmix=0.0, switch_prob=0.5)
+        squares.append((shares.max(1).values.min().item() - 0.5) ** 2)
+    assert sum(squares) / 1000 == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.1)  # the variance
+
+
+def data(count: int) -> dict:
+    samples = [DataSample(gt_label=torch.tensor([i % 3])) for i in range(count)]
+    return dict(inputs=[torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8) for _ in samples], data_samples=samples)
+
+
+def test_testing_normalises_alone():
+    mean, std = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
+    whole = ClsDataPreprocessor(
+        3, mean, std, bgr_to_rgb=True, rand_augment={}, erasing=1.0, mixup=0.8, cutmix=1.0
+    )
+    batch = data(4)
+    expected = torch.stack(batch['inputs'])[:, [2, 1, 0]].float()
+    expected = (expected - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    out = whole(batch)
+    assert torch.allclose(out['inputs'], expected)
+    assert 'gt_score' not in out['data_samples'][0]
+
+
+@pytest.mark.parametrize('on', ['rand_augment', 'erasing', 'mixup', 'cutmix'])
+def test_each_augmentation_is_switched_by_its_argument(on):
+    setting = dict(rand_augment=dict(num_ops=2), erasing=1.0, mixup=0.8, cutmix=1.0)[on]
+    batch = data(16)
+    plain = ClsDataPreprocessor(3, [0.0] * 3, [1.0] * 3)(batch, training=True)
+    assert torch.equal(plain['inputs'], torch.stack(batch['inputs']).float())
+    out = ClsDataPreprocessor(3, [0.0] * 3, [1.0] * 3, **{on: setting})(batch, training=True)
+    assert not torch.equal(out['inputs'], plain['inputs'])
+    assert ('gt_score' in out['data_samples'][0]) == (on in ('mixup', 'cutmix'))
+    if on in ('mixup', 'cutmix'):
+        scores = torch.stack([sample.gt_score for sample in out['data_samples']])
+        assert scores.shape == (16, 3)
+        assert torch.allclose(scores.sum(1), torch.ones(16))
+
+
+def test_a_rate_that_is_none_says_so():
+    with pytest.raises(ValueError, match='erasing must be'):
+        ClsDataPreprocessor(3, [0.0] * 3, [1.0] * 3, erasing=1.5)

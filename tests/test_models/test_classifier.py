@@ -1,0 +1,190 @@
+"""The classifier against Hugging Face's, and its weights on their way into detectors and segmentors."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from torch import nn
+
+from pvt_mm import checkpoint as ckpt
+from pvt_mm.checkpoint import CheckpointError, convert, load_classifier
+from pvt_mm.models.classifier import ImageClassifier, LinearClsHead
+from pvt_mm.models.pvt import PVT
+from pvt_mm.structures import DataSample
+from tests.conftest import ROOT, TINY_ARCH
+
+CLASSES = 7
+
+
+def classifier(arch='tiny', size: int = 224, **kwargs) -> ImageClassifier:
+    """A classifier with none of its weights at a value that would hide a mistake."""
+    backbone = dict(
+        type='pvt_mm.PVT', arch=arch, out_type='cls_token', pretrain_img_size=size, drop_path_rate=0.0, **kwargs
+    )
+    width = 512 if arch == 'tiny' else 32
+    model = ImageClassifier(backbone, dict(type='pvt_mm.LinearClsHead', num_classes=CLASSES, in_channels=width))
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 1:
+            nn.init.normal_(parameter, mean=float('norm.weight' in name), std=0.2)
+        elif 'token' in name or 'pos_embed' in name:
+            nn.init.normal_(parameter, std=0.5)
+    return model
+
+
+def hugging_faces() -> nn.Module:
+    """Hugging Face's PVT-Tiny as a classifier, with the reference's eps, which it does not have."""
+    transformers = pytest.importorskip('transformers')
+    config = transformers.PvtConfig(depths=[2, 2, 2, 2], drop_path_rate=0.0, num_labels=CLASSES)
+    model = transformers.PvtForImageClassification(config).eval()
+    for name, module in model.named_modules():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = 1e-5 if 'patch_embeddings' in name or 'attention.self' in name else 1e-6
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 1:
+            nn.init.normal_(parameter, mean=float('norm' in name and 'weight' in name), std=0.2)
+        elif 'token' in name or 'position' in name:
+            nn.init.normal_(parameter, std=0.5)
+    return model
+
+
+def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return ((ours - theirs).abs().max() / theirs.abs().max()).item()
+
+
+def test_scores_and_gradients_equal_hugging_faces(tmp_path):
+    theirs, ours = hugging_faces(), classifier().eval()
+    torch.save(theirs.state_dict(), tmp_path / 'theirs.pth')
+    load_classifier(ours.backbone, ours.head.fc, str(tmp_path / 'theirs.pth'))
+    images, labels = torch.randn(2, 3, 224, 224), torch.tensor([3, 5])
+    scores, expected = ours(images), theirs(images).logits
+    assert scores.shape == (2, CLASSES)
+    assert relative_error(scores, expected) < 1e-5
+    F.cross_entropy(scores, labels).backward()
+    F.cross_entropy(expected, labels).backward()
+    gradients, _ = convert({name: parameter.grad for name, parameter in theirs.named_parameters()}, 'pvt_mm')
+    for name, parameter in ours.named_parameters():
+        assert relative_error(parameter.grad, gradients[name]) < 2e-4, name
+
+
+def test_the_class_token_at_another_size_has_its_own_position():
+    """What is resampled is the grid's table alone."""
+    model = classifier(TINY_ARCH, size=64).eval()
+    with torch.no_grad():
+        assert model(torch.randn(2, 3, 96, 160)).shape == (2, CLASSES)
+        model.backbone.stages[3].pos_embed.table.zero_()
+        tokens = []
+        model.backbone.stages[3].layers[0].register_forward_pre_hook(lambda _, inputs: tokens.append(inputs[0]))
+        model(torch.randn(1, 3, 96, 160))
+    token = model.backbone.cls_token
+    assert torch.equal(tokens[0][:, :1], token.token + token.pos_embed)
+    assert tokens[0].shape[1] == 1 + 3 * 5
+
+
+def as_written(layout: str, model: ImageClassifier) -> dict:
+    state = model.state_dict()
+    if layout == 'pvt_mm':
+        return {'meta': {'epoch': 3}, 'state_dict': state}
+    if layout == 'authors':
+        return convert(state, 'authors')[0]
+    theirs = hugging_faces()
+    return theirs.state_dict()
+
+
+@pytest.mark.parametrize('layout', ['pvt_mm', 'authors', 'huggingface'])
+def test_a_classifiers_checkpoint_fills_every_dense_model(layout, tmp_path):
+    """Zero keys missing and zero unexpected: every parameter of the backbone is the classifier's."""
+    path = str(tmp_path / 'classifier.pth')
+    torch.save(as_written(layout, classifier()), path)
+    expected = convert(ckpt.read_checkpoint(path), 'pvt_mm')[0]
+    for name in ('retinanet/pvt_t_1x', 'mask_rcnn/pvt_t_1x', 'semantic_fpn/pvt_t_80k'):
+        config = Config.fromfile(ROOT / f'configs/{name}.py')
+        config.merge_from_dict({'model.backbone.init_cfg.checkpoint': path})
+        with DefaultScope.overwrite_default_scope(config.default_scope):
+            model = MODELS.build(config.model)
+        model.backbone.init_weights()
+        dense = model.backbone.state_dict()
+        assert {f'backbone.{key}' for key in dense} == {
+            key for key in expected if key.startswith('backbone.stages.')
+        }
+        for key, value in dense.items():
+            assert torch.equal(value, expected[f'backbone.{key}']), key
+
+
+@pytest.mark.parametrize('layout', ['pvt_mm', 'authors'])
+def test_a_classifier_loads_whole_or_not_at_all(layout, tmp_path):
+    path, model = str(tmp_path / 'weights.pth'), classifier(TINY_ARCH, size=64)
+    whole = convert(model.state_dict(), layout)[0]
+    torch.save(whole, path)
+    loaded = classifier(TINY_ARCH, size=64)
+    loaded.init_cfg = dict(type='Pretrained', checkpoint=path)
+    loaded.init_weights()
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+    before = {name: value.clone() for name, value in loaded.state_dict().items()}
+    nn.init.normal_(model.head.fc.weight)
+    for key in whole:
+        torch.save({name: value for name, value in whole.items() if name != key}, path)
+        with pytest.raises(CheckpointError):
+            load_classifier(loaded.backbone, loaded.head.fc, path)
+    torch.save({**whole, next(key for key in whole if 'head' in key and 'weight' in key): torch.ones(3, 32)}, path)
+    with pytest.raises(CheckpointError, match=r'head.fc.weight \(3, 32\), not \(7, 32\)'):
+        load_classifier(loaded.backbone, loaded.head.fc, path)
+    assert all(torch.equal(value, before[name]) for name, value in loaded.state_dict().items())
+
+
+def test_a_dense_checkpoint_is_no_classifier(tmp_path):
+    path, model = str(tmp_path / 'dense.pth'), classifier(TINY_ARCH, size=64)
+    torch.save(PVT(TINY_ARCH, pretrain_img_size=64).state_dict(), path)
+    with pytest.raises(CheckpointError, match='2 missing: head.fc.weight, head.fc.bias'):
+        load_classifier(model.backbone, model.head.fc, path)
+    model.backbone.init_cfg = dict(type='Pretrained', checkpoint=path)
+    with pytest.raises(CheckpointError, match='4 missing: cls_token.token'):
+        model.backbone.init_weights()
+
+
+def test_the_loss_is_the_smoothed_cross_entropy_of_soft_labels():
+    head = LinearClsHead(4, 32, label_smoothing=0.1)
+    scores = torch.randn(2, 4)
+    shares = torch.tensor([[0.3, 0.7, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]])
+    hard = [DataSample(gt_label=torch.tensor([1])), DataSample(gt_label=torch.tensor([3]))]
+    soft = [DataSample(gt_score=share) for share in shares]
+    log = scores.log_softmax(1)
+    smoothed = 0.9 * shares + 0.1 / 4
+    assert head.loss(scores, soft).item() == pytest.approx(-(smoothed * log).sum(1).mean().item())
+    smoothed = 0.9 * F.one_hot(torch.tensor([1, 3]), 4) + 0.1 / 4
+    assert head.loss(scores, hard).item() == pytest.approx(-(smoothed * log).sum(1).mean().item())
+
+
+def test_predictions_are_probabilities_and_their_greatest():
+    model = classifier(TINY_ARCH, size=64).eval()
+    images = torch.randn(3, 3, 64, 64)
+    with torch.no_grad():
+        samples = model(images, [DataSample() for _ in images], mode='predict')
+        expected = model(images).softmax(1)
+    for sample, probabilities in zip(samples, expected, strict=True):
+        assert torch.allclose(sample.pred_score, probabilities)
+        assert sample.pred_label.tolist() == [probabilities.argmax().item()]
+
+
+def test_everything_frozen_leaves_the_head_to_train():
+    model = classifier(TINY_ARCH, size=64, frozen_stages=4)
+    assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == {
+        'head.fc.weight',
+        'head.fc.bias',
+    }
+    model.train()
+    assert not model.backbone.cls_token.training
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (dict(out_type='token'), "must be 'featmap' or 'cls_token', got 'token'"),
+        (dict(out_type='cls_token', out_indices=2), 'needs the last stage among out_indices'),
+        (dict(out_type='cls_token', arch={**TINY_ARCH, 'sr_ratios': (8, 4, 2, 2)}), 'no spatial reduction there'),
+    ],
+)
+def test_wrong_arguments_say_what_is_allowed(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        PVT(**{'arch': TINY_ARCH, **arguments})
