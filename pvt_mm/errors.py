@@ -26,7 +26,8 @@ def command(main: Callable) -> Callable[[Sequence[str] | None], int]:
         except InputError as error:
             if os.environ.get('PVT_MM_DEBUG') == '1':
                 raise
-            sys.stderr.write(f'error: {" ".join(str(error).split())}\n')
+            message = str(error).rsplit('InputError: ', 1)[-1]  # a worker process puts its traceback before it
+            sys.stderr.write(f'error: {" ".join(message.split())}\n')
             return 2
         except (KeyboardInterrupt, SyntaxError) as error:
             # MMEngine turns whatever stops it while it formats a config, Ctrl-C too, into a SyntaxError.

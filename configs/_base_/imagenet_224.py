@@ -3,14 +3,15 @@
 # of 256. RandAugment, erasing, mixup and CutMix are the data preprocessor's, on whole batches.
 data_root = 'data/imagenet/'
 bicubic = dict(interpolation='bicubic', backend='pillow')
+load = dict(type='LoadImageFromFile', imdecode_backend='pillow')  # OpenCV shows half of a file that was cut off
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
+    load,
     dict(type='pvt_mm.RandomResizedCrop', scale=224, crop_ratio_range=(0.08, 1.0), **bicubic),
     dict(type='RandomFlip', prob=0.5),
     dict(type='pvt_mm.PackInputs'),
 ]
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
+    load,
     dict(type='Resize', scale=(65536, 256), keep_ratio=True, **bicubic),
     dict(type='CenterCrop', crop_size=224),
     dict(type='pvt_mm.PackInputs'),

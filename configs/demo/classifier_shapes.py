@@ -8,14 +8,15 @@ model = dict(
     backbone=dict(pretrain_img_size=64, drop_path_rate=0.0),
     head=dict(num_classes=3),
 )
+load = dict(type='LoadImageFromFile')
 train_pipeline = [
-    dict(type='LoadImageFromFile'),
+    load,
     dict(type='pvt_mm.RandomResizedCrop', scale=64, crop_ratio_range=(0.5, 1.0)),
     dict(type='RandomFlip', prob=0.5),
     dict(type='pvt_mm.PackInputs'),
 ]
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
+    load,
     dict(type='Resize', scale=(64, 64)),
     dict(type='pvt_mm.PackInputs'),
 ]

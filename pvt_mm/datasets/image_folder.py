@@ -130,6 +130,6 @@ class ImageFolder(BaseDataset):
         self._in_succession += 1
         if self._in_succession > self.max_refetch or self._unreadable.all():
             raise InputError(
-                f'images cannot be read, {self._in_succession} in succession, the last one {path} {why}: restore them, or '
-                "mend the pipeline's LoadImageFromFile"
+                f'images cannot be read, {self._in_succession} in succession, the last one {path} {why}: restore '
+                "them, or mend the pipeline's LoadImageFromFile"
             ) from error

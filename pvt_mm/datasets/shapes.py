@@ -1,6 +1,6 @@
 """Shapes: synthetic pictures of circles, squares and triangles, annotated for every task from one drawing.
 
-Nothing but NumPy and OpenCV is needed. Colour, texture and size say nothing about the class: only the outline does.
+Drawn with NumPy and OpenCV alone. Colour, texture and size say nothing about the class: only the outline does.
 """
 
 import json

@@ -6,7 +6,6 @@ import sys
 
 import numpy as np
 import pytest
-import torch
 from mmengine.dataset import pseudo_collate
 from PIL import Image
 from torch.utils.data import DataLoader
@@ -159,7 +158,9 @@ def test_nothing_can_be_read(test_mode, root, log):
     for name in NAMES:
         damage(root / 'train' / name, 'text')
     dataset = ImageFolder(data_root=str(root), data_prefix='train', pipeline=CV2, test_mode=test_mode)
-    with pytest.raises(InputError, match=r'^images cannot be read, \d in succession, the last one /.* \(Asse.*failed to load'):
+    with pytest.raises(
+        InputError, match=r'^images cannot be read, \d+ in succession, the last one /.* \(Asse.*failed to load'
+    ):
         [dataset[i] for i in range(5)]
     assert len(log) == 5
     dataset = ImageFolder(data_root=str(root), data_prefix='train', pipeline=CV2, test_mode=test_mode, max_refetch=2)
@@ -191,7 +192,6 @@ def test_faults_of_other_steps_are_not_the_images(root):
     dataset = ImageFolder(data_root=str(root), data_prefix='train', pipeline=[*CV2, fail])
     with pytest.raises(OSError, match='a bug'):
         dataset[0]
-    torch.manual_seed(0)
     chosen = ImageFolder(
         data_root=str(root),
         data_prefix='train',

@@ -101,6 +101,64 @@ def test_train_resume_and_test(config, shapes, capsys):
     assert test_tool.main(with_tta) == 0
 
 
+CLASSIFIER = """
+_base_ = '{root}/configs/classification/pvt_t_300e.py'
+arch = dict({arch})
+model = dict(
+    backbone=dict(arch=arch, pretrain_img_size=64, drop_path_rate=0.0), head=dict(num_classes=3, in_channels=32)
+)
+load = dict(type='LoadImageFromFile', imdecode_backend='pillow')
+resize, pack = dict(type='Resize', scale=(64, 64)), dict(type='pvt_mm.PackInputs')
+loading = dict(num_workers=0, persistent_workers=False, batch_size=4, dataset=dict(pipeline=[load, resize, pack]))
+train_dataloader = dict(sampler=dict(num_repeats=1, selected_round=0), **loading)
+val_dataloader = loading
+test_dataloader = loading
+train_cfg = dict(max_epochs=2)
+default_hooks = dict(logger=dict(interval=1))
+"""
+
+
+def test_a_classifier_is_trained_resumed_tested_and_starts_a_detector(config, shapes, capsys):
+    Path('classifier.py').write_text(CLASSIFIER.format(root=ROOT, arch=TINY_ARCH))
+    Path('stopped.py').write_text("_base_ = 'classifier.py'\ncustom_hooks = [dict(type='StopAfterEpoch')]\n")
+    off = [f'model.data_preprocessor.{name}=None' for name in ('rand_augment', 'erasing', 'mixup', 'cutmix')]
+    data = ['--cfg-options', f'data_root={shapes}/classification', *off]
+    assert train_tool.main(['classifier.py', '--work-dir', 'whole', '--seed', '1', *data]) == 0
+    logged = losses('whole')
+    assert sorted(logged) == list(range(1, 7))  # 12 pictures, 4 a step, 2 epochs
+    forget_visualizers()
+    part = ['--work-dir', 'part', '--seed', '1', *data]
+    assert train_tool.main(['stopped.py', *part]) == 130
+    assert train_tool.main(['classifier.py', '--resume', *part]) == 0
+    assert losses('part') == pytest.approx(logged, rel=1e-5)
+
+    capsys.readouterr()
+    tested = ['classifier.py', 'whole/epoch_2.pth', '--work-dir', 'tested']
+    assert test_tool.main([*tested, '--out', 'out.pkl', *data]) == 0
+    metrics = json.loads(capsys.readouterr().out.splitlines()[-1])
+    predictions = pickle.loads(Path('out.pkl').read_bytes())
+    assert len(predictions) == 6
+    right = sum(one['pred_label'].item() == one['gt_label'].item() for one in predictions)
+    assert metrics['accuracy/top1'] == pytest.approx(100 * right / 6)
+    assert metrics['accuracy/error1'] == pytest.approx(100 - metrics['accuracy/top1'])
+
+    start = "model.backbone.init_cfg={'type':'Pretrained','checkpoint':'whole/epoch_2.pth'}"
+    detector = ['small.py', '--work-dir', 'detector', *options(shapes, start, 'train_cfg.max_epochs=1')]
+    assert train_tool.main([*detector, 'optim_wrapper.optimizer.lr=0.0']) == 0
+    classifier, trained = (torch.load(path)['state_dict'] for path in ('whole/epoch_2.pth', 'detector/epoch_1.pth'))
+    stages = [key for key in trained if key.startswith('backbone.')]
+    assert {key for key in classifier if key.startswith('backbone.stages.')} == set(stages)
+    table = 'pos_embed.table'  # resampled from 64 pixels to 224
+    assert all(torch.equal(trained[key], classifier[key]) for key in stages if table not in key)
+
+    for faults, message in (
+        (['model.head.num_classes=2'], 'model.head.num_classes is 2, and the train data has 3 classes'),
+        (['data_root=gone'], 'the train data is not there: gone/train does not exist. ImageNet is laid out as'),
+    ):
+        assert train_tool.main(['classifier.py', '--work-dir', 'refused', *data, *faults]) == 2
+        assert message in capsys.readouterr().err
+
+
 SEGMENTOR = """
 _base_ = '{root}/configs/semantic_fpn/pvt_t_80k.py'
 backbone = dict(arch=dict(_delete_=True, **{arch}), init_cfg=None)
