@@ -526,9 +526,7 @@ def _pattern(template: str) -> re.Pattern:
     return re.compile(''.join(part if i % 2 else re.escape(part) for i, part in enumerate(parts)))
 
 
-_PATTERNS = {
-    template: _pattern(template) for template in {name for row in NAMES for name in row if name}
-}
+_PATTERNS = {template: _pattern(template) for template in {name for row in NAMES for name in row if name}}
 
 
 def _match(template: str, key: str) -> re.Match | None:

@@ -219,6 +219,11 @@ def _init_checkpoints(config: dict, where: str) -> Iterator[tuple[str, str]]:
     for name, part in config.items():
         if name == 'init_cfg':
             for cfg in _as_list(part):
+                if not isinstance(cfg, dict):
+                    raise InputError(
+                        f'{where}.init_cfg is {cfg!r}: it must be a dict; write --cfg-options '
+                        f'{where}.init_cfg.type=Pretrained {where}.init_cfg.checkpoint=PATH'
+                    )
                 if cfg.get('type') == 'Pretrained':
                     yield f'{where}.{name}', cfg['checkpoint']
         elif isinstance(part, dict):

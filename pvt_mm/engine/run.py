@@ -70,6 +70,8 @@ def load_config(path: str, options: dict | None = None) -> Config:
     _check_option_names(options, config)
     if 'data_root' in options:
         _move_data(config, config.get('data_root'), options['data_root'])
+    for key in options:
+        _open(config, key.split('.'))
     try:
         config.merge_from_dict(options)
     except (*WRONG_CONFIG, IndexError, RecursionError) as error:
@@ -109,6 +111,17 @@ def _check_option_names(options: dict, config: Config) -> None:
         near = difflib.get_close_matches(name, [*read, *config.keys()], n=1)
         hint = f'; did you mean {near[0]}?' if near else f'; it has {", ".join(sorted(config.keys()))}'
         raise InputError(f'--cfg-options {key}: the config has no {name}{hint}')
+
+
+def _open(config: Config, names: list[str]) -> None:
+    """Makes a dict of what is None above an option, such as the init_cfg of a config that starts from random weights."""
+    part = config._cfg_dict
+    for name in names[:-1]:
+        if not isinstance(part, dict) or name not in part:
+            return
+        if part[name] is None:
+            part[name] = ConfigDict()
+        part = part[name]
 
 
 def _move_data(config: Config, old: str | None, new: str) -> None:

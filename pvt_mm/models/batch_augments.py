@@ -126,12 +126,16 @@ def mix(images: Tensor, labels: Tensor, num_classes: int, mixup: float, cutmix: 
         The mixed images, and the shares of the classes in them (B, K).
     """
     if cutmix and (not mixup or torch.rand(()) < switch_prob):
-        mixer = augmentation.RandomCutMixV2(num_mix=1, beta=cutmix, p=1.0, same_on_batch=True, data_keys=['input', 'class'])
+        mixer = augmentation.RandomCutMixV2(
+            num_mix=1, beta=cutmix, p=1.0, same_on_batch=True, data_keys=['input', 'class']
+        )
         images, mixed = mixer(images, labels)
         mixed = mixed[0]  # (B, 3): both labels and the share of the second
     else:
         share = torch.distributions.Beta(mixup, mixup).sample()
-        mixer = augmentation.RandomMixUpV2(lambda_val=(share, share), p=1.0, same_on_batch=True, data_keys=['input', 'class'])
+        mixer = augmentation.RandomMixUpV2(
+            lambda_val=(share, share), p=1.0, same_on_batch=True, data_keys=['input', 'class']
+        )
         images, mixed = mixer(images, labels)
     first, second, share = mixed.unbind(1)
     one_hot = torch.eye(num_classes, device=images.device)

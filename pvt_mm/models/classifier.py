@@ -29,9 +29,7 @@ class ImageClassifier(BaseModel):
           and with ``predict`` the samples with ``pred_score`` and ``pred_label``.
     """
 
-    def __init__(
-        self, backbone: dict, head: dict, data_preprocessor: dict | None = None, init_cfg: dict | None = None
-    ):
+    def __init__(self, backbone: dict, head: dict, data_preprocessor: dict | None = None, init_cfg: dict | None = None):
         if isinstance(data_preprocessor, dict):
             data_preprocessor = {'num_classes': head['num_classes'], **data_preprocessor}
         super().__init__(data_preprocessor, init_cfg)

@@ -153,9 +153,7 @@ def data(count: int) -> dict:
 
 def test_testing_normalises_alone():
     mean, std = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
-    whole = ClsDataPreprocessor(
-        3, mean, std, bgr_to_rgb=True, rand_augment={}, erasing=1.0, mixup=0.8, cutmix=1.0
-    )
+    whole = ClsDataPreprocessor(3, mean, std, bgr_to_rgb=True, rand_augment={}, erasing=1.0, mixup=0.8, cutmix=1.0)
     batch = data(4)
     expected = torch.stack(batch['inputs'])[:, [2, 1, 0]].float()
     expected = (expected - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]

@@ -104,9 +104,7 @@ def test_a_classifiers_checkpoint_fills_every_dense_model(layout, tmp_path):
             model = MODELS.build(config.model)
         model.backbone.init_weights()
         dense = model.backbone.state_dict()
-        assert {f'backbone.{key}' for key in dense} == {
-            key for key in expected if key.startswith('backbone.stages.')
-        }
+        assert {f'backbone.{key}' for key in dense} == {key for key in expected if key.startswith('backbone.stages.')}
         for key, value in dense.items():
             assert torch.equal(value, expected[f'backbone.{key}']), key
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from mmengine.registry import MODELS, DefaultScope
 
+from pvt_mm.checkpoint import read_checkpoint
 from pvt_mm.datasets.shapes import make_shapes
 from pvt_mm.engine import run
 from tests.conftest import ROOT, TINY_ARCH, forget_visualizers
@@ -103,7 +104,7 @@ def test_train_resume_and_test(config, shapes, capsys):
 
 CLASSIFIER = """
 _base_ = '{root}/configs/classification/pvt_t_300e.py'
-arch = dict({arch})
+arch = dict(_delete_=True, **{arch})
 model = dict(
     backbone=dict(arch=arch, pretrain_img_size=64, drop_path_rate=0.0), head=dict(num_classes=3, in_channels=32)
 )
@@ -142,10 +143,10 @@ def test_a_classifier_is_trained_resumed_tested_and_starts_a_detector(config, sh
     assert metrics['accuracy/top1'] == pytest.approx(100 * right / 6)
     assert metrics['accuracy/error1'] == pytest.approx(100 - metrics['accuracy/top1'])
 
-    start = "model.backbone.init_cfg={'type':'Pretrained','checkpoint':'whole/epoch_2.pth'}"
-    detector = ['small.py', '--work-dir', 'detector', *options(shapes, start, 'train_cfg.max_epochs=1')]
+    start = [f'model.backbone.init_cfg.{part}' for part in ('type=Pretrained', 'checkpoint=whole/epoch_2.pth')]
+    detector = ['small.py', '--work-dir', 'detector', *options(shapes, *start, 'train_cfg.max_epochs=1')]
     assert train_tool.main([*detector, 'optim_wrapper.optimizer.lr=0.0']) == 0
-    classifier, trained = (torch.load(path)['state_dict'] for path in ('whole/epoch_2.pth', 'detector/epoch_1.pth'))
+    classifier, trained = map(read_checkpoint, ('whole/epoch_2.pth', 'detector/epoch_1.pth'))
     stages = [key for key in trained if key.startswith('backbone.')]
     assert {key for key in classifier if key.startswith('backbone.stages.')} == set(stages)
     table = 'pos_embed.table'  # resampled from 64 pixels to 224
@@ -153,6 +154,10 @@ def test_a_classifier_is_trained_resumed_tested_and_starts_a_detector(config, sh
 
     for faults, message in (
         (['model.head.num_classes=2'], 'model.head.num_classes is 2, and the train data has 3 classes'),
+        (
+            ["model.backbone.init_cfg={'type':'Pretrained'}"],
+            'it must be a dict; write --cfg-options model.backbone.init',
+        ),
         (['data_root=gone'], 'the train data is not there: gone/train does not exist. ImageNet is laid out as'),
     ):
         assert train_tool.main(['classifier.py', '--work-dir', 'refused', *data, *faults]) == 2
