@@ -1,6 +1,6 @@
 # ImageNet as torchvision lays it out, data_root/{train,val}/<class>/*.jpg (section 5.1): random crops and flips, each
-# image three times in an epoch as in the authors' release, and in testing the central 224 x 224 pixels of a shorter side
-# of 256. RandAugment, erasing, mixup and CutMix are the data preprocessor's, on whole batches.
+# image three times in an epoch as in the authors' release, and in testing the central 224 x 224 pixels of a shorter
+# side of 256. RandAugment, erasing, mixup and CutMix are the data preprocessor's, on whole batches.
 data_root = 'data/imagenet/'
 bicubic = dict(interpolation='bicubic', backend='pillow')
 load = dict(type='LoadImageFromFile', imdecode_backend='pillow')  # OpenCV shows half of a file that was cut off

@@ -33,7 +33,7 @@ class LayerDecayOptimizerConstructor(DefaultOptimWrapperConstructor):
         if not isinstance(rate, (int, float)) or not 0 < rate <= 1:
             raise ValueError(f'paramwise_cfg.layer_decay_rate must be more than 0 and at most 1, got {rate}')
         scales = {}
-        for name, backbone in module.named_modules():
+        for backbone in module.modules():
             if isinstance(backbone, PVT):
                 depth = len([layer for stage in backbone.stages for layer in stage.layers])
                 for key, parameter in backbone.named_parameters():

@@ -114,7 +114,7 @@ def _check_option_names(options: dict, config: Config) -> None:
 
 
 def _open(config: Config, names: list[str]) -> None:
-    """Makes a dict of what is None above an option, such as the init_cfg of a config that starts from random weights."""
+    """Makes a dict of what is None above an option, such as the init_cfg where a config starts from random weights."""
     part = config._cfg_dict
     for name in names[:-1]:
         if not isinstance(part, dict) or name not in part:

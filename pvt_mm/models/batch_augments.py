@@ -5,8 +5,6 @@ classes draw otherwise: one operation of RandAugment for a whole batch at one st
 distribution, erasing with one colour. So the drawing is done here, for each image, as DeiT draws.
 """
 
-import math
-
 import torch
 from kornia import augmentation, enhance
 from kornia.geometry.transform import get_rotation_matrix2d, warp_affine
@@ -111,7 +109,9 @@ def random_erasing(images: Tensor, prob: float) -> Tensor:
     return torch.where(mask > 0, torch.randn_like(images), images)
 
 
-def mix(images: Tensor, labels: Tensor, num_classes: int, mixup: float, cutmix: float, switch_prob: float):
+def mix(
+    images: Tensor, labels: Tensor, num_classes: int, mixup: float, cutmix: float, switch_prob: float
+) -> tuple[Tensor, Tensor]:
     """Mixes a batch with a permutation of itself, by mixup (Zhang et al., 2018) or CutMix (Yun et al., 2019).
 
     Args:
@@ -125,18 +125,13 @@ def mix(images: Tensor, labels: Tensor, num_classes: int, mixup: float, cutmix: 
     Returns:
         The mixed images, and the shares of the classes in them (B, K).
     """
+    kwargs = dict(p=1.0, same_on_batch=True, data_keys=['input', 'class'])
     if cutmix and (not mixup or torch.rand(()) < switch_prob):
-        mixer = augmentation.RandomCutMixV2(
-            num_mix=1, beta=cutmix, p=1.0, same_on_batch=True, data_keys=['input', 'class']
-        )
-        images, mixed = mixer(images, labels)
+        images, mixed = augmentation.RandomCutMixV2(num_mix=1, beta=cutmix, **kwargs)(images, labels)
         mixed = mixed[0]  # (B, 3): both labels and the share of the second
     else:
         share = torch.distributions.Beta(mixup, mixup).sample()
-        mixer = augmentation.RandomMixUpV2(
-            lambda_val=(share, share), p=1.0, same_on_batch=True, data_keys=['input', 'class']
-        )
-        images, mixed = mixer(images, labels)
+        images, mixed = augmentation.RandomMixUpV2(lambda_val=(share, share), **kwargs)(images, labels)
     first, second, share = mixed.unbind(1)
     one_hot = torch.eye(num_classes, device=images.device)
     return images, one_hot[first.long()] * (1 - share[:, None]) + one_hot[second.long()] * share[:, None]

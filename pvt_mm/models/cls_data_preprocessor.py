@@ -63,13 +63,10 @@ class ClsDataPreprocessor(ImgDataPreprocessor):
         if self._channel_conversion:
             images = images[:, [2, 1, 0]]
         images = images.float()
-        if training and self.augments:
-            images = self._augmented(images, samples)
-        else:
-            images = (images - self.mean) / self.std
+        images = self._augment(images, samples) if training and self.augments else (images - self.mean) / self.std
         return dict(inputs=images, data_samples=samples)
 
-    def _augmented(self, images: Tensor, samples: list[DataSample]) -> Tensor:
+    def _augment(self, images: Tensor, samples: list[DataSample]) -> Tensor:
         from pvt_mm.models import batch_augments  # kornia takes a second to load, and only training needs it
 
         if self.rand_augment:

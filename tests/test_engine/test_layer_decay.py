@@ -62,7 +62,7 @@ def test_every_parameter_of_pvt_tiny(name):
 def test_what_is_exempt_from_the_decay_is_a_choice():
     exempt = dict(norm_decay_mult=0.0, bias_decay_mult=0.0, custom_keys={'pos_embed': dict(decay_mult=0.0)})
     settings, base = optimiser_of('retinanet/pvt_t_1x', layer_decay_rate=0.5, **exempt)
-    for key, (lr, decay) in settings.items():
+    for key, (_, decay) in settings.items():
         assert decay == (0 if 'norm' in key or key.endswith('bias') or 'pos_embed' in key else base.weight_decay), key
     assert settings['backbone.stages.3.pos_embed.table'][0] == pytest.approx(base.lr / 4)
 

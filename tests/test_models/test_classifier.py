@@ -134,10 +134,10 @@ def test_a_classifier_loads_whole_or_not_at_all(layout, tmp_path):
 def test_a_dense_checkpoint_is_no_classifier(tmp_path):
     path, model = str(tmp_path / 'dense.pth'), classifier(TINY_ARCH, size=64)
     torch.save(PVT(TINY_ARCH, pretrain_img_size=64).state_dict(), path)
-    with pytest.raises(CheckpointError, match='2 missing: head.fc.weight, head.fc.bias'):
+    with pytest.raises(CheckpointError, match=r'2 missing: head\.fc\.weight, head\.fc\.bias'):
         load_classifier(model.backbone, model.head.fc, path)
     model.backbone.init_cfg = dict(type='Pretrained', checkpoint=path)
-    with pytest.raises(CheckpointError, match='4 missing: cls_token.token'):
+    with pytest.raises(CheckpointError, match=r'4 missing: cls_token\.token'):
         model.backbone.init_weights()
 
 

@@ -150,13 +150,14 @@ def test_a_classifier_is_trained_resumed_tested_and_starts_a_detector(config, sh
     stages = [key for key in trained if key.startswith('backbone.')]
     assert {key for key in classifier if key.startswith('backbone.stages.')} == set(stages)
     table = 'pos_embed.table'  # resampled from 64 pixels to 224
-    assert all(torch.equal(trained[key], classifier[key]) for key in stages if table not in key)
+    # but for six steps of AdamW at the schedule's least rate
+    assert all(torch.allclose(trained[key], classifier[key], atol=1e-4) for key in stages if table not in key)
 
     for faults, message in (
         (['model.head.num_classes=2'], 'model.head.num_classes is 2, and the train data has 3 classes'),
         (
             ["model.backbone.init_cfg={'type':'Pretrained'}"],
-            'it must be a dict; write --cfg-options model.backbone.init',
+            'it must be a dict; write --cfg-options',
         ),
         (['data_root=gone'], 'the train data is not there: gone/train does not exist. ImageNet is laid out as'),
     ):
