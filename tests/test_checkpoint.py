@@ -252,10 +252,7 @@ def test_what_is_dropped_is_logged(model, tmp_path, log_of):
     torch.save(as_authors_classifier(model.state_dict()), tmp_path / 'weights.pth')
     loaded = PVT(TINY_ARCH, out_indices=1)
     messages = log_of(load_pretrained, loaded, str(tmp_path / 'weights.pth'))
-    assert (
-        'dropped what a dense backbone has no use for: cls_token.token, cls_token.norm.weight, cls_token.norm.bias'
-        in messages
-    )
+    assert 'dropped what a dense backbone has no use for: cls_token.token, cls_token.norm.weight' in messages
     assert 'dropped the stages behind the last output: stages.2.' in messages
     assert torch.equal(loaded.stages[1].layers[1].ffn.fc2.weight, model.stages[1].layers[1].ffn.fc2.weight)
 

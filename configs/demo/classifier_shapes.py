@@ -1,4 +1,4 @@
-# PVT-Tiny as a classifier of generated shapes, one to a picture of 64 pixels: the first part of `make demo-pretraining`,
+# PVT-Tiny as a classifier of generated shapes, one to a picture of 64 pixels: `make demo-pretraining` begins with
 #   tools/make_shapes.py data/shapes_pretraining --train 3000
 #   tools/train.py configs/demo/classifier_shapes.py --work-dir work_dirs/demo_pretraining/classifier
 _base_ = '../classification/pvt_t_300e.py'

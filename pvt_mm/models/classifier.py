@@ -82,7 +82,7 @@ class LinearClsHead(BaseModule):
         return self.fc(feats[-1])
 
     def loss(self, scores: Tensor, data_samples: list[DataSample]) -> Tensor:
-        """Returns the cross entropy of scores (B, num_classes) with ``gt_score``, or where none is mixed ``gt_label``."""
+        """Returns the cross entropy of scores (B, num_classes) with ``gt_score``, or unmixed with ``gt_label``."""
         if 'gt_score' in data_samples[0]:
             target = torch.stack([sample.gt_score for sample in data_samples])
         else:
