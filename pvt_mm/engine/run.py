@@ -171,11 +171,12 @@ def _distribute_on_cpu(config: Config) -> None:
     """Does what MMEngine does for GPUs alone: joins torchrun's process group, with gloo, and wraps the model for it."""
     if config.launcher == 'pytorch' and not torch.distributed.is_initialized():
         torch.distributed.init_process_group('gloo')
-        atexit.register(_leave_process_group)
+        atexit.register(leave_process_group)
         config.setdefault('model_wrapper_cfg', dict(broadcast_buffers=False, device_ids=None))
 
 
-def _leave_process_group() -> None:
+def leave_process_group() -> None:
+    """Leaves the process group, once nothing is under way in it."""
     # Gloo's threads let go of the last collective's tensors a moment after it returns, and need Python for it: where
     # the interpreter is ending by then, they abort the process ("terminate called without an active exception").
     time.sleep(0.5)

@@ -11,6 +11,7 @@ from mmengine.optim import OptimWrapper
 from torch import nn
 
 from pvt_mm.checkpoint import backbone_weights
+from pvt_mm.engine.run import leave_process_group
 from pvt_mm.models.pvt import ARCHS, PVT, DropPath, PositionEmbedding, patches, resample_grid
 from tests.conftest import TINY_ARCH
 
@@ -495,7 +496,7 @@ def _step(rank: int, processes: int, port: int, images: torch.Tensor, folder: st
     if rank == 0:
         torch.save(getattr(model, 'module', model).state_dict(), f'{folder}/{processes}.pth')
     if processes > 1:
-        torch.distributed.destroy_process_group()
+        leave_process_group()
 
 
 def test_two_processes_equal_one_with_the_joined_batch(tmp_path):
