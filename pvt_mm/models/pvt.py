@@ -379,12 +379,12 @@ class PVT(BaseModule):
             self._check_input(x)
         x = x.permute(0, 2, 3, 1)  # (B, H, W, C)
         outputs = []
-        for i, stage in enumerate(self.stages[:-1] if self.cls_token else self.stages):
+        for i, stage in enumerate(self.stages):
+            if self.cls_token is not None and i + 1 == len(self.stages):
+                return (*outputs, self.cls_token(x, stage))  # (B, C)
             x = stage(x)
             if i in self.out_indices:
                 outputs.append(x.permute(0, 3, 1, 2))  # (B, C, H, W)
-        if self.cls_token:
-            outputs.append(self.cls_token(x, self.stages[-1]))  # (B, C)
         return tuple(outputs)
 
     def _check_input(self, x: Tensor) -> None:

@@ -81,6 +81,14 @@ def test_the_class_token_at_another_size_has_its_own_position():
     assert tokens[0].shape[1] == 1 + 3 * 5
 
 
+def test_one_graph_has_the_whole_classifier():
+    model = classifier(TINY_ARCH, size=64).eval()
+    images = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        compiled = torch.compile(model, backend='eager', fullgraph=True)
+        assert torch.allclose(compiled(images), model(images), atol=1e-5)
+
+
 def as_written(layout: str, model: ImageClassifier) -> dict:
     state = model.state_dict()
     if layout == 'pvt_mm':
