@@ -35,7 +35,6 @@ demo: setup  ## train, evaluate and draw a PVT RetinaNet on generated shapes: ab
 
 demo-pretraining: setup  ## train a classifier of shapes, and RetinaNet from it and from scratch: at most 20 minutes
 	$(PY) tools/make_shapes.py data/shapes
-	$(PY) tools/make_shapes.py data/shapes_pretraining --train 3000
 	$(PY) tools/train.py configs/demo/classifier_shapes.py --work-dir $(PRETRAINING)/classifier
 	$(PY) tools/train.py configs/demo/retinanet_shapes_pretrained.py --work-dir $(PRETRAINING)/pretrained
 	$(PY) tools/train.py configs/demo/retinanet_shapes_scratch.py --work-dir $(PRETRAINING)/scratch

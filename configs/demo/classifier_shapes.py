@@ -1,8 +1,8 @@
 # PVT-Tiny as a classifier of generated shapes, one to a picture of 64 pixels: `make demo-pretraining` begins with
-#   tools/make_shapes.py data/shapes_pretraining --train 3000
+#   tools/make_shapes.py data/shapes
 #   tools/train.py configs/demo/classifier_shapes.py --work-dir work_dirs/demo_pretraining/classifier
 _base_ = '../classification/pvt_t_300e.py'
-data_root = 'data/shapes_pretraining/classification/'
+data_root = 'data/shapes/classification/'
 model = dict(
     data_preprocessor=dict(rand_augment=None, mixup=None, cutmix=None),  # three classes need no stronger ones
     backbone=dict(pretrain_img_size=64, drop_path_rate=0.0),
@@ -28,11 +28,11 @@ train_dataloader = dict(
 )
 val_dataloader = dict(batch_size=50, num_workers=1, dataset=dict(data_root=data_root, pipeline=test_pipeline))
 test_dataloader = val_dataloader
-train_cfg = dict(max_epochs=14, val_interval=2)
+train_cfg = dict(max_epochs=30, val_interval=5)
 optim_wrapper = dict(optimizer=dict(lr=5e-4, fused=True), clip_grad=dict(max_norm=5.0))
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=True, begin=0, end=1, convert_to_iter_based=True),
-    dict(type='CosineAnnealingLR', by_epoch=True, begin=1, end=14, eta_min=1e-6, convert_to_iter_based=True),
+    dict(type='LinearLR', start_factor=0.01, by_epoch=True, begin=0, end=3, convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', by_epoch=True, begin=3, end=30, eta_min=1e-6, convert_to_iter_based=True),
 ]
-default_hooks = dict(logger=dict(interval=31), checkpoint=dict(interval=14, max_keep_ckpts=1, save_best=None))
+default_hooks = dict(logger=dict(interval=18), checkpoint=dict(interval=30, max_keep_ckpts=1, save_best=None))
 randomness = dict(seed=0)

@@ -1,5 +1,5 @@
 # The same, seed and schedule, from the classifier of the same shapes: the other half of `make demo-pretraining`.
 #   tools/train.py configs/demo/retinanet_shapes_pretrained.py --work-dir work_dirs/demo_pretraining/pretrained
 _base_ = './retinanet_shapes_scratch.py'
-weights = 'work_dirs/demo_pretraining/classifier/epoch_14.pth'
+weights = 'work_dirs/demo_pretraining/classifier/epoch_30.pth'
 model = dict(backbone=dict(init_cfg=dict(_delete_=True, type='Pretrained', checkpoint=weights)))
