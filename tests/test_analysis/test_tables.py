@@ -130,6 +130,7 @@ ACCEPTED = [
     ('retinanet/pvt_t_1x', {}, [{'coco/bbox_mAP': 0.1}, AP], {'box AP': 36.1}),  # the last epoch's
     ('mask_rcnn/pvt_t_1x', {}, [{**AP, 'coco/segm_mAP': 0.25}], {'box AP': 36.1, 'mask AP': 25.0}),
     ('semantic_fpn/pvt_s_80k', {'model.backbone.init_cfg.checkpoint': 'my.pth'}, [{'mIoU': 39.0}], {'mIoU': 39.0}),
+    ('classification/pvt_t_300e', {}, [{'accuracy/error1': 25.0}], {tables.ERROR: 25.0}),
     ('semantic_fpn/pvt_l_320k', {'tta': True}, [{'mIoU': 44.0}], {'mIoU': 44.0}),
     (
         'retinanet/pvt_s_1x',
