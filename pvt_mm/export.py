@@ -16,6 +16,7 @@ from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 from mmseg.models.utils import Upsample
+from mmseg.models.utils.embed import AdaptivePadding
 from torch import Tensor, nn
 
 from pvt_mm.checkpoint import read_checkpoint
@@ -119,10 +120,12 @@ def _export(model: nn.Module, names: Sequence[str]) -> torch.onnx.ONNXProgram:
     side = dict(min=SMALLEST, max=LARGEST)
     axes = {0: torch.export.Dim('batch', min=1), 2: torch.export.Dim('height', **side)}
     axes[3] = torch.export.Dim('width', **side)
-    logging.getLogger('torch.onnx').setLevel(logging.ERROR)  # it names each operator of torchvision that is absent
-    # MMSegmentation's `int(side * scale)` is a constant to torch.export
+    for name in ('torch.onnx', 'onnxscript', 'onnx_ir'):  # they name each operator that is not there or not folded
+        logging.getLogger(name).setLevel(logging.ERROR)
+    # the sizes that MMSegmentation computes with `int` and `math.ceil` are constants to torch.export
     upsample = mock.patch.object(Upsample, 'forward', _upsample)
-    with warnings.catch_warnings(), torch.no_grad(), upsample:
+    pad = mock.patch.object(AdaptivePadding, 'forward', _pad)
+    with warnings.catch_warnings(), torch.no_grad(), upsample, pad:
         warnings.simplefilter('ignore')
         return torch.onnx.export(
             model,
@@ -138,6 +141,11 @@ def _export(model: nn.Module, names: Sequence[str]) -> torch.onnx.ONNXProgram:
 def _upsample(self: Upsample, x: Tensor) -> Tensor:
     size = self.size or [side * int(self.scale_factor) for side in x.shape[2:]]
     return F.interpolate(x, size, None, self.mode, self.align_corners)
+
+
+def _pad(self: AdaptivePadding, x: Tensor) -> Tensor:
+    (H, W), (patch_h, patch_w) = x.shape[2:], self.stride
+    return F.pad(x, (0, -W % patch_w, 0, -H % patch_h))
 
 
 def compare(model: nn.Module, path: str | os.PathLike) -> float:

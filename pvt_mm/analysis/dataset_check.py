@@ -47,6 +47,7 @@ class Item:
         annotations: COCO's, as the json has them.
         seg_map: What MMSegmentation's ``LoadAnnotations`` takes, None in other layouts.
         label: The class of the whole image, None in other layouts.
+        sound: The class and annotation of what a check has found nothing wrong with.
     """
 
     path: str
@@ -54,6 +55,7 @@ class Item:
     annotations: list[dict] = field(default_factory=list)
     seg_map: dict | None = None
     label: int | None = None
+    sound: list[tuple[int, dict]] = field(default_factory=list)
 
 
 @dataclass
@@ -318,7 +320,8 @@ def read_upright(path: str) -> Image.Image:
 def _check_annotation(split: Split, item: Item, annotation: dict) -> None:
     where = f'{item.path}, annotation {annotation.get("id")}'
     category, box = annotation.get('category_id'), annotation.get('bbox')
-    if category not in split.labels:
+    known = isinstance(category, (int, str)) and category in split.labels
+    if not known:
         split.add('unknown category', f'{where}: the json has no category {category}')
     if not isinstance(box, (list, tuple)) or len(box) != 4 or not all(_is_number(value) for value in box):
         split.add('empty box', f'{where}: the box {box} is not [x, y, width, height]')
@@ -334,11 +337,13 @@ def _check_annotation(split: Split, item: Item, annotation: dict) -> None:
     fault = mask_fault(mask, item.size) if mask and _is_size(item.size) else 'there is none' if split.with_mask else ''
     if fault:
         split.add('bad mask', f'{where}: {fault}')
-    label = split.labels.get(category)
+    label = split.labels[category] if known else None
     if label is None:
-        split.others += category in split.labels
-    elif not empty and not annotation.get('iscrowd') and not annotation.get('ignore'):
-        split.seen[label] += 1
+        split.others += known
+    elif not empty:
+        split.seen[label] += not (annotation.get('iscrowd') or annotation.get('ignore'))
+        if not fault:
+            item.sound.append((label, annotation))
 
 
 def _is_number(value: Any) -> bool:
@@ -466,14 +471,10 @@ def _color(used: list[int], label: int) -> str:
 
 
 def _draw(axis: Any, split: Split, item: Item, used: list[int]) -> None:
-    for annotation in item.annotations:
-        label, box = split.labels.get(annotation.get('category_id')), annotation.get('bbox')
-        if label is None or not isinstance(box, list) or len(box) != 4:
-            continue
-        color, mask = _color(used, label), annotation.get('segmentation')
-        if isinstance(mask, list):
-            for polygon in mask:
-                axis.add_patch(Polygon(np.reshape(polygon[: len(polygon) // 2 * 2], (-1, 2)), alpha=0.4, color=color))
+    for label, annotation in item.sound:
+        box, color, mask = annotation['bbox'], _color(used, label), annotation.get('segmentation')
+        for polygon in mask if isinstance(mask, list) else ():
+            axis.add_patch(Polygon(np.reshape(polygon, (-1, 2)), alpha=0.4, color=color))
         x, y, w, h = box
         axis.add_patch(Rectangle((x, y), w, h, fill=False, edgecolor='black', linewidth=2.6))
         axis.add_patch(Rectangle((x, y), w, h, fill=False, edgecolor=color, linewidth=1.5))

@@ -222,6 +222,31 @@ def test_other_faults_of_files(configs, shapes):
     ]
 
 
+@pytest.mark.parametrize(
+    ('key', 'value', 'kind'),
+    [
+        ('category_id', [1], 'unknown category'),
+        ('category_id', None, 'unknown category'),
+        ('bbox', None, 'empty box'),
+        ('bbox', [1, 2, float('nan'), 4], 'empty box'),
+        ('bbox', [1, 2, 3, -4], 'empty box'),
+        ('bbox', [-5, 0, 20, 20], 'box outside'),
+        ('segmentation', {}, None),  # a detector's pipeline loads none
+        ('image_id', 99, 'missing image'),
+        ('id', 2, 'damaged annotations'),
+    ],
+)
+def test_malformed_annotations(key, value, kind, configs, shapes):
+    root = Path('shapes')
+    shutil.copytree(shapes, root, symlinks=True)
+    path = root / 'annotations/instances_train2017.json'
+    content = json.loads(path.read_text())
+    content['annotations'][0][key] = value
+    path.write_text(json.dumps(content))
+    assert [fault.kind for fault in faults_in(configs[:1], root)] == ([kind] if kind else [])
+    dataset_check.plot_samples(dataset_check.check_datasets(load_config(configs[0][0], {'data_root': str(root)})))
+
+
 def test_a_photograph_that_exif_turns_has_the_size_it_is_shown_with(configs, shapes):
     root = Path('shapes')
     shutil.copytree(shapes, root, symlinks=True)

@@ -9,6 +9,8 @@ import onnxruntime
 import pytest
 import torch
 from mmengine.registry import MODELS, init_default_scope
+from mmseg.models.utils import Upsample
+from mmseg.models.utils.embed import AdaptivePadding
 
 from pvt_mm import export
 from pvt_mm.engine.run import load_config
@@ -83,6 +85,15 @@ def test_semantic_fpn_whole_is_what_mmseg_predicts(made, capsys):
         assert scores.shape == (batch, 3, height, width)
         np.testing.assert_allclose(scores, expected.numpy(), rtol=1e-4, atol=1e-4)
     assert export.choose_part(model, 'backbone')[0] is model.backbone
+
+
+def test_sizes_that_are_constants_to_an_export_are_computed_alike():
+    for size in [(64, 64), (65, 95), (101, 230)]:
+        image = torch.randn(1, 2, *size)
+        for padding in (AdaptivePadding(32, 32), AdaptivePadding(4, 4)):
+            assert torch.equal(export._pad(padding, image), padding(image))
+        for upsample in (Upsample(scale_factor=2, mode='bilinear'), Upsample(size=(7, 9))):
+            assert torch.equal(export._upsample(upsample, image), upsample(image))
 
 
 def test_what_differs_or_cannot_be_exported_is_not_written(tmp_path):
