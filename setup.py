@@ -125,6 +125,17 @@ setup(
             'regex',
         ],
         'hf': ['safetensors', 'transformers'],
-        'tests': ['pytest', 'pytest-timeout', 'pytest-xdist', 'ruff', 'safetensors', 'transformers'],
+        'onnx': ['onnx>=1.19', 'onnxruntime>=1.23', 'onnxscript>=0.5'],
+        'tests': [
+            'onnx',
+            'onnxruntime',
+            'onnxscript',
+            'pytest',
+            'pytest-timeout',
+            'pytest-xdist',
+            'ruff',
+            'safetensors',
+            'transformers',
+        ],
     },
 )

@@ -6,10 +6,13 @@ import json
 import sys
 from collections.abc import Sequence
 
-from mmengine.dist import is_main_process
+try:
+    from mmengine.dist import is_main_process
 
-from pvt_mm.engine import checks, run
-from pvt_mm.errors import command
+    from pvt_mm.engine import checks, run
+    from pvt_mm.errors import command
+except Exception as error:  # a wrong MMCV is an AssertionError, a wrong NumPy a ValueError
+    sys.exit(f'error: {type(error).__name__}: {error}\ntools/doctor.py says what is wrong here and what mends it')
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -6,8 +6,11 @@ import sys
 from collections.abc import Sequence
 from itertools import pairwise
 
-from pvt_mm.engine import checks, run
-from pvt_mm.errors import command
+try:
+    from pvt_mm.engine import checks, run
+    from pvt_mm.errors import command
+except Exception as error:  # a wrong MMCV is an AssertionError, a wrong NumPy a ValueError
+    sys.exit(f'error: {type(error).__name__}: {error}\ntools/doctor.py says what is wrong here and what mends it')
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:

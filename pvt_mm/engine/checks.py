@@ -42,7 +42,7 @@ def check_data(config: Config, *splits: str) -> None:
         size = loader.get('batch_size', 1) if loader else 1
         if not isinstance(size, int) or size < 1:
             raise InputError(f'{split}_dataloader.batch_size is {size}: it must be at least 1')
-        for dataset in _leaves(loader.dataset) if loader else ():
+        for dataset in leaves(loader.dataset) if loader else ():
             _check_paths(dataset, split)
             _check_pipeline(dataset, split)
             _check_folders(dataset, config, split)
@@ -55,14 +55,14 @@ def check_data(config: Config, *splits: str) -> None:
                 raise InputError(f'{split}_evaluator.ann_file, {path}, does not exist')
 
 
-def _leaves(dataset: dict) -> Iterator[dict]:
+def leaves(dataset: dict) -> Iterator[dict]:
     """Yields the data sets inside wrappers such as RepeatDataset and ConcatDataset."""
     inner = [dataset['dataset']] if 'dataset' in dataset else dataset.get('datasets')
     if inner is None:
         yield dataset
     else:
         for part in inner:
-            yield from _leaves(part)
+            yield from leaves(part)
 
 
 def _check_paths(dataset: dict, split: str) -> None:
@@ -92,7 +92,7 @@ def _check_folders(dataset: dict, config: Config, split: str) -> None:
     empty = [name for name in classes if not any(find_images(os.path.join(folder, name)))]
     if empty:
         raise InputError(f'the {split} data has no image of {_few(empty)}: fill the folder in {folder}, or remove it')
-    for other in _leaves(config.train_dataloader.dataset) if config.get('train_dataloader') else ():
+    for other in leaves(config.train_dataloader.dataset) if config.get('train_dataloader') else ():
         trained_on = _image_folder(other)
         if not trained_on or not any(Path(trained_on).glob('*/')):
             continue

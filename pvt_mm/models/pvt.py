@@ -237,7 +237,7 @@ class Stage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x, size = self.embed(x)
         x = self.encode(x, size)
-        return x.view(len(x), *size, -1)  # (B, H, W, C)
+        return x.unflatten(1, size)  # (B, H, W, C)
 
     def embed(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Returns the tokens (B, N, C) of a map, positions added, and their grid (H, W)."""
@@ -267,7 +267,7 @@ class ClassToken(nn.Module):
     def forward(self, x: Tensor, stage: Stage) -> Tensor:
         """Returns what ``stage``, one without spatial reduction, makes of the token and a map: (B, embed_dims)."""
         x, size = stage.embed(x)
-        token = (self.token + self.pos_embed).to(x.dtype).expand(len(x), -1, -1)
+        token = (self.token + self.pos_embed).to(x.dtype).expand(x.shape[0], -1, -1)
         x = stage.encode(torch.cat([token, x], dim=1), size)  # (B, 1 + N, C)
         return self.norm(x[:, 0])
 

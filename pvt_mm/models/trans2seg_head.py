@@ -87,7 +87,7 @@ class Trans2SegHead(BaseDecodeHead):
         tokens = self.project(high).flatten(2).transpose(1, 2)  # (B, N, C)
         positions = sine_positions(h, w, tokens.shape[2], tokens.device).to(tokens.dtype)  # (1, N, C)
         memory = self.encoder(tokens + positions)  # (B, N, C)
-        queries = self.decoder(self.class_queries.expand(len(memory), -1, -1), memory)  # (B, K, C)
+        queries = self.decoder(self.class_queries.expand(memory.shape[0], -1, -1), memory)  # (B, K, C)
         attention = self.attention_maps(queries, memory).flatten(1, 2).unflatten(2, (h, w))  # (B, heads * K, h, w)
         memory = memory.transpose(1, 2).unflatten(2, (h, w))  # (B, C, h, w)
         x = self.fuse_attention(attention) + self.fuse_memory(memory)  # (B, C, h, w)

@@ -1,0 +1,315 @@
+"""Twelve faults planted in a copy of the shapes, one at a time and all at once, are all that is found."""
+
+import functools
+import json
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from pvt_mm.analysis import dataset_check
+from pvt_mm.engine.run import load_config
+from tests.conftest import ROOT
+from tools import check_dataset
+
+MAPS = """
+_base_ = '{root}/configs/semantic_fpn/pvt_t_80k.py'
+shapes = dict(type='BaseSegDataset', reduce_zero_label=True, metainfo=dict(classes=('circle', 'square', 'triangle'),
+    palette=[[200, 0, 0], [0, 200, 0], [0, 0, 200]]))
+train_dataloader = dict(dataset=shapes)
+val_dataloader = dict(dataset=shapes)
+test_dataloader = val_dataloader
+"""
+IMAGE = '{:012d}.jpg'
+
+
+@pytest.fixture
+def configs(tmp_path, monkeypatch) -> list[tuple[str, str]]:
+    """A config of each layout, and its data root below the shapes."""
+    monkeypatch.chdir(tmp_path)
+    Path('maps.py').write_text(MAPS.format(root=ROOT))
+    return [
+        (str(ROOT / 'configs/demo/retinanet_shapes.py'), ''),
+        ('maps.py', ''),
+        (str(ROOT / 'configs/classification/pvt_t_300e.py'), 'classification'),
+    ]
+
+
+def faults_in(configs: list[tuple[str, str]], root: Path) -> list[dataset_check.Fault]:
+    splits = [
+        split
+        for path, folder in configs
+        for split in dataset_check.check_datasets(load_config(path, {'data_root': str(root / folder)}))
+    ]
+    return [fault for split in splits for fault in split.faults]
+
+
+def cut_off(path: Path) -> str:
+    path.write_bytes(path.read_bytes()[:-200])
+    return path.name
+
+
+def in_json(change):
+    """Makes a function of the data's root of one that changes the training annotations, and says where."""
+
+    @functools.wraps(change)
+    def plant(root: Path) -> str:
+        path = root / 'annotations/instances_train2017.json'
+        content = json.loads(path.read_text())
+        where = change(content)
+        path.write_text(json.dumps(content))
+        return where
+
+    return plant
+
+
+def annotation(content: dict, image: int) -> dict:
+    return next(one for one in content['annotations'] if one['image_id'] == image)
+
+
+@in_json
+def wrong_size(content):
+    content['images'][2]['width'] += 8
+    return IMAGE.format(3)
+
+
+@in_json
+def box_outside(content):
+    one = annotation(content, 4)
+    one['bbox'][0] = 60
+    return f'{IMAGE.format(4)}, annotation {one["id"]}'
+
+
+@in_json
+def empty_box(content):
+    one = annotation(content, 5)
+    one['bbox'][2] = 0
+    return f'{IMAGE.format(5)}, annotation {one["id"]}'
+
+
+@in_json
+def unknown_category(content):
+    one = annotation(content, 6)
+    one['category_id'] = 9
+    return f'{IMAGE.format(6)}, annotation {one["id"]}'
+
+
+@in_json
+def bad_mask(content):
+    one = annotation(content, 7)
+    one['segmentation'] = dict(size=[64, 64], counts='0')
+    return f'{IMAGE.format(7)}, annotation {one["id"]}'
+
+
+@in_json
+def class_never_seen(content):
+    for one in content['annotations']:
+        one['category_id'] = 1 if one['category_id'] == 3 else one['category_id']
+    return '1 of 3 classes have no example: triangle'
+
+
+def missing_image(root: Path) -> str:
+    (root / 'train2017' / IMAGE.format(1)).unlink()
+    return IMAGE.format(1)
+
+
+def damaged_image(root: Path) -> str:
+    return cut_off(root / 'train2017' / IMAGE.format(2))
+
+
+def duplicate(root: Path) -> str:
+    folder = root / 'classification'
+    shutil.copy(folder / 'train/square' / IMAGE.format(5), folder / 'val/square/copy.jpg')
+    return 'copy.jpg'
+
+
+def label_outside(root: Path) -> str:
+    path = root / 'annotations/training' / IMAGE.format(8).replace('jpg', 'png')
+    labels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    labels[:2, :3] = 7
+    cv2.imwrite(str(path), labels)
+    return f'{path}: 6 pixels have the label 6'
+
+
+def damaged_label_map(root: Path) -> str:
+    return cut_off(root / 'annotations/training' / IMAGE.format(9).replace('jpg', 'png'))
+
+
+def missing_label_map(root: Path) -> str:
+    path = root / 'annotations/validation' / IMAGE.format(2).replace('jpg', 'png')
+    path.unlink()
+    return path.name
+
+
+TWELVE = (
+    missing_image,
+    damaged_image,
+    wrong_size,
+    box_outside,
+    empty_box,
+    unknown_category,
+    bad_mask,
+    class_never_seen,
+    duplicate,
+    label_outside,
+    damaged_label_map,
+    missing_label_map,
+)
+
+
+def is_found(plant, where: str, faults: list[dataset_check.Fault]) -> bool:
+    return any(fault.kind == plant.__name__.replace('_', ' ') and where in fault.text for fault in faults)
+
+
+def test_nothing_is_broken_in_the_shapes(configs, shapes, capsys):
+    for path, folder in configs:
+        arguments = [path, '--out', 'samples.png', '--cfg-options', f'data_root={shapes / folder}']
+        assert check_dataset.main(arguments) == 0
+        summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert summary == {'broken': 0, 'kinds': {}, 'images': {'train': 12, 'val, test': 6}, 'out': 'samples.png'}
+        assert cv2.imread('samples.png').std() > 5
+
+
+@pytest.mark.parametrize('plant', TWELVE, ids=lambda plant: plant.__name__)
+def test_each_planted_fault_is_found_and_nothing_else(plant, configs, shapes):
+    root = Path('shapes')
+    shutil.copytree(shapes, root, symlinks=True)
+    where = plant(root)
+    faults = faults_in(configs, root)
+    assert is_found(plant, where, faults), faults
+    kinds = {fault.kind for fault in faults}
+    # the label maps' images are links to the detector's
+    assert kinds == {plant.__name__.replace('_', ' ')}
+    assert len(faults) == (2 if plant in (missing_image, damaged_image) else 1)
+
+
+def test_all_twelve_are_found_at_once(configs, shapes, capsys):
+    root = Path('shapes')
+    shutil.copytree(shapes, root, symlinks=True)
+    planted = [(plant, plant(root)) for plant in TWELVE]
+    faults = faults_in(configs, root)
+    assert len(faults) == 14
+    assert [plant.__name__ for plant, where in planted if not is_found(plant, where, faults)] == []
+
+    assert check_dataset.main([configs[0][0], '--cfg-options', f'data_root={root}']) == 1
+    printed = capsys.readouterr().out
+    assert json.loads(printed.splitlines()[-1])['broken'] == 8
+    for plant, where in planted[:8]:
+        assert plant.__name__.replace('_', ' ') in printed
+        assert where in printed
+
+
+def test_other_faults_of_files(configs, shapes):
+    root = Path('shapes')
+    shutil.copytree(shapes, root, symlinks=True)
+    Image.new('L', (32, 64)).save(root / 'annotations/training' / IMAGE.format(1).replace('jpg', 'png'))
+    (root / 'images/validation' / IMAGE.format(3)).unlink()
+    (root / 'classification/train/circle' / IMAGE.format(1)).write_bytes(b'no picture')
+    (root / 'classification/val/hexagon').mkdir()
+    shutil.copy(root / 'val2017' / IMAGE.format(1), root / 'classification/val/hexagon')
+    (root / 'annotations/instances_val2017.json').write_text('{"images": []')
+    kinds = sorted(fault.kind for fault in faults_in(configs, root))
+    assert kinds == [
+        'class never seen',  # in the annotations that cannot be read
+        'damaged annotations',
+        'damaged image',
+        'missing image',
+        'unknown category',
+        'wrong size',
+    ]
+
+
+@pytest.mark.parametrize(
+    ('key', 'value', 'kind'),
+    [
+        ('category_id', [1], 'unknown category'),
+        ('category_id', None, 'unknown category'),
+        ('bbox', None, 'empty box'),
+        ('bbox', [1, 2, float('nan'), 4], 'empty box'),
+        ('bbox', [1, 2, 3, -4], 'empty box'),
+        ('bbox', [-5, 0, 20, 20], 'box outside'),
+        ('segmentation', {}, None),  # a detector's pipeline loads none
+        ('image_id', 99, 'missing image'),
+        ('id', 2, 'damaged annotations'),
+    ],
+)
+def test_malformed_annotations(key, value, kind, configs, shapes):
+    root = Path('shapes')
+    shutil.copytree(shapes, root, symlinks=True)
+    path = root / 'annotations/instances_train2017.json'
+    content = json.loads(path.read_text())
+    content['annotations'][0][key] = value
+    path.write_text(json.dumps(content))
+    assert [fault.kind for fault in faults_in(configs[:1], root)] == ([kind] if kind else [])
+    dataset_check.plot_samples(dataset_check.check_datasets(load_config(configs[0][0], {'data_root': str(root)})))
+
+
+def test_a_photograph_that_exif_turns_has_the_size_it_is_shown_with(configs, shapes):
+    root = Path('shapes')
+    shutil.copytree(shapes, root, symlinks=True)
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.new('RGB', (48, 64)).save(root / 'train2017' / IMAGE.format(1), exif=exif)
+    (wrong,) = faults_in(configs[:1], root)
+    assert '64 x 48 pixels, and the json says 64 x 64' in wrong.text
+
+
+@pytest.mark.parametrize(
+    ('mask', 'fault'),
+    [
+        ([[0, 0, 4, 0, 4, 4]], ''),
+        ([[0, 0, 4, 0, 4]], 'not a list of three or more x, y'),
+        ([[0, 0, 4, 0, 4, float('nan')]], 'no number'),
+        ([[20, 0, 24, 0, 24, 4]], 'outside the image'),
+        (dict(size=[8, 16], counts=[100, 28]), ''),
+        (dict(size=[8, 16], counts=[100, 27]), 'of 127 pixels, and the image has 128'),
+        (dict(size=[16, 8], counts=[100, 28]), 'for the size [16, 8]'),
+        (dict(size=[8, 16], counts='0'), 'of 0 pixels'),
+        (dict(size=[8, 16], counts='T~'), 'is none of theirs'),
+        (dict(size=[8, 16], counts='T'), 'cut off'),
+        ('polygon', 'neither polygons nor run lengths'),
+    ],
+)
+def test_masks(mask, fault):
+    found = dataset_check.mask_fault(mask, (8, 16))
+    assert fault in found
+    assert bool(fault) == bool(found)
+
+
+def test_run_lengths_are_those_of_pycocotools():
+    from pycocotools import mask as coco
+
+    rng = np.random.default_rng(0)
+    for threshold in (0.02, 0.5, 0.98, 1.0):
+        mask = np.asfortranarray(rng.random((37, 120)) < threshold, np.uint8)
+        mask[:, 40:90] = 0
+        encoded = coco.encode(mask)
+        assert dataset_check.mask_fault(encoded, (37, 120)) == ''
+        counts = dataset_check._run_lengths(encoded['counts'])
+        assert sum(counts[1::2]) == mask.sum()
+        decoded = np.repeat(np.arange(len(counts)) % 2, counts).reshape(120, 37).T
+        assert (decoded == mask).all()
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['gone.py'], 'the config gone.py does not exist'),
+        (['DEMO', '--cfg-options', 'data_root=gone'], 'the data is not there: gone/annotations/instances_train2017'),
+        (['DEMO', '--out', 'samples.txt'], '--out samples.txt: name a file that ends in'),
+        (
+            ['DEMO', '--cfg-options', 'train_dataloader.dataset.type=BaseDetDataset', 'DATA'],
+            'the train data is a BaseDetDataset',
+        ),
+    ],
+)
+def test_bad_input_gets_one_line_and_exit_code_2(arguments, message, configs, shapes, capsys):
+    replaced = {'DEMO': configs[0][0], 'DATA': f'data_root={shapes}'}
+    assert check_dataset.main([replaced.get(argument, argument) for argument in arguments]) == 2
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith('error:')]
+    assert len(error) == 1
+    assert message in error[0]
+    assert not list(Path().glob('*.png'))

@@ -1,0 +1,261 @@
+"""Each thing that can be wrong with an environment is made wrong, mostly by packages that shadow the real ones."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from pvt_mm import doctor
+from tests.conftest import ROOT
+from tools import doctor as doctor_tool
+
+
+@pytest.fixture
+def plant(tmp_path, monkeypatch):
+    """Shadows modules, here and in processes started from here: ``plant(name='what its __init__ does')``."""
+    site = tmp_path / 'site'
+
+    def write(**modules: str) -> None:
+        for name, text in modules.items():
+            path = site / name.replace('__', '/') / '__init__.py'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+
+    site.mkdir()
+    monkeypatch.setenv('PYTHONPATH', f'{site}:{ROOT}')
+    monkeypatch.chdir(tmp_path)
+    return write
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """Replaces the versions of what is installed: ``installed(mmcv='2.1.0')``, where _ is a hyphen."""
+
+    def replace(**versions: str) -> None:
+        there = {name.replace('_', '-'): version for name, version in versions.items()}
+        monkeypatch.setattr(doctor, 'version', lambda *names: next((there[n] for n in names if n in there), None))
+
+    return replace
+
+
+FORKS = dict(onedl_mmengine='0.10.12', onedl_mmcv='2.3.6', onedl_mmdetection='3.5.1', onedl_mmsegmentation='1.4.2')
+UPSTREAM = dict(mmengine='0.10.7', mmcv='2.1.0', mmdet='3.3.0', mmsegmentation='1.2.2')
+WORKING_TORCH = (
+    '__version__ = "2.13.0"\n'
+    'class version: cuda = {cuda!r}\n'
+    'class cuda:\n is_available = staticmethod(lambda: {gpus} > 0)\n device_count = staticmethod(lambda: {gpus})\n'
+)
+
+
+def is_broken(line: doctor.Line, text: str, mend: str) -> bool:
+    assert line.state == 'broken', line
+    assert text in line.text
+    assert mend in line.mend
+    return True
+
+
+def test_python(monkeypatch):
+    assert doctor.check_python().state == 'ok'
+    monkeypatch.setattr(sys, 'version_info', (3, 9, 1))
+    assert is_broken(doctor.check_python(), '3.9', 'PYTHON=python3.12')
+
+
+def test_torch(plant):
+    plant(torch=WORKING_TORCH.format(cuda='12.6', gpus=0))
+    assert doctor.check_torch() == ('torch', 'ok', '2.13.0, CUDA 12.6', '')
+    plant(torch=WORKING_TORCH.format(cuda='12.6', gpus=0).replace('2.13.0', '2.1.0'))
+    assert is_broken(doctor.check_torch(), '2.1.0 is older than 2.4', "pip install 'torch>=2.4'")
+    plant(torch='raise OSError("libcudart.so.12: cannot open shared object file")')
+    assert is_broken(doctor.check_torch(), 'libcudart.so.12', "pip install 'torch>=2.4'")
+    plant(torch='import os; os.abort()')
+    assert is_broken(doctor.check_torch(), 'crashes with signal 6', "pip install 'torch>=2.4'")
+
+
+@pytest.mark.parametrize(
+    ('cuda', 'visible', 'there', 'hidden', 'state', 'text'),
+    [
+        ('12.6', 2, True, None, 'ok', '2 visible'),
+        (None, 0, False, None, 'note', 'none here'),
+        ('12.6', 0, True, '', 'note', 'CUDA_VISIBLE_DEVICES= hides it'),
+        (None, 0, True, None, 'broken', 'this torch is for CPUs alone'),
+        ('12.6', 0, True, None, 'broken', "torch's CUDA 12.6 cannot use its driver"),
+    ],
+)
+def test_gpu(cuda, visible, there, hidden, state, text, plant, monkeypatch):
+    plant(torch=WORKING_TORCH.format(cuda=cuda, gpus=visible))
+    monkeypatch.setattr(doctor, 'gpu_is_there', lambda: there)
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    if hidden is not None:
+        monkeypatch.setenv('CUDA_VISIBLE_DEVICES', hidden)
+    line = doctor.check_gpu()
+    assert (line.state, text in line.text) == (state, True), line
+    assert bool(line.mend) == (state == 'broken' or hidden is not None)
+
+
+@pytest.mark.parametrize(
+    ('error', 'mend'),
+    [
+        ('ValueError("numpy.dtype size changed, may indicate binary incompatibility")', '--force-reinstall --no-deps'),
+        ('ImportError("A module that was compiled using NumPy 1.x cannot be run in NumPy 2")', "pip install 'numpy<2'"),
+        ('ModuleNotFoundError("No module named \'cv2\'")', 'pip install opencv-python'),
+    ],
+)
+def test_numpy_abi(error, mend, plant):
+    plant(torch='from_numpy = lambda array: type("T", (), {"numpy": lambda self: 0})()', cv2=f'raise {error}')
+    assert is_broken(doctor.check_numpy(), error.split('(')[0], mend)
+
+
+def test_a_mix_of_upstream_and_forks_and_what_is_absent(installed):
+    installed(**FORKS)
+    assert doctor.check_stack().state == 'ok'
+    installed(**UPSTREAM)
+    assert doctor.check_stack().state == 'ok'
+    installed(**FORKS, mmcv='2.1.0')
+    assert is_broken(doctor.check_stack(), 'onedl-mmcv 2.3.6', 'pip uninstall -y mmengine')
+    installed()
+    assert is_broken(doctor.check_stack(), 'absent', f"pip install -e '{ROOT}[onedl]'")
+    installed(**{name: FORKS[name] for name in ('onedl_mmengine', 'onedl_mmdetection')})
+    line = doctor.check_stack()
+    assert is_broken(line, 'onedl-mmcv, onedl-mmsegmentation absent', 'MMCV_WITH_OPS=1 pip install')
+    assert line.mend.endswith('onedl-mmcv && pip install onedl-mmsegmentation')
+
+
+def test_mmcv_bound(installed):
+    installed(**UPSTREAM)
+    assert doctor.check_mmcv_bound().state == 'ok'
+    installed(**FORKS)
+    assert doctor.check_mmcv_bound().state == 'ok'
+    installed(**{**UPSTREAM, 'mmcv': '2.2.0'})
+    assert is_broken(doctor.check_mmcv_bound(), 'mmcv 2.2.0', "'mmcv>=2.0.0,<2.2.0'")
+
+
+@pytest.mark.parametrize(
+    ('error', 'text', 'mend'),
+    [
+        ('ModuleNotFoundError("No module named \'mmcv._ext\'")', 'installed without them', 'onedl-mmcv'),
+        ('ImportError("/x/_ext.so: undefined symbol: _ZN3c1017")', 'for another torch', 'onedl-mmcv'),
+        ('ModuleNotFoundError("No module named \'addict\'")', 'addict', 'pip install addict'),
+    ],
+)
+def test_mmcv_operators(error, text, mend, plant, installed):
+    installed(**FORKS)
+    plant(torch=WORKING_TORCH.format(cuda=None, gpus=0), mmcv='', mmcv__ops=f'raise {error}')
+    assert is_broken(doctor.check_ops(), text, mend)
+    assert ('MMCV_WITH_OPS=1' in doctor.check_ops().mend) == ('addict' not in mend)
+
+
+def test_mmcv_operators_for_cpus_beside_a_gpu(plant, installed):
+    installed(**UPSTREAM)
+    plant(torch=WORKING_TORCH.format(cuda='12.6', gpus=1), mmcv='')
+    plant(mmcv__ops='get_compiling_cuda_version = lambda: "not available"')
+    assert is_broken(doctor.check_ops(), 'for CPUs alone', 'FORCE_CUDA=1 MMCV_WITH_OPS=1 pip install')
+    plant(mmcv__ops='get_compiling_cuda_version = lambda: "12.6"')
+    assert doctor.check_ops().state == 'ok'
+
+
+def test_weights_only(installed):
+    installed(**UPSTREAM, torch='2.5.1')
+    assert doctor.check_weights_only().state == 'ok'
+    installed(**FORKS, torch='2.13.0+cpu')
+    assert doctor.check_weights_only().state == 'ok'
+    installed(**UPSTREAM, torch='2.6.0')
+    assert is_broken(doctor.check_weights_only(), 'mmengine 0.10.7 with torch 2.6.0', 'onedl-mmcv')
+
+
+def test_pkg_resources(plant, installed):
+    plant(pkg_resources='raise ModuleNotFoundError("No module named \'pkg_resources\'")')
+    installed(**UPSTREAM, setuptools='82.0.0')
+    assert is_broken(doctor.check_pkg_resources(), 'setuptools 82.0.0', "pip install 'setuptools<82'")
+    installed(**FORKS, setuptools='82.0.0')
+    assert doctor.check_pkg_resources().state == 'note'
+
+
+def test_imports(plant):
+    plant(mmdet='raise AssertionError("MMCV==2.2.0 is used but incompatible")')
+    assert is_broken(doctor.check_imports(), 'MMCV==2.2.0 is used', '[onedl]')
+    plant(mmdet='', mmdet__models='import ftfy_that_is_not_there')
+    assert is_broken(doctor.check_imports(), 'ftfy_that_is_not_there', 'pip install ftfy_that_is_not_there')
+
+
+def test_package(plant, monkeypatch):
+    plant(pvt_mm='raise ModuleNotFoundError("No module named \'pvt_mm\'")')
+    assert is_broken(doctor.check_package(), 'pvt_mm', f'pip install --no-build-isolation --no-deps -e {ROOT}')
+
+
+def test_writable(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
+    assert doctor.check_writable().state == 'ok'
+    Path('file').touch()
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'file/cache'))
+    assert is_broken(doctor.check_writable(), 'file/cache cannot be written', 'export TORCH_HOME=PATH')
+    Path('work_dirs').touch()
+    assert is_broken(doctor.check_writable(), 'work_dirs cannot be written', '--work-dir PATH')
+
+
+def test_room(monkeypatch):
+    usage = namedtuple('usage', 'free')
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage(2e9))
+    assert is_broken(doctor.check_disk(), '2.0 GB', '--work-dir PATH')
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage(6.4e7))
+    if os.path.isdir('/dev/shm'):
+        assert doctor.check_shared_memory().state == 'note'
+        assert '0.06 GB' in doctor.check_shared_memory().text
+
+
+def test_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    line = doctor.check_data()
+    assert (line.state, line.mend) == ('note', 'tools/make_shapes.py data/shapes')
+    for folder in doctor.DATA.values():
+        Path(folder).mkdir(parents=True)
+    assert doctor.check_data().state == 'ok'
+
+
+def test_every_check_has_its_line_here():
+    tested = Path(__file__).read_text()
+    assert len(doctor.CHECKS) == 15
+    assert [check.__name__ for check in doctor.CHECKS if f'doctor.{check.__name__}()' not in tested] == []
+
+
+def test_exit_code_and_summary(monkeypatch, capsys):
+    lines = {state: doctor.Line(state, state, 'text', 'command') for state in ('ok', 'note', 'broken')}
+    for shown, code in ((['ok', 'note'], 0), (['ok', 'broken'], 1)):
+        monkeypatch.setattr(doctor, 'CHECKS', [lambda state=state: lines[state] for state in shown])
+        assert doctor_tool.main([]) == code
+        out = capsys.readouterr().out.splitlines()
+        assert json.loads(out[-1])['broken'] == [name for name in shown if name == 'broken']
+        assert out[1] == '        mend it: command'
+    with pytest.raises(SystemExit) as stop:
+        doctor_tool.main(['--quick'])
+    assert stop.value.code == 2
+
+
+def test_it_runs_where_nothing_imports(plant):
+    """Neither it nor what it imports needs a library, and it finds every one that is broken."""
+    broken = ('torch', 'numpy', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 'rich', 'cv2', 'pkg_resources')
+    plant(**{name: f'raise ImportError("{name} is broken")' for name in broken})
+    done = subprocess.run([sys.executable, ROOT / 'tools/doctor.py'], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, '')
+    found = json.loads(done.stdout.splitlines()[-1])['broken']
+    wanted = {'torch', 'GPU', 'NumPy', "MMCV's operators", 'MMDetection and MMSegmentation', 'pvt_mm'}
+    assert wanted <= set(found)
+
+
+@pytest.mark.parametrize('tool', ['train', 'test'])
+@pytest.mark.parametrize('module', ['torch', 'mmcv', 'mmdet'])
+def test_train_and_test_point_to_it(tool, module, plant):
+    plant(**{module: 'raise AssertionError("it is broken")'})
+    config = str(ROOT / 'configs/demo/retinanet_shapes.py')
+    arguments = [config] if tool == 'train' else [config, config]
+    done = subprocess.run([sys.executable, ROOT / f'tools/{tool}.py', *arguments], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert 'it is broken' in done.stderr
+    assert 'tools/doctor.py says what' in done.stderr
+    assert 'Traceback' not in done.stderr
+    assert not Path('work_dirs').exists()

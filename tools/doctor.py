@@ -1,0 +1,43 @@
+#!/usr/bin/env python
+"""Say what is wrong with the environment, a line a thing, and the command that mends it."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # that it is not installed is among what is checked
+
+from pvt_mm import doctor
+from pvt_mm.errors import command
+
+COLORS = {'ok': '32', 'note': '33', 'broken': '31'}
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__ + ' Notes are about what not everyone needs. The exit code is 1 where something is broken; '
+        'the last line of the output is JSON.',
+        epilog='Example: tools/doctor.py',
+    )
+    return parser.parse_args(argv)
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    parse_args(argv)
+    lines = []
+    for line in doctor.examine():
+        state = f'{line.state:6}'
+        state = f'\033[{COLORS[line.state]}m{state}\033[0m' if sys.stdout.isatty() else state
+        print(f'{state}  {line.name}: {line.text}', flush=True)
+        if line.mend:
+            print(f'        mend it: {line.mend}', flush=True)
+        lines.append(line)
+    print(json.dumps({state: [line.name for line in lines if line.state == state] for state in COLORS}))
+    return int(any(line.state == 'broken' for line in lines))
+
+
+if __name__ == '__main__':
+    sys.exit(main())
