@@ -12,6 +12,7 @@ import torch
 from matplotlib.colors import to_rgb
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
+from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, init_default_scope
 from mmengine.structures import BaseDataElement, PixelData
 from mmengine.visualization import Visualizer
@@ -27,7 +28,7 @@ from pvt_mm.files import whole_file
 PICTURES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm', '.pgm')
 VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v')
 # Pictures are drawn on at so many pixels of their shorter side at least: names are not readable on less.
-LEAST_SIDE = 320
+LEAST_SIDE = 480
 
 
 class Predictor:
@@ -65,6 +66,7 @@ class Predictor:
             raise InputError(f'no inferencer can be built: {type(error).__name__}: {error}') from error
         self.visualizer = self.inferencer.visualizer
         self.visualizer.dataset_meta = model.dataset_meta
+        self.visualizer.alpha = 0.5  # the picture is seen through a map; MMDetection's masks are as they are
 
     @torch.no_grad()
     def __call__(self, picture: np.ndarray) -> tuple[np.ndarray, list[dict]]:
@@ -76,8 +78,8 @@ class Predictor:
         Returns:
             The picture with the predictions on it, BGR, enlarged if it is small; and the predictions, best first: a
             ``label`` and, of a detector, its ``score``, ``bbox`` (x1, y1, x2, y2) in pixels of the picture and, where
-            there are any, ``mask`` as COCO's run lengths; of a segmentor, the ``share`` of the picture; of a
-            classifier, the ``score``, of the best five.
+            there are any, ``mask``; of a segmentor, the ``share`` of the picture and the ``mask``; of a classifier, the
+            ``score``, of the best five.
 
         Raises:
             InputError: The model cannot take the picture.
@@ -87,7 +89,7 @@ class Predictor:
         except ValueError as error:
             raise InputError(str(error)) from error
         factor = -(-LEAST_SIDE // min(picture.shape[:2]))
-        image = np.ascontiguousarray(picture[..., ::-1].repeat(factor, 0).repeat(factor, 1))
+        image = cv2.resize(picture[..., ::-1], None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
         if self.scope == 'mmengine':
             return self._scores(image, sample.pred_score.cpu().numpy())
         if self.scope == 'mmseg':
@@ -112,22 +114,19 @@ class Predictor:
         return sample.cpu()
 
     def _instances(self, sample: BaseDataElement) -> list[dict]:
-        from mmdet.structures.mask import encode_mask_results
-
-        instances = sample.pred_instances
-        masks = encode_mask_results(instances.masks.numpy()) if 'masks' in instances else ()
-        found = []
+        instances, found = sample.pred_instances, []
         for i, (label, score, box) in enumerate(zip(instances.labels, instances.scores, instances.bboxes, strict=True)):
             one = dict(label=self.classes[label], score=round(float(score), 4), bbox=[round(float(x), 2) for x in box])
-            if masks:
-                one['mask'] = dict(size=masks[i]['size'], counts=masks[i]['counts'].decode())
+            if 'masks' in instances:
+                one['mask'] = run_lengths(instances.masks[i].numpy())
             found.append(one)
         return found[::-1]
 
     def _regions(self, sample: BaseDataElement) -> list[dict]:
-        labels, counts = np.unique(sample.pred_sem_seg.data.numpy(), return_counts=True)
-        shares = counts / counts.sum()
-        found = [dict(label=self.classes[i], share=round(float(s), 4)) for i, s in zip(labels, shares, strict=True)]
+        regions, found = sample.pred_sem_seg.data[0].numpy(), []
+        for label in np.unique(regions):
+            mask = regions == label
+            found.append(dict(label=self.classes[label], share=round(mask.mean().item(), 4), mask=run_lengths(mask)))
         return sorted(found, key=lambda one: -one['share'])
 
     def _scores(self, image: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, list[dict]]:
@@ -155,9 +154,15 @@ def _inferencer(scope: str, config: Config, model: torch.nn.Module) -> object:
         def _init_model(self, cfg: Config, weights: None, device: str) -> torch.nn.Module:
             return model
 
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        return Loaded(config, scope=scope, show_progress=False)
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel('ERROR')  # it warns of a registry that it does not need
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # and of a palette that it is given afterwards
+            return Loaded(config, scope=scope, show_progress=False)
+    finally:
+        logger.setLevel(level)
 
 
 def _classes(checkpoint: str, dataset: dict) -> tuple[list[str], list | str]:
@@ -193,6 +198,13 @@ def _enlarged(sample: BaseDataElement, factor: int) -> BaseDataElement:
 
 def _repeated(maps: torch.Tensor, factor: int) -> torch.Tensor:
     return maps.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
+
+
+def run_lengths(mask: np.ndarray) -> dict:
+    """Returns a mask (H, W) as COCO has it uncompressed: the lengths of its runs down the columns, of zeros first."""
+    flat = mask.ravel(order='F').astype(bool)
+    ends = [*(np.flatnonzero(np.diff(flat)) + 1).tolist(), len(flat)]
+    return dict(size=list(mask.shape), counts=np.diff([*([0] if flat[0] else []), 0, *ends]).tolist())
 
 
 # ------------------------------------------------------------------------------------------------------------- files
@@ -231,7 +243,8 @@ def run_pictures(predictor: Predictor, paths: list[Path], root: Path, out: Path)
         The predictions by these names; and a line for each picture that cannot be read or taken, which says why.
     """
     found, refused = {}, []
-    for path in track(paths, 'predicting', console=Console(stderr=True), transient=True):
+    bar = dict(console=Console(stderr=True), transient=True, disable=len(paths) == 1)
+    for path in track(paths, 'predicting', **bar):
         name = path.relative_to(root).as_posix()
         try:
             drawn, found_here = predictor(read_picture(path))

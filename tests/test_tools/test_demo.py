@@ -10,7 +10,7 @@ import torch
 from mmengine.registry import MODELS, DefaultScope
 from pycocotools import mask
 
-from pvt_mm.analysis.demo import LEAST_SIDE, Predictor
+from pvt_mm.analysis.demo import LEAST_SIDE, Predictor, run_lengths
 from pvt_mm.engine.run import load_config
 from tests.conftest import ROOT, TINY_ARCH
 from tests.test_tools.test_train_and_test import CONFIG, MASKS, SEGMENTOR
@@ -63,25 +63,28 @@ def test_every_task_is_drawn_and_written(task, trained, shapes, tmp_path, capsys
         'regions': ['test_dataloader.dataset.pipeline.1.scale=(256,64)'],
         'scores': ['model.head.label_smoothing=0.0'],
     }[task]
-    pictures = str(shapes / 'val2017')
+    pictures, names = tmp_path / 'pictures', ['000000000001.jpg', '000000000002.jpg']
+    pictures.mkdir()
+    for name in names:
+        shutil.copy(shapes / 'val2017' / name, pictures)
     flags = ['--out', 'drawn', '--score-thr', '0', '--cfg-options', *options]
-    assert demo.main([pictures, *trained(task), *flags]) == 0
-    assert last_line(capsys) == {'out': 'drawn', 'pictures': 6, 'left_out': 0}
-    names = sorted(path.name for path in (shapes / 'val2017').iterdir())
+    assert demo.main([str(pictures), *trained(task), *flags]) == 0
+    assert last_line(capsys) == {'out': 'drawn', 'pictures': 2, 'left_out': 0}
     assert sorted(path.name for path in (tmp_path / 'drawn').iterdir()) == [*names, 'predictions.json']
     found = json.loads((tmp_path / 'drawn/predictions.json').read_text())['pictures']
     assert sorted(found) == names
     for name in names:
-        drawn, picture = (cv2.imread(str(folder / name)) for folder in (tmp_path / 'drawn', shapes / 'val2017'))
+        drawn, picture = (cv2.imread(str(folder / name)) for folder in (tmp_path / 'drawn', pictures))
         assert min(drawn.shape[:2]) >= LEAST_SIDE
-        picture = cv2.resize(picture, drawn.shape[1::-1], interpolation=cv2.INTER_NEAREST).astype(int)
+        picture = cv2.resize(picture, drawn.shape[1::-1], interpolation=cv2.INTER_CUBIC).astype(int)
         assert (np.abs(drawn - picture).max(-1) > 60).mean() > 0.01
         if task == 'scores':
             expected = np.exp([2, 1, 0]) / np.exp([2, 1, 0]).sum()
             assert [one['label'] for one in found[name]] == ['square', 'triangle', 'circle']
             np.testing.assert_allclose([one['score'] for one in found[name]], expected, atol=1e-4)
         elif task == 'regions':
-            assert found[name] == [{'label': 'square', 'share': 1.0}]
+            whole = {'size': [64, 64], 'counts': [0, 64 * 64]}
+            assert found[name] == [{'label': 'square', 'share': 1.0, 'mask': whole}]
         else:
             scores = [one['score'] for one in found[name]]
             assert scores
@@ -91,7 +94,7 @@ def test_every_task_is_drawn_and_written(task, trained, shapes, tmp_path, capsys
             assert boxes.min() >= 0
             assert 32 < boxes.max() <= 64  # pixels of the file, not of what the model sees
         if task == 'masks':
-            assert all(mask.decode(one['mask']).shape == (64, 64) for one in found[name])
+            assert all(sum(one['mask']['counts']) == 64 * 64 for one in found[name])
 
 
 def test_a_picture_without_predictions_is_itself(trained, shapes, tmp_path):
@@ -99,9 +102,15 @@ def test_a_picture_without_predictions_is_itself(trained, shapes, tmp_path):
     picture = cv2.imread(str(next((shapes / 'val2017').iterdir())))
     drawn, found = Predictor(load_config(config), checkpoint, score_thr=1.0)(picture)
     assert found == []
-    expected = picture.repeat(5, 0).repeat(5, 1)  # 64 pixels are drawn at 320
-    difference = np.abs(cv2.resize(drawn, expected.shape[1::-1]).astype(int) - expected)
-    assert difference.mean() < 6  # the same colours in the same order
+    expected = cv2.resize(picture, (512, 512), interpolation=cv2.INTER_CUBIC)  # 8 times 64
+    assert np.abs(cv2.resize(drawn, (512, 512)).astype(int) - expected).mean() < 2  # the colours in their order
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_run_lengths_are_cocos(seed):
+    drawn = np.random.default_rng(seed).random((5, 7)) > 0.5
+    coded = run_lengths(drawn)
+    np.testing.assert_array_equal(mask.decode(mask.frPyObjects(coded, *coded['size'])), drawn)
 
 
 def test_what_cannot_be_read_is_named_and_the_others_go_on(trained, shapes, tmp_path, capsys):
