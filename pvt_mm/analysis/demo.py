@@ -66,7 +66,8 @@ class Predictor:
             raise InputError(f'no inferencer can be built: {type(error).__name__}: {error}') from error
         self.visualizer = self.inferencer.visualizer
         self.visualizer.dataset_meta = model.dataset_meta
-        self.visualizer.alpha = 0.5  # the picture is seen through a map; MMDetection's masks are as they are
+        if self.scope == 'mmseg':
+            self.visualizer.alpha = 0.5  # the picture is seen through the map
 
     @torch.no_grad()
     def __call__(self, picture: np.ndarray) -> tuple[np.ndarray, list[dict]]:
