@@ -1,15 +1,18 @@
 #!/usr/bin/env python
-"""Draw what a run did, its training curves, and what its model sees, predictions beside the ground truth."""
+"""Draw training curves, predictions beside the ground truth, GFLOPs against scale, and accuracy against size."""
 
 import argparse
 import json
 import math
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from pvt_mm.analysis import curves, figures
 from pvt_mm.engine import run
 from pvt_mm.errors import InputError, command
+
+CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -17,7 +20,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__ + ' The last line of the output is JSON.',
         epilog='Example: tools/plot.py curves work_dirs/pvt_t_1x work_dirs/pvt_s_1x --out curves.svg',
     )
-    commands = parser.add_subparsers(required=True, metavar='curves|predictions')
+    commands = parser.add_subparsers(required=True, metavar='curves|predictions|scale|accuracy')
 
     part = commands.add_parser('curves', help='the loss and a metric over training', description=draw_curves.__doc__)
     part.add_argument('logs', nargs='+', metavar='LOG', help='a work directory or a scalars.json; several are overlaid')
@@ -41,6 +44,26 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     part.add_argument('--out', default='predictions.png', help='a .png, .svg, .pdf or .jpg file (default: %(default)s)')
     part.set_defaults(draw=draw_predictions)
+
+    part = commands.add_parser('scale', help='GFLOPs against the input (Figure 6)', description=draw_scale.__doc__)
+    part.add_argument(
+        '--sides', nargs='+', type=int, metavar='PIXELS', help='of the square images (default: 224 to 1024)'
+    )
+    part.add_argument('--out', default='scale.png', help='a .png, .svg, .pdf or .jpg file (default: %(default)s)')
+    part.set_defaults(draw=draw_scale)
+
+    part = commands.add_parser(
+        'accuracy', help='accuracy against parameters (Figure 2)', description=draw_accuracy.__doc__
+    )
+    part.add_argument(
+        '--models',
+        default='retinanet',
+        choices=('retinanet', 'mask_rcnn', 'semantic_fpn'),
+        help='which folder of configs (default: %(default)s)',
+    )
+    part.add_argument('--results', default='work_dirs', help='where runs are that have measured (default: %(default)s)')
+    part.add_argument('--out', default='accuracy.png', help='a .png, .svg, .pdf or .jpg file (default: %(default)s)')
+    part.set_defaults(draw=draw_accuracy)
     return parser.parse_args(argv)
 
 
@@ -75,6 +98,32 @@ def draw_predictions(args: argparse.Namespace) -> dict:
     figures.save_figure(figure, args.out)
     drawn = sum(len(example.predicted.above(args.score_thr).labels) for example in examples)
     return {'images': len(examples), 'ground_truth': sum(len(e.truth.labels) for e in examples), 'predictions': drawn}
+
+
+def draw_scale(args: argparse.Namespace) -> dict:
+    """Draw the GFLOPs of PVT-S, ResNet-50, ViT-S/16 and ViT-S/32, backbones alone, against the side of the image."""
+    from pvt_mm.analysis import scale
+
+    sides = sorted(set(args.sides or scale.SIDES))
+    gflops = scale.count_scales(CONFIGS, sides)
+    figures.save_figure(scale.plot_scale(gflops, sides), args.out)
+    return {'sides': sides, 'gflops': {name: [round(one, 2) for one in line] for name, line in gflops.items()}}
+
+
+def draw_accuracy(args: argparse.Namespace) -> dict:
+    """Draw accuracy against parameters, quoted from the paper, and marked apart what runs here have measured."""
+    from pvt_mm.analysis import accuracy, tables
+
+    runs, refused = tables.measured(CONFIGS, Path(args.results))
+    for reason in refused:
+        print(reason)
+    models = accuracy.points(CONFIGS, runs, args.models)
+    figures.save_figure(accuracy.plot_accuracy(models, args.models), args.out)
+    return {
+        'models': {
+            one.config: {'params_m': one.params_m, 'quoted': one.quoted, 'measured': one.measured} for one in models
+        }
+    }
 
 
 @command

@@ -197,14 +197,14 @@ def plot_curves(runs: Sequence[Run], metric: str | None) -> Figure:
             loss_axes.plot(steps, losses, color=color, linewidth=1, alpha=0.35)
             smoothed = smooth(losses)
             loss_axes.plot(steps, smoothed, label=run.name, **line)
-            loss_ends.append((steps[-1], smoothed[-1], color))
+            loss_ends.append((steps[-1], smoothed[-1], color, _number(smoothed[-1])))
             if run.metrics.get(metric):
                 points = run.metrics[metric]
                 when = [point.epoch if by_epoch else point.iteration for point in points]
                 values = [point.value for point in points]
                 mark = dict(marker=markers[number % len(markers)], markersize=5, markevery=max(1, len(points) // 25))
                 others[0].plot(when, values, **line, **mark)
-                metric_ends.append((when[-1], values[-1], color))
+                metric_ends.append((when[-1], values[-1], color, _number(values[-1])))
         for axes in others:
             label = METRICS.get(metric, metric)
             dress(axes, f'Validation {label.removesuffix(" (%)")}', 'epoch' if by_epoch else 'iteration', label)
@@ -219,9 +219,9 @@ def plot_curves(runs: Sequence[Run], metric: str | None) -> Figure:
         else:
             _legend(figure, loss_axes)
         figure.draw_without_rendering()  # lays the panels out, for the heights of the labels
-        _label_ends(loss_axes, loss_ends)
+        label_ends(loss_axes, loss_ends)
         for axes in others:
-            _label_ends(axes, metric_ends)
+            label_ends(axes, metric_ends)
     return figure
 
 
@@ -253,18 +253,23 @@ def _legend(figure: Figure, axes: Axes) -> None:
     figure.legend(handles, names, loc='outside lower center', ncols=columns, frameon=False)
 
 
-def _label_ends(axes: Axes, ends: list[tuple[float, float, str]]) -> None:
-    """Writes the last value of each curve to the right of the axes, the texts clear of one another."""
+def label_ends(axes: Axes, ends: list[tuple[float, float, str, str]]) -> None:
+    """Writes a text beside the end of each curve, right of the axes, the texts clear of one another.
+
+    Args:
+        axes: In a figure that is laid out.
+        ends: The x, y, color and text of each curve's end; one that is not finite is left out.
+    """
     ends = sorted(end for end in ends if math.isfinite(end[1]))
     if not ends:
         return
     ends.sort(key=lambda end: end[1])
     points_per_pixel = 72 / axes.figure.dpi
     heights = [axes.transData.transform(end[:2])[1] * points_per_pixel for end in ends]
-    for (x, y, color), height, place in zip(ends, heights, spread(heights, gap=13), strict=True):
+    for (x, y, color, text), height, place in zip(ends, heights, spread(heights, gap=13), strict=True):
         axes.plot(x, y, 'o', color=color, markersize=6, clip_on=False)
         axes.annotate(
-            _number(y),
+            text,
             (1, y),
             xycoords=axes.get_yaxis_transform(),
             xytext=(8, place - height),

@@ -11,12 +11,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
-from mmengine.registry import DATASETS, MODELS, init_default_scope
+from mmengine.registry import DATASETS, init_default_scope
 from mmengine.runner.checkpoint import find_latest_checkpoint
 
 from pvt_mm.analysis.figures import OKABE_ITO
-from pvt_mm.checkpoint import CheckpointError, read_checkpoint
-from pvt_mm.engine.checks import check_checkpoint, check_data
+from pvt_mm.checkpoint import CheckpointError
+from pvt_mm.engine.checks import check_data
+from pvt_mm.engine.inference import load_model
 from pvt_mm.engine.run import unreadable_images_named
 from pvt_mm.errors import WRONG_CONFIG, InputError
 
@@ -78,11 +79,9 @@ def predict(config: Config, checkpoint: str, count: int) -> tuple[list[Example],
     check_data(config, 'test')
     try:
         dataset = DATASETS.build(config.test_dataloader.dataset)
-        model = MODELS.build(config.model).eval()
     except WRONG_CONFIG as error:
         raise InputError(f'the config cannot be built: {type(error).__name__}: {error}') from error
-    check_checkpoint(model, checkpoint, strict=True)
-    model.load_state_dict({key.removeprefix('module.'): value for key, value in read_checkpoint(checkpoint).items()})
+    model = load_model(config, checkpoint)
 
     examples = []
     for index in np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int):

@@ -53,6 +53,24 @@ def test_predictions_are_drawn_for_a_checkpoint_or_a_work_dir(tmp_path, checkpoi
         assert cv2.imread(str(tmp_path / 'p.png')).std() > 5
 
 
+def test_scale_and_accuracy_are_drawn(tmp_path, capsys):
+    for what, flags, expected in (
+        ('scale', ['--sides', '224'], ('gflops', 'PVT-S', [3.81])),
+        (
+            'accuracy',
+            ['--models', 'semantic_fpn', '--results', str(tmp_path)],
+            ('models', 'semantic_fpn/pvt_s_80k', {}),
+        ),
+    ):
+        for ending in ('png', 'svg'):
+            assert plot.main([what, *flags, '--out', str(tmp_path / f'{what}.{ending}')]) == 0
+        key, name, value = expected
+        found = json.loads(capsys.readouterr().out.splitlines()[-1])[key][name]
+        assert found == (value or {'params_m': 28.2, 'quoted': 39.8, 'measured': None})
+        assert cv2.imread(str(tmp_path / f'{what}.png')).std() > 5
+        assert '</svg>' in (tmp_path / f'{what}.svg').read_text()
+
+
 def test_truth_is_the_annotations_and_predictions_are_in_pixels_of_the_file(checkpoint, shapes):
     config = load_config(CONFIG, {'data_root': str(shapes), 'model.test_cfg.score_thr': 0.0})
     examples, classes = predict(config, checkpoint, 6)
@@ -87,6 +105,8 @@ def test_boxes_are_named_where_colours_do_not_suffice(classes, texts):
         (['curves', 'gone'], 'gone'),
         (['curves', 'LOG', '--metric', 'mIoU'], 'mIoU'),
         (['curves', 'LOG', '--out', 'curves.bmp'], 'curves.bmp'),
+        (['scale', '--sides', '100'], '--sides 100: each must be a multiple of 32'),
+        (['accuracy', '--out', 'accuracy.bmp'], 'accuracy.bmp'),
         (['predictions', 'gone.py', 'epoch_1.pth'], 'the config gone.py does not exist'),
         (['predictions', CONFIG, 'gone.pth', '--cfg-options', 'DATA'], 'gone.pth does not exist'),
         (['predictions', CONFIG, 'other.pth', '--cfg-options', 'DATA'], 'other.pth is of another model'),

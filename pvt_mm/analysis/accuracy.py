@@ -1,0 +1,104 @@
+"""Figure 2 of the paper: accuracy against parameters, quoted from it, and beside that what runs have measured."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from pvt_mm.analysis.figures import STYLE, dress
+from pvt_mm.analysis.latency import COLORS, MARKERS
+from pvt_mm.analysis.tables import entries
+
+# What a folder of configs is compared by: the metric, the ending of the configs of one schedule, and the title.
+COMPARISONS = {
+    'retinanet': ('box AP', '_1x', 'RetinaNet on COCO val2017, 12 epochs'),
+    'mask_rcnn': ('mask AP', '_1x', 'Mask R-CNN on COCO val2017, 12 epochs'),
+    'semantic_fpn': ('mIoU', '_80k', 'Semantic FPN on ADE20K, 80,000 iterations'),
+}
+# The families by what their configs' names are made of, what a point of each is called, and where its name is, clear
+# of its line and its neighbours'.
+FAMILIES = {
+    'PVT': (r'pvt_([tsml])', 'PVT-{}', 'left'),
+    'ResNet': (r'r(\d+)', 'ResNet-{}', 'below'),
+    'ResNeXt': (r'x101_(\d+x4d)', 'ResNeXt-101-{}', 'above'),
+    'ViT': (r'vit_s_p(\d+)', 'ViT-S/{}', 'below'),
+}
+PLACES = {
+    'left': dict(xytext=(-5, 5), ha='right', va='bottom'),
+    'above': dict(xytext=(0, 8), ha='center', va='bottom'),
+    'below': dict(xytext=(7, -5), ha='left', va='top'),
+}
+
+
+class Point(NamedTuple):
+    """A model: its config, its family and name there, its parameters in millions, and its accuracy in percent."""
+
+    config: str
+    family: str
+    name: str
+    params_m: float
+    quoted: float
+    measured: float | None
+
+
+def points(configs: Path, runs: dict[str, dict[str, float]], folder: str) -> list[Point]:
+    """Collects the models of a folder of configs whose metafile quotes parameters and accuracy from the paper.
+
+    Args:
+        configs: The folder of the configs and their metafiles.
+        runs: What :func:`pvt_mm.analysis.tables.measured` has found.
+        folder: One of :data:`COMPARISONS`.
+
+    Returns:
+        Them, by family and ascending parameters.
+    """
+    metric, ending, _ = COMPARISONS[folder]
+    found = []
+    for config, entry in entries(configs):
+        params = entry['Metadata'].get('Parameters (M)')
+        quoted = next((one['Metrics'][metric] for one in entry.get('Results', ()) if metric in one['Metrics']), None)
+        for family, (pattern, name, _) in FAMILIES.items():
+            match = re.fullmatch(f'{folder}/{pattern}{ending}', config)
+            if match and params is not None and isinstance(quoted, (int, float)):
+                name = name.format(match[1].upper() if family == 'PVT' else match[1])
+                found.append(Point(config, family, name, params, quoted, runs.get(config, {}).get(metric)))
+    return sorted(found, key=lambda point: (list(FAMILIES).index(point.family), point.params_m))
+
+
+def plot_accuracy(models: Sequence[Point], folder: str) -> Figure:
+    """Draws accuracy against parameters, a line a family; what was measured is a larger, hollow mark.
+
+    Args:
+        models: See :func:`points`.
+        folder: Of their configs, one of :data:`COMPARISONS`.
+    """
+    metric, _, title = COMPARISONS[folder]
+    hollow = dict(markersize=13, markerfacecolor='none', markeredgewidth=2, linestyle='none')
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7, 4.6), layout='constrained')
+        axes = figure.subplots()
+        families = dict.fromkeys(model.family for model in models)
+        for family, color, marker in zip(families, COLORS, MARKERS, strict=False):
+            line = [model for model in models if model.family == family]
+            style = dict(color=color, marker=marker)
+            axes.plot(*zip(*((model.params_m, model.quoted) for model in line), strict=True), **style, linewidth=2)
+            for model in line:
+                if model.measured is not None:
+                    axes.plot(model.params_m, model.measured, **style, **hollow)
+                text = dict(color=color, weight='bold', fontsize=9, textcoords='offset points')
+                axes.annotate(model.name, (model.params_m, model.quoted), **text, **PLACES[FAMILIES[family][2]])
+        dress(axes, title, 'parameters of the model (M)', metric)
+        axes.margins(x=0.11, y=0.12)
+        marks = {f'{metric} quoted from the paper': dict(markersize=6)}
+        if any(model.measured is not None for model in models):
+            marks[f'{metric} measured'] = {**hollow, 'markersize': 10}
+        handles = [
+            Line2D([], [], **{'color': '0.4', 'marker': 'o', 'linestyle': 'none', **mark}, label=label)
+            for label, mark in marks.items()
+        ]
+        figure.legend(handles=handles, loc='outside lower right', ncols=2, frameon=False)
+    return figure

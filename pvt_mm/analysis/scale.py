@@ -1,0 +1,73 @@
+"""Figure 6 of the paper: what the backbones' arithmetic becomes as the image grows."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import track
+
+from pvt_mm.analysis import flops
+from pvt_mm.analysis.curves import label_ends
+from pvt_mm.analysis.figures import STYLE, dress
+from pvt_mm.analysis.latency import COLORS, MARKERS
+from pvt_mm.engine.run import load_config
+from pvt_mm.errors import InputError
+
+# The config that has each backbone, and what is another in it.
+BACKBONES = {
+    'PVT-S': ('retinanet/pvt_s_1x.py', {}),
+    'ResNet-50': ('retinanet/r50_1x.py', {}),
+    'ViT-S/16': ('retinanet/vit_s_p32_1x.py', {'model.backbone.patch_size': 16}),
+    'ViT-S/32': ('retinanet/vit_s_p32_1x.py', {}),
+}
+SIDES = (224, 320, 416, 512, 640, 768, 896, 1024)
+
+
+def count_scales(configs: Path, sides: Sequence[int]) -> dict[str, list[float]]:
+    """Counts the backbones alone on square images.
+
+    Args:
+        configs: The folder of the configs.
+        sides: Of the images, in pixels.
+
+    Returns:
+        The multiply-adds in 1e9 of each of :data:`BACKBONES`, one a side.
+
+    Raises:
+        InputError: A side is no multiple of 32, which ViT-S/32 needs.
+    """
+    if any(side < 32 or side % 32 for side in sides):
+        raise InputError(f'--sides {" ".join(map(str, sides))}: each must be a multiple of 32, as ViT-S/32 needs it')
+    gflops = {name: [] for name in BACKBONES}
+    jobs = [(name, side) for name in BACKBONES for side in sides]
+    for name, side in track(jobs, 'counting', console=Console(stderr=True), transient=True):
+        path, options = BACKBONES[name]
+        parts = flops.count(load_config(str(configs / path), options), (side, side))
+        gflops[name].append(next(part.gflops for part in parts if part.name == 'backbone'))
+    return gflops
+
+
+def plot_scale(gflops: dict[str, list[float]], sides: Sequence[int]) -> Figure:
+    """Draws multiply-adds against the side of square images, a line a backbone, named at its end.
+
+    Args:
+        gflops: See :func:`count_scales`.
+        sides: Ascending.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7, 4.4), layout='constrained')
+        axes = figure.subplots()
+        for line, color, marker in zip(gflops.values(), COLORS, MARKERS, strict=False):
+            axes.plot(sides, line, color=color, marker=marker, markersize=5, linewidth=2)
+        dress(axes, 'Arithmetic of the backbone alone', 'side of the image (pixels)', 'GFLOPs (multiply-adds)')
+        axes.set_ylim(bottom=0)
+        axes.set_xticks(sides)
+        figure.draw_without_rendering()  # lays the axes out, for the heights of the names
+        ends = [
+            (sides[-1], line[-1], color, f'{name}  {line[-1]:.0f}')
+            for (name, line), color in zip(gflops.items(), COLORS, strict=False)
+        ]
+        label_ends(axes, ends)
+    return figure

@@ -1,0 +1,37 @@
+"""Figure 2: the paper's models, each once, and the mark of what was measured."""
+
+import pytest
+
+from pvt_mm.analysis.accuracy import COMPARISONS, plot_accuracy, points
+from tests.conftest import ROOT
+
+CONFIGS = ROOT / 'configs'
+
+
+def test_retinanets_are_table_3s_and_8s():
+    models = points(CONFIGS, {'retinanet/pvt_s_1x': {'box AP': 40.1}}, 'retinanet')
+    assert [(one.name, one.params_m, one.quoted) for one in models] == [
+        ('PVT-T', 23.0, 36.7),
+        ('PVT-S', 34.2, 40.4),
+        ('PVT-M', 53.9, 41.9),
+        ('PVT-L', 71.1, 42.6),
+        ('ResNet-18', 21.3, 31.8),
+        ('ResNet-50', 37.7, 36.3),
+        ('ResNet-101', 56.7, 38.5),
+        ('ResNeXt-101-32x4d', 56.4, 39.9),
+        ('ResNeXt-101-64x4d', 95.5, 41.0),
+        ('ViT-S/32', 60.8, 31.7),
+    ]
+    assert {one.config: one.measured for one in models if one.measured} == {'retinanet/pvt_s_1x': 40.1}
+
+
+@pytest.mark.parametrize('folder', COMPARISONS)
+@pytest.mark.parametrize('measured', [None, 41.5])
+def test_what_was_measured_is_drawn_apart(folder, measured):
+    runs = {f'{folder}/pvt_s{COMPARISONS[folder][1]}': {COMPARISONS[folder][0]: measured}} if measured else {}
+    models = points(CONFIGS, runs, folder)
+    figure = plot_accuracy(models, folder)
+    assert [text.get_text() for text in figure.axes[0].texts] == [one.name for one in models]
+    hollow = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == 'none']
+    assert [line.get_ydata().tolist() for line in hollow] == ([[measured]] if measured else [])
+    assert len(figure.legends[0].legend_handles) == (2 if measured else 1)

@@ -1,0 +1,116 @@
+"""The attention of a query: the layer's own, over the right pixels."""
+
+import numpy as np
+import pytest
+import torch
+from mmengine.registry import MODELS, DefaultScope
+
+from pvt_mm.analysis.attention import attend, attention_of, choose_heads, find_layer, panels, plot_attention, view
+from pvt_mm.engine.run import load_config
+from pvt_mm.errors import InputError
+from pvt_mm.models import PVT
+from tests.conftest import ROOT, TINY_ARCH
+
+LAYERS = [(0, 0), (1, 0), (1, 1), (2, 0), (3, 0)]
+CLASSIFIER = {'model.head.in_channels': 32, 'model.data_preprocessor.rand_augment': None}
+
+
+def build(name, options):
+    config = load_config(str(ROOT / f'configs/{name}.py'), options)
+    config.model.backbone.arch = TINY_ARCH
+    with DefaultScope.overwrite_default_scope(config.default_scope):
+        return config, MODELS.build(config.model).eval()
+
+
+def picture(H, W):
+    return np.random.default_rng(0).integers(0, 256, (H, W, 3), np.uint8)
+
+
+@pytest.mark.parametrize('out_type', ['featmap', 'cls_token'])
+@pytest.mark.parametrize(('stage', 'layer'), LAYERS)
+@torch.no_grad()
+def test_weights_sum_to_1_and_give_the_layers_own_output(stage, layer, out_type):
+    backbone = PVT(TINY_ARCH, out_type=out_type).eval()
+    attn = backbone.stages[stage].layers[layer].attn
+    for parameter in attn.parameters():
+        parameter.normal_(std=0.3)  # far from uniform
+    seen = {}
+    attn.register_forward_hook(lambda _, inputs, output: seen.update(x=inputs[0], size=inputs[1], output=output))
+    backbone(torch.randn(1, 3, 96, 160))
+    tokens = seen['x'].shape[1]
+    assert tokens == seen['size'][0] * seen['size'][1] + (out_type == 'cls_token' and stage == 3)
+    for index in (0, 1, tokens // 2, tokens - 1):
+        weights, output = attend(attn, seen['x'], seen['size'], index)
+        assert weights.shape == (attn.num_heads, tokens // TINY_ARCH['sr_ratios'][stage] ** 2)
+        torch.testing.assert_close(weights.sum(1), torch.ones(attn.num_heads), atol=1e-5, rtol=0)
+        torch.testing.assert_close(output, seen['output'][0, index], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(('stage', 'layer'), LAYERS)
+def test_a_detector_sees_the_whole_picture_and_padding_right_and_below(stage, layer):
+    options = {'model.neck.in_channels': [8, 16, 24, 32]}
+    config, model = build('demo/retinanet_shapes', options)
+    image = picture(120, 150)  # resized to 128 x 160, whose sides are multiples of 32
+    seen = view(config, model, image, 'picture.png')
+    np.testing.assert_allclose(seen.scale, [150 / 160, 120 / 128], rtol=1e-3)
+    np.testing.assert_allclose(seen.origin, [0, 0], atol=0.02)
+    found = attention_of(model.backbone, stage, layer, seen, (100, 30), image.shape[:2])
+    assert found.weights.shape == (TINY_ARCH['num_heads'][stage], 4, 5)
+    np.testing.assert_allclose(found.weights.sum((1, 2)), 1, atol=1e-5)
+    np.testing.assert_allclose(found.cells[0], np.arange(6) * 30, atol=0.05)
+    np.testing.assert_allclose(found.padding, 0)
+    stride = 4 * 2**stage
+    assert abs(np.array(found.query) - (100.5, 30.5)).max() <= stride / 2
+    tall = picture(100, 40)  # 160 x 64: no padding; 150 x 40 becomes 160 x 43, padded to 64
+    for image, w, padded in ((tall, 2, False), (picture(150, 40), 2, True)):
+        found = attention_of(model.backbone, stage, layer, view(config, model, image, 'x.png'), (5, 5), image.shape[:2])
+        assert found.weights.shape[1:] == (5, w)
+        assert (found.padding > 0.01).all() == padded
+
+
+def test_a_classifier_sees_the_central_crop_and_its_class_token_asks():
+    config, model = build('classification/pvt_t_300e', CLASSIFIER)
+    image = picture(512, 768)
+    seen = view(config, model, image, 'picture.png')
+    # The shorter side becomes 256 and the central 224 x 224 pixels remain: 448 of the picture's.
+    np.testing.assert_allclose(seen.scale, [2, 2], rtol=1e-3)
+    np.testing.assert_allclose(seen.origin, [(768 - 448) / 2, (512 - 448) / 2], atol=0.2)
+    found = attention_of(model.backbone, 3, 0, seen, None, image.shape[:2])
+    assert found.query is None
+    np.testing.assert_allclose(found.weights.sum((1, 2)) + found.class_token, 1, atol=1e-5)
+    np.testing.assert_allclose(found.cells[1], 32 + 64 * np.arange(8), atol=0.3)
+    with pytest.raises(InputError, match='X is from 160 to 607, Y from 32 to 479'):
+        attention_of(model.backbone, 3, 0, seen, (159, 100), image.shape[:2])
+    assert attention_of(model.backbone, 0, 0, seen, (160, 32), image.shape[:2]).class_token is None
+    with pytest.raises(InputError, match='--query X Y is needed'):
+        attention_of(model.backbone, 0, 0, seen, None, image.shape[:2])
+
+
+def test_ranges():
+    backbone = PVT(TINY_ARCH)
+    assert find_layer(backbone, None, None)[1:] == (3, 0)
+    assert find_layer(torch.nn.Sequential(backbone), 2, None)[1:] == (1, 1)
+    assert choose_heads('each', 3) == [0, 1, 2]
+    assert choose_heads('2', 3) == [1]
+    assert choose_heads('mean', 3) is None
+    for call, message in (
+        (lambda: find_layer(backbone, 5, None), '--stage 5: the model has stages 1 to 4'),
+        (lambda: find_layer(backbone, 0, None), '--stage 0: the model has stages 1 to 4'),
+        (lambda: find_layer(backbone, 2, 3), '--layer 3: stage 2 has layers 1 to 2'),
+        (lambda: find_layer(torch.nn.Linear(1, 1), 1, 1), 'the model has no PVT: its backbone is Linear'),
+        (lambda: choose_heads('4', 3), '--head 4: the layer has heads 1 to 3'),
+        (lambda: choose_heads('all', 3), '--head all: name a head from 1 to 3, or mean, or each'),
+    ):
+        with pytest.raises(InputError, match=message):
+            call()
+
+
+def test_a_panel_a_head_or_one_of_the_mean():
+    config, model = build('classification/pvt_t_300e', CLASSIFIER)
+    image = picture(256, 256)
+    found = attention_of(model.backbone, 2, 0, view(config, model, image, 'x.png'), (100, 100), image.shape[:2])
+    np.testing.assert_allclose(panels(found, None)['mean of the heads'], found.weights.mean(0))
+    for heads, count in ((None, 2), ([1], 2), ([0, 1, 2], 4)):
+        axes = plot_attention(image, found, heads, 'title').axes
+        assert sum(bool(axis.images) for axis in axes) == count
+        assert all(len(axis.lines) == 1 for axis in axes[:count])  # the query is marked in each

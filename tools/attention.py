@@ -1,0 +1,72 @@
+#!/usr/bin/env python
+"""Draw what a point of a picture attends to, in one layer of a trained model's PVT."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pvt_mm.analysis import figures
+from pvt_mm.engine import run
+from pvt_mm.errors import command
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__ + ' The last line of the output is JSON.',
+        epilog='Example: tools/attention.py street.jpg configs/retinanet/pvt_s_1x.py epoch_12.pth --query 310 180 '
+        '--stage 3 --head each --out attention.png',
+    )
+    parser.add_argument('image', help='the picture')
+    parser.add_argument('config', help='the config file of a detector, segmentor or classifier with a PVT')
+    parser.add_argument('checkpoint', help='the checkpoint file, or a work directory for its last checkpoint')
+    parser.add_argument('--stage', type=int, metavar='N', help='counted from 1 (default: the last)')
+    parser.add_argument('--layer', type=int, metavar='N', help='of the stage, counted from 1 (default: the last)')
+    parser.add_argument('--head', default='mean', help='counted from 1; or mean, or each (default: %(default)s)')
+    parser.add_argument(
+        '--query',
+        nargs=2,
+        type=float,
+        metavar=('X', 'Y'),
+        help="the point that asks, in pixels of the picture (default: the class token of a classifier's last stage)",
+    )
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=run.CfgOptions, metavar='KEY=VALUE', help='override settings of the config'
+    )
+    parser.add_argument('--out', default='attention.png', help='a .png, .svg, .pdf or .jpg file (default: %(default)s)')
+    return parser.parse_args(argv)
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    figures.check_out(args.out)
+    config = run.load_config(args.config, args.cfg_options)
+    # The model's libraries take seconds to load.
+    from pvt_mm.analysis import attention
+    from pvt_mm.analysis.predictions import find_checkpoint
+    from pvt_mm.engine import inference
+
+    picture = inference.read_picture(args.image)
+    model = inference.load_model(config, find_checkpoint(args.checkpoint))
+    backbone, stage, layer = attention.find_layer(model, args.stage, args.layer)
+    heads = attention.choose_heads(args.head, backbone.arch.num_heads[stage])
+    seen = attention.view(config, model, picture, args.image)
+    found = attention.attention_of(backbone, stage, layer, seen, args.query, picture.shape[:2])
+
+    where = f'stage {stage + 1}, layer {layer + 1}'
+    title = f'{Path(args.config).stem}, {where}: {found.weights.shape[2]} x {found.weights.shape[1]} keys'
+    figures.save_figure(attention.plot_attention(picture, found, heads, title), args.out)
+    print(args.out)
+    kept = slice(None) if heads is None else heads
+    results = dict(out=args.out, stage=stage + 1, layer=layer + 1, query=args.query, keys=found.weights.shape[1:])
+    results['greatest'] = {name: round(float(one.max()), 5) for name, one in attention.panels(found, heads).items()}
+    results['on_padding'] = round(float(found.padding[kept].mean()), 5)
+    if found.class_token is not None:
+        results['on_class_token'] = round(float(found.class_token[kept].mean()), 5)
+    print(json.dumps(results))
+
+
+if __name__ == '__main__':
+    sys.exit(main())
