@@ -31,7 +31,7 @@ class CfgOptions(DictAction):
     def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option_string: str | None = None):
         try:
             super().__call__(parser, namespace, values, option_string)
-        except (ValueError, AssertionError) as error:
+        except (ValueError, AssertionError, RecursionError) as error:
             parser.error(f'--cfg-options takes KEY=VALUE pairs, got {" ".join(values)!r} ({error})')
 
 
