@@ -113,14 +113,14 @@ setup(
             'onedl-mmdetection>=3.5.1',
             'onedl-mmengine>=0.10.12',
             'onedl-mmsegmentation>=1.4.2',
-            'kornia>=0.8',  # the classifier's augmentations
+            'kornia>=0.9',  # the classifier's augmentations
         ],
         'openmmlab': [
             'mmcv>=2.0.0,<2.2.0',
             'mmdet>=3.3.0,<4.0.0',
             'mmengine>=0.10.0,<1.0.0',
             'mmsegmentation>=1.2.0,<2.0.0',
-            'kornia>=0.8',
+            'kornia>=0.9',
             'ftfy',  # mmsegmentation imports it and regex without requiring them
             'regex',
         ],

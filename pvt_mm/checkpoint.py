@@ -299,6 +299,9 @@ def convert(
     """
     source, before = find_backbone(state_dict, prefix)
     weights, head = backbone_weights(state_dict, prefix, pretrain_img_size), head_weights(state_dict, prefix)
+    incomplete = [name for name in weights if _stage(name) is None]
+    if len(incomplete) < 4:  # token, position, and the norm's weight and bias
+        weights = {name: value for name, value in weights.items() if name not in incomplete}
     check_complete(weights)
     converted = weights if layout == 'pvt_mm' else _to_layout(weights, layout)
     theirs = _head_prefix(source, before)
@@ -308,6 +311,7 @@ def convert(
         named = {name.replace('head.fc.', scores): value for name, value in head.items()}
         return {**{f'{backbone}{name}': value for name, value in converted.items()}, **named}, dropped
     dropped = [name for name in weights if _stage(name) is None and layout not in CLASSIFIERS]
+    dropped += [name for name in incomplete if name not in weights]
     dropped += [key for key in state_dict if head and key.startswith(theirs)]
     if not before.endswith('backbone.'):
         return converted, dropped + [key for key in state_dict if not key.startswith(before) and key not in dropped]

@@ -26,7 +26,9 @@ def command(main: Callable) -> Callable[[Sequence[str] | None], int]:
         except InputError as error:
             if os.environ.get('PVT_MM_DEBUG') == '1':
                 raise
-            message = str(error).rsplit('InputError: ', 1)[-1]  # a worker process puts its traceback before it
+            message = str(error)
+            if message.startswith('Caught InputError in DataLoader worker'):  # with its traceback before it
+                message = message.rsplit('InputError: ', 1)[-1]
             sys.stderr.write(f'error: {" ".join(message.split())}\n')
             return 2
         except (KeyboardInterrupt, SyntaxError) as error:

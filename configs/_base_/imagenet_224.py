@@ -1,6 +1,6 @@
 # ImageNet as torchvision lays it out, data_root/{train,val}/<class>/*.jpg (section 5.1): random crops and flips, each
-# image three times in an epoch as in the authors' release, and in testing the central 224 x 224 pixels of a shorter
-# side of 256. RandAugment, erasing, mixup and CutMix are the data preprocessor's, on whole batches.
+# of a third of the images three times in an epoch as in the authors' release, and in testing the central 224 x 224
+# pixels of a shorter side of 256. RandAugment, erasing, mixup and CutMix are the data preprocessor's, on whole batches.
 data_root = 'data/imagenet/'
 bicubic = dict(interpolation='bicubic', backend='pillow')
 load = dict(type='LoadImageFromFile', imdecode_backend='pillow')  # OpenCV shows half of a file that was cut off
@@ -21,6 +21,7 @@ train_dataloader = dict(
     num_workers=8,
     persistent_workers=True,
     drop_last=True,
+    collate_fn=dict(type='default_collate'),
     sampler=dict(type='pvt_mm.RepeatAugSampler', num_repeats=3),
     dataset=dict(type='pvt_mm.ImageFolder', data_root=data_root, data_prefix='train', pipeline=train_pipeline),
 )
@@ -28,6 +29,7 @@ val_dataloader = dict(
     batch_size=128,
     num_workers=8,
     persistent_workers=True,
+    collate_fn=dict(type='default_collate'),
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type='pvt_mm.ImageFolder', data_root=data_root, data_prefix='val', pipeline=test_pipeline, test_mode=True

@@ -238,7 +238,8 @@ def _annotations(dataset: dict) -> str | None:
 
 def _image_folder(dataset: dict) -> str | None:
     """Returns the folder of an ImageFolder's classes, None for another data set."""
-    if dataset['type'].split('.')[-1] != 'ImageFolder':
+    kind = dataset['type']
+    if getattr(kind, '__name__', kind).split('.')[-1] != 'ImageFolder':
         return None
     prefix = dataset.get('data_prefix') or ''
     return os.path.join(dataset.get('data_root') or '', prefix['img_path'] if isinstance(prefix, dict) else prefix)

@@ -3,6 +3,7 @@
 from mmengine.optim import DefaultOptimWrapperConstructor
 from torch import nn
 
+from pvt_mm.errors import InputError
 from pvt_mm.models import PVT
 from pvt_mm.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
@@ -20,8 +21,17 @@ class LayerDecayOptimizerConstructor(DefaultOptimWrapperConstructor):
     ``'cls_token.token': dict(decay_mult=0)`` or ``'pos_embed': dict(decay_mult=0)``. The multipliers multiply.
 
     Raises:
-        ValueError: ``layer_decay_rate`` is missing or not in (0, 1], or the model has no PVT.
+        InputError: ``layer_decay_rate`` is missing or not in (0, 1], or the model has no PVT.
     """
+
+    def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None):
+        super().__init__(optim_wrapper_cfg, paramwise_cfg)
+        rate = self.paramwise_cfg.get('layer_decay_rate')
+        if not isinstance(rate, (int, float)) or not 0 < rate <= 1:
+            raise InputError(
+                f'LayerDecayOptimizerConstructor: optim_wrapper.paramwise_cfg.layer_decay_rate is {rate}: it must be more '
+                'than 0 and at most 1'
+            )
 
     def add_params(
         self, params: list[dict], module: nn.Module, prefix: str = '', is_dcn_module: bool | None = None
@@ -29,17 +39,14 @@ class LayerDecayOptimizerConstructor(DefaultOptimWrapperConstructor):
         super().add_params(params, module, prefix, is_dcn_module)
         if prefix:  # MMEngine's walks down the model through this method
             return
-        rate = self.paramwise_cfg.get('layer_decay_rate')
-        if not isinstance(rate, (int, float)) or not 0 < rate <= 1:
-            raise ValueError(f'paramwise_cfg.layer_decay_rate must be more than 0 and at most 1, got {rate}')
-        scales = {}
+        rate, scales = self.paramwise_cfg['layer_decay_rate'], {}
         for backbone in module.modules():
             if isinstance(backbone, PVT):
                 depth = len([layer for stage in backbone.stages for layer in stage.layers])
                 for key, parameter in backbone.named_parameters():
                     scales[parameter] = rate ** (depth + 1 - layer_number(backbone, key))
         if not scales:
-            raise ValueError(f'{type(self).__name__} is for models with a PVT, and {type(module).__name__} has none')
+            raise InputError(f'{type(self).__name__} is for models with a PVT, and {type(module).__name__} has none')
         for group in params:
             (parameter,) = group['params']
             group['lr'] = group.get('lr', self.base_lr) * scales.get(parameter, 1.0)

@@ -2,10 +2,12 @@
 
 The paper follows DeiT (Touvron et al., 2021), whose figures these functions take as their arguments. kornia's own
 classes draw otherwise: one operation of RandAugment for a whole batch at one strength, mixup from a uniform
-distribution, erasing with one colour. So the drawing is done here, for each image, as DeiT draws.
+distribution, CutMix with boxes that lie inside the image and so are 1.6 times as large, erasing with one colour. So the
+drawing is done here, as DeiT draws: mixup and CutMix once for a batch, the others for each image.
 """
 
 import torch
+import torch.nn.functional as F
 from kornia import augmentation, enhance
 from kornia.geometry.transform import get_rotation_matrix2d, warp_affine
 from torch import Tensor
@@ -66,7 +68,8 @@ def apply_operation(name: str, images: Tensor, level: Tensor, fill: Tensor) -> T
     sign = torch.randint(0, 2, level.shape, device=level.device) * 2 - 1
     height, width = images.shape[2:]
     if name == 'auto_contrast':
-        return enhance.normalize_min_max(images)
+        stretched = enhance.normalize_min_max(images)
+        return torch.where(images.amax((2, 3), keepdim=True) > images.amin((2, 3), keepdim=True), stretched, images)
     if name == 'equalize':
         return enhance.equalize(images)
     if name == 'invert':
@@ -93,9 +96,9 @@ def apply_operation(name: str, images: Tensor, level: Tensor, fill: Tensor) -> T
         strongest = dict(shear_x=0.3, shear_y=0.3, translate_x=0.45 * width, translate_y=0.45 * height)[name]
         matrix = torch.eye(2, 3, device=level.device, dtype=level.dtype).repeat(len(level), 1, 1)
         matrix[:, row, column] = strongest * sign * level
-    return warp_affine(
-        images, matrix, (height, width), mode='bilinear', padding_mode='fill', fill_value=fill.to(images)
-    )
+    fill = fill.to(images)
+    warped = warp_affine(images, matrix, (height, width), mode='bicubic', padding_mode='fill', fill_value=fill)
+    return warped.clamp(0, 1)
 
 
 def random_erasing(images: Tensor, prob: float) -> Tensor:
@@ -112,26 +115,40 @@ def random_erasing(images: Tensor, prob: float) -> Tensor:
 def mix(
     images: Tensor, labels: Tensor, num_classes: int, mixup: float, cutmix: float, switch_prob: float
 ) -> tuple[Tensor, Tensor]:
-    """Mixes a batch with a permutation of itself, by mixup (Zhang et al., 2018) or CutMix (Yun et al., 2019).
+    """Mixes a batch with itself in reverse, by mixup (Zhang et al., 2018) or CutMix (Yun et al., 2019).
 
     Args:
         images: (B, 3, H, W).
         labels: (B,), integers.
         num_classes: K.
-        mixup: Both parameters of the Beta distribution of mixup's share; 0 for no mixup.
-        cutmix: Those of CutMix's share of the area; 0 for no CutMix.
+        mixup: Both parameters of the Beta distribution of an image's share in mixup; 0 for no mixup.
+        cutmix: Those of its share of the area in CutMix; 0 for no CutMix.
         switch_prob: How often it is CutMix where both are there.
 
     Returns:
         The mixed images, and the shares of the classes in them (B, K).
     """
-    kwargs = dict(p=1.0, same_on_batch=True, data_keys=['input', 'class'])
-    if cutmix and (not mixup or torch.rand(()) < switch_prob):
-        images, mixed = augmentation.RandomCutMixV2(num_mix=1, beta=cutmix, **kwargs)(images, labels)
-        mixed = mixed[0]  # (B, 3): both labels and the share of the second
+    cut = cutmix and (not mixup or torch.rand(()).item() < switch_prob)
+    alpha = cutmix if cut else mixup
+    share = torch.distributions.Beta(alpha, alpha).sample().item()
+    if cut:
+        rows, columns = draw_box(*images.shape[2:], 1 - share)
+        images, other = images.clone(), images.flip(0)
+        images[:, :, rows, columns] = other[:, :, rows, columns]
+        share = 1 - (rows.stop - rows.start) * (columns.stop - columns.start) / (images.shape[2] * images.shape[3])
     else:
-        share = torch.distributions.Beta(mixup, mixup).sample()
-        images, mixed = augmentation.RandomMixUpV2(lambda_val=(share, share), **kwargs)(images, labels)
-    first, second, share = mixed.unbind(1)
-    one_hot = torch.eye(num_classes, device=images.device)
-    return images, one_hot[first.long()] * (1 - share[:, None]) + one_hot[second.long()] * share[:, None]
+        images = images.flip(0).lerp(images, share)
+    shares = F.one_hot(labels, num_classes).float()
+    return images, shares.flip(0).lerp(shares, share)
+
+
+def draw_box(height: int, width: int, area: float) -> tuple[slice, slice]:
+    """Returns the rows and columns of a box of the image's shape and a share ``area`` of it, cut off at its border.
+
+    The centre is drawn uniformly from the whole image.
+    """
+    sides = []
+    for length in (height, width):
+        half, centre = int(length * area**0.5) // 2, torch.randint(length, ()).item()
+        sides.append(slice(max(centre - half, 0), min(centre + half, length)))
+    return sides[0], sides[1]

@@ -73,6 +73,8 @@ class LinearClsHead(BaseModule):
 
     def __init__(self, num_classes: int, in_channels: int, label_smoothing: float = 0.0, init_cfg: dict | None = None):
         super().__init__(init_cfg)
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f'label_smoothing must be at least 0 and less than 1, got {label_smoothing}')
         self.label_smoothing = label_smoothing
         self.fc = nn.Linear(in_channels, num_classes)
         nn.init.trunc_normal_(self.fc.weight, std=0.02)

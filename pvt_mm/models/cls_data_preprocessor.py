@@ -1,9 +1,11 @@
 """Whole batches of images and labels for a classifier: normalised, and in training augmented, on the device."""
 
+import inspect
 from collections.abc import Sequence
 from importlib.util import find_spec
 
 import torch
+from mmengine.dist import get_rank
 from mmengine.model import ImgDataPreprocessor
 from torch import Tensor
 
@@ -50,21 +52,33 @@ class ClsDataPreprocessor(ImgDataPreprocessor):
         self.mixup, self.cutmix, self.switch_prob = mixup or 0.0, cutmix or 0.0, switch_prob
         rates = dict(erasing=self.erasing, mixup=self.mixup, cutmix=self.cutmix, switch_prob=switch_prob)
         for name, rate in rates.items():
-            if rate < 0 or (name in ('erasing', 'switch_prob') and rate > 1):
-                raise ValueError(f'{name} must be None or not negative, and a probability at most 1; got {rate}')
+            if not isinstance(rate, (int, float)) or rate < 0 or (name in ('erasing', 'switch_prob') and rate > 1):
+                raise ValueError(f'{name} must be None or not negative, and a probability at most 1; got {rate!r}')
 
         self.augments = bool(rand_augment or any((self.erasing, self.mixup, self.cutmix)))
         if self.augments and not find_spec('kornia'):
             raise ValueError('the augmentations need kornia: `pip install kornia`, or set them all to None')
+        if rand_augment:
+            from pvt_mm.models import batch_augments
+
+            inspect.signature(batch_augments.rand_augment).bind(
+                None, None, **rand_augment
+            )  # a misspelt key is an error
 
     def forward(self, data: dict, training: bool = False) -> dict:
         data = self.cast_data(data)
-        images, samples = torch.stack(list(data['inputs'])), data.get('data_samples')
+        images, samples = data['inputs'], data.get('data_samples')
+        images = images if isinstance(images, Tensor) else torch.stack(images)
         if self._channel_conversion:
             images = images[:, [2, 1, 0]]
         images = images.float()
-        images = self._augment(images, samples) if training and self.augments else (images - self.mean) / self.std
-        return dict(inputs=images, data_samples=samples)
+        if not training or not self.augments:
+            return dict(inputs=(images - self.mean) / self.std, data_samples=samples)
+        # Processes have one seed, and would all draw the same: an image's repeats would be augmented alike.
+        seed = torch.randint(2**31, ()).item() + get_rank()
+        with torch.random.fork_rng([images.device] if images.is_cuda else []):
+            torch.manual_seed(seed)
+            return dict(inputs=self._augment(images, samples), data_samples=samples)
 
     def _augment(self, images: Tensor, samples: list[DataSample]) -> Tensor:
         from pvt_mm.models import batch_augments  # kornia takes a second to load, and only training needs it

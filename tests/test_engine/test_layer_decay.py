@@ -77,7 +77,7 @@ def test_multipliers_multiply():
 
 @pytest.mark.parametrize('rate', [None, 0, 1.5])
 def test_a_rate_that_is_none_says_so(rate):
-    with pytest.raises(ValueError, match=f'layer_decay_rate must be more than 0 and at most 1, got {rate}'):
+    with pytest.raises(ValueError, match=f'layer_decay_rate is {rate}: it must be more than 0 and at most 1'):
         optimiser_of('retinanet/pvt_t_1x', layer_decay_rate=rate)
 
 
