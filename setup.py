@@ -125,6 +125,7 @@ setup(
             'regex',
         ],
         'hf': ['safetensors', 'transformers'],
-        'tests': ['pytest', 'pytest-timeout', 'pytest-xdist', 'ruff', 'safetensors', 'transformers'],
+        'sweep': ['submitit>=1.5'],
+        'tests': ['pytest', 'pytest-timeout', 'pytest-xdist', 'ruff', 'safetensors', 'submitit>=1.5', 'transformers'],
     },
 )
