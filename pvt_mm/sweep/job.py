@@ -43,7 +43,7 @@ class Job:
         command = [*self.command, *(['--resume'] if self.can_resume() else [])]
         write_json(folder / 'outcome.json', dict(state='running', host=socket.gethostname()))
         stopped = []
-        signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))
+        before = signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))
         with open(folder / 'train.log', 'ab', buffering=0) as log:
             log.write(f'$ {shlex.join(command)}\n'.encode())
             process = subprocess.Popen(
@@ -57,6 +57,7 @@ class Job:
                 return
         finally:
             process.terminate()  # where Ctrl-C or submitit's signal for a requeue ends the waiting
+            signal.signal(signal.SIGTERM, before)
         state = 'failed' if code else 'finished'
         write_json(folder / 'outcome.json', dict(state=state, code=code, seconds=round(time.time() - started)))
 

@@ -67,7 +67,8 @@ SlurmctldPidFile=$state/slurmctld.pid
 SlurmdPidFile=$state/slurmd.pid
 SlurmctldLogFile=$state/slurmctld.log
 SlurmdLogFile=$state/slurmd.log
-NodeName=$host CPUs=$(nproc) State=UNKNOWN
+SlurmdParameters=config_overrides
+NodeName=$host CPUs=2 State=UNKNOWN
 PartitionName=test Nodes=$host Default=YES MaxTime=INFINITE State=UP
 CONF
 if ! munge --no-input > /dev/null 2>&1; then
@@ -84,7 +85,7 @@ wait_for 60 'the node' bash -c '[[ $(sinfo --noheader --format=%T) == idle ]]'
 echo "Slurm $(sinfo --version) runs: $(sinfo --noheader)"
 
 # ------------------------------------------------------------------------------------------- a training of two processes
-"$python" tools/make_shapes.py "$state/shapes" --train 200 --val 40 > /dev/null
+"$python" tools/make_shapes.py "$state/shapes" --train 200 --val 40 > "$state/shapes.log" 2>&1
 small=(train_cfg.max_epochs=1 train_cfg.val_interval=1 param_scheduler.1.end=1 default_hooks.logger.interval=5 "data_root=$state/shapes")
 GPUS=2 CPUS_PER_TASK=1 SRUN_ARGS=--gres=none PYTHON=$python timeout 600 tools/slurm_train.sh test two \
     configs/demo/retinanet_shapes.py "$state/two" --cfg-options "${small[@]}" > "$state/two.log" 2>&1 || fail 'slurm_train.sh'
