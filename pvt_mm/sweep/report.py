@@ -54,6 +54,10 @@ def write_report(sweep: Sweep, statuses: dict[Trial, Status], folder: Path) -> d
     """
     rows = [_row(sweep, trial, status, folder / trial.name) for trial, status in statuses.items()]
     results = collect(sweep, {row['trial']: row[sweep.metric] for row in rows if row['state'] == 'finished'})
+    missing = {row['trial']: row['state'] for row in rows if row['state'] != 'finished'}
+    for row in rows:
+        if row['state'] == 'finished' and row[sweep.metric] is None:
+            missing[row['trial']] = 'finished, but cut off before its last validation: tools/test.py has its result'
     best = find_best(results, sweep.rule)
     try:
         with whole_file(folder / 'sweep.csv') as beside, open(beside, 'w', newline='') as file:
@@ -61,7 +65,7 @@ def write_report(sweep: Sweep, statuses: dict[Trial, Status], folder: Path) -> d
             writer.writeheader()
             writer.writerows(rows)
         with whole_file(folder / 'sweep.md') as beside:
-            beside.write_text(to_markdown(sweep, results, statuses), encoding='utf-8')
+            beside.write_text(to_markdown(sweep, results, missing), encoding='utf-8')
     except OSError as error:
         raise InputError(f'the report in {folder} cannot be written: {error.strerror}') from None
     if best:
@@ -73,10 +77,13 @@ def write_report(sweep: Sweep, statuses: dict[Trial, Status], folder: Path) -> d
 def _row(sweep: Sweep, trial: Trial, status: Status, folder: Path) -> dict:
     last = best = None
     with contextlib.suppress(InputError):  # nothing is logged yet
-        values = [point.value for point in read_run(folder).metrics.get(sweep.metric, ())]
-        finite = [value for value in values if math.isfinite(value)]
+        points = read_run(folder).metrics.get(sweep.metric, ())
+        finite = [point.value for point in points if math.isfinite(point.value)]
         if finite:
-            last, best = values[-1], (max if sweep.rule == 'greater' else min)(finite)
+            best = (max if sweep.rule == 'greater' else min)(finite)
+            # A run that was cut off between its last checkpoint and its last validation has nothing left to resume.
+            ended = status.state != 'finished' or points[-1].epoch in (None, trial.epochs)
+            last = points[-1].value if ended else None
     return {
         'trial': trial.name,
         'setting': trial.setting,
@@ -108,8 +115,8 @@ def find_best(results: list[Result], rule: str) -> Result | None:
     return choose((result for result in results if result.values), key=lambda result: result.mean, default=None)
 
 
-def to_markdown(sweep: Sweep, results: list[Result], statuses: dict[Trial, Status]) -> str:
-    """Returns the report: a row for each setting, the best in bold, and what is not finished."""
+def to_markdown(sweep: Sweep, results: list[Result], missing: dict[str, str]) -> str:
+    """Returns the report: a row for each setting, the best in bold, and the missing trials with the reason."""
     best = find_best(results, sweep.rule)
     lines = [
         f'# {sweep.title}',
@@ -123,8 +130,8 @@ def to_markdown(sweep: Sweep, results: list[Result], statuses: dict[Trial, Statu
         cells = [result.setting, str(result), f'{len(result.values)} of {result.seeds}']
         cells = [f'**{cell}**' if result is best and cell else cell for cell in cells]
         lines.append(f'| {" | ".join(cells)} |')
-    unfinished = [f'- {trial.name}: {status.state}' for trial, status in statuses.items() if status.state != 'finished']
-    return '\n'.join([*lines, *(['', 'Not in it:', '', *unfinished] if unfinished else []), ''])
+    reasons = [f'- {name}: {reason}' for name, reason in missing.items()]
+    return '\n'.join([*lines, *(['', 'Not in it:', '', *reasons] if reasons else []), ''])
 
 
 def plot(sweep: Sweep, results: list[Result]) -> Figure:

@@ -1,6 +1,7 @@
 """Means and spreads over seeds, the best in bold, and what is drawn of them."""
 
 import csv
+import json
 
 import pytest
 
@@ -34,8 +35,7 @@ def test_means_and_spreads(sweep):
 
 
 def test_markdown_has_the_best_in_bold_and_says_what_is_not_in_it(sweep):
-    states = {trial: Status('failed' if trial.name == 'r18-seed1' else 'finished') for trial in sweep.trials}
-    lines = report.to_markdown(sweep, report.collect(sweep, named(VALUES)), states).splitlines()
+    lines = report.to_markdown(sweep, report.collect(sweep, named(VALUES)), {'r18-seed1': 'failed'}).splitlines()
     assert lines[0] == '# Backbones'
     assert '| **pvt_s** | **0.4040 ± 0.0028** | **2 of 2** |' in lines
     assert '| r18 | 0.3180 | 1 of 2 |' in lines
@@ -50,6 +50,19 @@ def test_the_picture_has_a_row_for_each_setting_and_one_in_another_colour(sweep)
     assert [means[row].get_xdata()[0] for row in range(3)] == pytest.approx([0.404, 0.362, 0.318])
     colors = [means[row].get_color() for row in range(3)]
     assert colors[1] == colors[2] != colors[0]
+
+
+def test_a_run_without_its_last_validation_has_no_result(sweep, tmp_path):
+    for trial, epochs in zip(sweep.trials[:2], (12, 11), strict=True):  # 11: cut off with the 12th's checkpoint
+        log = tmp_path / trial.name / '20260101_000000/vis_data/scalars.json'
+        log.parent.mkdir(parents=True)
+        lines = [dict(iter=12, epoch=12, loss=1.0, step=12), {'coco/bbox_mAP': 0.4, 'step': epochs}]
+        log.write_text('\n'.join(json.dumps(line) for line in lines))
+    results = report.write_report(sweep, {trial: Status('finished') for trial in sweep.trials[:2]}, tmp_path)
+    assert results['means'] == {'pvt_s': 0.4}
+    text = (tmp_path / 'sweep.md').read_text()
+    assert '| **pvt_s** | **0.4000** | **1 of 2** |' in text
+    assert '- pvt_s-seed1: finished, but cut off before its last validation' in text
 
 
 def test_nothing_finished_is_a_report_too(sweep, tmp_path):
