@@ -37,8 +37,9 @@ class Result:
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
     def __str__(self) -> str:
-        mean = f'{self.mean:#.4g}' if self.values else ''
-        return mean if self.spread is None else f'{mean} ± {self.spread:#.2g}'
+        digits = 4 if abs(self.mean) < 1 else 2  # a fraction, or per cent
+        mean = f'{self.mean:.{digits}f}' if self.values else ''
+        return mean if self.spread is None else f'{mean} ± {self.spread:.{digits}f}'
 
 
 def write_report(sweep: Sweep, statuses: dict[Trial, Status], folder: Path) -> dict:
