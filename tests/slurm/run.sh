@@ -33,7 +33,7 @@ pids=()
 stop() {
     if ((${#pids[@]})); then
         scancel --user=root 2> /dev/null || true
-        sleep 2
+        for _ in {1..30}; do [[ $(squeue --noheader 2> /dev/null) ]] || break; sleep 1; done  # they are killed after KillWait
         kill "${pids[@]}" 2> /dev/null || true
         wait "${pids[@]}" 2> /dev/null || true
     fi
