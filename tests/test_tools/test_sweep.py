@@ -61,7 +61,7 @@ def sweep(tmp_path, monkeypatch) -> str:
 
 
 def wait_for(condition, what: str) -> None:
-    until = time.time() + 120
+    until = time.time() + 240
     while not condition():
         assert time.time() < until, what
         time.sleep(0.1)
@@ -72,6 +72,7 @@ def state(trial: str) -> str | None:
     return json.loads(path.read_text())['state'] if path.exists() else None
 
 
+@pytest.mark.timeout(900)  # seven processes, one after another for the most part
 def test_a_sweep_goes_on_where_it_was_cut_off(sweep, shapes, capsys):
     data = ['--cfg-options', f'data_root={shapes}']
     assert sweep_tool.main([sweep, '--dry-run', *data]) == 0
