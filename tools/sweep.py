@@ -48,7 +48,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument('sweep', help='the file of the sweep')
     parser.add_argument(
-        '--work-dir', help="where the trials' work directories go (default: work_dirs/<name of the sweep>)"
+        '--work-dir', help="where the trials' work directories go (default: work_dirs/sweeps/<its name>)"
     )
     what = parser.add_mutually_exclusive_group()
     what.add_argument('--dry-run', action='store_true', help='list the trials and their commands, and run nothing')
@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     split = argv.index('--') if '--' in argv else len(argv)
     args, flags = parse_args(argv[:split]), argv[split + 1 :]
     sweep = load_sweep(args.sweep, args.cfg_options, args.seeds)
-    folder = Path(args.work_dir or Path('work_dirs') / sweep.name)
+    folder = Path(args.work_dir or Path('work_dirs/sweeps') / sweep.name)
     train = Path(__file__).with_name('train.py')
     executor = None
     if not args.dry_run and not args.report:

@@ -68,7 +68,7 @@ def wait_for(condition, what: str) -> None:
 
 
 def state(trial: str) -> str | None:
-    path = Path('work_dirs/two', trial, 'outcome.json')
+    path = Path('work_dirs/sweeps/two', trial, 'outcome.json')
     return json.loads(path.read_text())['state'] if path.exists() else None
 
 
@@ -79,7 +79,7 @@ def test_a_sweep_goes_on_where_it_was_cut_off(sweep, shapes, capsys):
     out = capsys.readouterr().out.splitlines()
     assert [line for line in out if line.endswith('(new)')] == ['tiny-late-seed0 (new)', 'held-plain-seed0 (new)']
     assert out[1].split()[2:] == [
-        *(str(ROOT / 'tools/train.py'), 'tiny.py', '--work-dir', 'work_dirs/two/tiny-late-seed0', '--seed', '0'),
+        *(str(ROOT / 'tools/train.py'), 'tiny.py', '--work-dir', 'work_dirs/sweeps/two/tiny-late-seed0', '--seed', '0'),
         *('--cfg-options', f'data_root={shapes}', 'train_dataloader.dataset.ann_file=late.json'),
     ]
     assert not Path('work_dirs').exists()
@@ -93,8 +93,8 @@ def test_a_sweep_goes_on_where_it_was_cut_off(sweep, shapes, capsys):
     )
     wait_for(lambda: state('tiny-late-seed0'), 'the first trial does not start')
     assert sweep_tool.main([sweep, *data]) == 2
-    assert 'another tools/sweep.py runs the sweep in work_dirs/two' in capsys.readouterr().err
-    wait_for(Path('work_dirs/two/held-plain-seed0/last_checkpoint').exists, 'the second trial does not train')
+    assert 'another tools/sweep.py runs the sweep in work_dirs/sweeps/two' in capsys.readouterr().err
+    wait_for(Path('work_dirs/sweeps/two/held-plain-seed0/last_checkpoint').exists, 'the second trial does not train')
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -109,7 +109,7 @@ def test_a_sweep_goes_on_where_it_was_cut_off(sweep, shapes, capsys):
     assert f'  error: the train data is not there: {shapes}/late.json does not exist' in out
     report = json.loads(out.splitlines()[-1])
     assert (report['failed'], report['cut off'], report['best']) == (1, 1, None)
-    assert '- held-plain-seed0: cut off' in Path('work_dirs/two/sweep.md').read_text()
+    assert '- held-plain-seed0: cut off' in Path('work_dirs/sweeps/two/sweep.md').read_text()
 
     # Again: the failed one is rerun, and the one that was cut off goes on.
     (shapes / 'late.json').write_text((shapes / 'annotations/instances_train2017.json').read_text())
@@ -120,25 +120,25 @@ def test_a_sweep_goes_on_where_it_was_cut_off(sweep, shapes, capsys):
         (shapes / 'late.json').unlink()
     results = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert results['finished'] == 2
-    log = Path('work_dirs/two/held-plain-seed0/train.log').read_text().splitlines()
+    log = Path('work_dirs/sweeps/two/held-plain-seed0/train.log').read_text().splitlines()
     assert [line.endswith(' --resume') for line in log if line.startswith('$ ')] == [False, True]
     steps = []
-    for scalars in sorted(Path('work_dirs/two/held-plain-seed0').glob('*/vis_data/scalars.json')):
+    for scalars in sorted(Path('work_dirs/sweeps/two/held-plain-seed0').glob('*/vis_data/scalars.json')):
         steps.append([json.loads(line)['step'] for line in scalars.read_text().splitlines() if '"loss"' in line])
     assert steps == [[1, 2], [3, 4]]  # 12 pictures, 6 a step
     # What was stopped and resumed came to what was not.
     assert list(results['means']) == ['tiny-late', 'held-plain']
     assert results['means']['held-plain'] == pytest.approx(results['means']['tiny-late'], abs=0.002)
-    with open('work_dirs/two/sweep.csv') as file:
+    with open('work_dirs/sweeps/two/sweep.csv') as file:
         rows = list(csv.DictReader(file))
     assert [row['state'] for row in rows] == ['finished', 'finished']
     assert float(rows[1]['coco/bbox_mAP']) == results['means']['held-plain']
-    assert Path('work_dirs/two/sweep.png').stat().st_size > 10_000
+    assert Path('work_dirs/sweeps/two/sweep.png').stat().st_size > 10_000
 
     # And again: nothing is left to do.
     assert sweep_tool.main([sweep, *data]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == results
-    assert Path('work_dirs/two/held-plain-seed0/train.log').read_text().splitlines() == log
+    assert Path('work_dirs/sweeps/two/held-plain-seed0/train.log').read_text().splitlines() == log
 
     # What was run is not mistaken for something else.
     assert sweep_tool.main([sweep, *data, 'train_dataloader.batch_size=3']) == 2
