@@ -1,4 +1,4 @@
-# The learning rate of the demo's RetinaNet on generated shapes, two seeds each, for two epochs: about 6 minutes on two
+# The learning rate of the demo's RetinaNet on generated shapes, two seeds each, for two epochs: about 10 minutes on two
 # CPU cores.
 #   tools/make_shapes.py data/shapes
 #   tools/sweep.py configs/sweeps/demo.py --jobs 2
