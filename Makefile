@@ -11,7 +11,7 @@ PRETRAINING = work_dirs/demo_pretraining
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-pretraining test check bench format clean
+.PHONY: help setup demo demo-pretraining test test-slurm check bench format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -46,6 +46,9 @@ demo-pretraining: setup  ## train a classifier of shapes, and RetinaNet from it 
 
 test: setup  ## run the tests: about 8 minutes on two cores
 	$(PY) -m pytest $$($(PY) -c 'import xdist' 2> /dev/null && echo --numprocesses 2 --dist worksteal)
+
+test-slurm: setup  ## test what runs under Slurm on a real one, which it installs and starts: as root, 10 minutes
+	PYTHON=$(PY) tests/slurm/run.sh
 
 check: setup  ## lint, and check the formatting
 	$(PY) -m ruff check

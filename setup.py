@@ -126,6 +126,7 @@ setup(
         ],
         'hf': ['safetensors', 'transformers'],
         'onnx': ['onnx>=1.19', 'onnxruntime>=1.23', 'onnxscript>=0.5'],
+        'sweep': ['submitit>=1.5'],
         'tests': [
             'onnx',
             'onnxruntime',
@@ -135,6 +136,7 @@ setup(
             'pytest-xdist',
             'ruff',
             'safetensors',
+            'submitit>=1.5',
             'transformers',
         ],
     },

@@ -1,6 +1,7 @@
 """Files that are there whole or not at all."""
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,3 +22,17 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> dict:
+    """Returns the object in a file; an empty one where there is no such file."""
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+
+
+def write_json(path: Path, values: dict) -> None:
+    """Writes an object to a file, whole or not at all."""
+    with whole_file(path) as beside:
+        beside.write_text(json.dumps(values, indent=2) + '\n')

@@ -18,7 +18,11 @@ from pvt_mm.engine.run import load_config, set_randomness
 from pvt_mm.models import ARCHS, PVT
 from tests.conftest import ROOT
 
-CONFIGS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / 'configs').rglob('*.py') if '_base_' not in path.parts)
+CONFIGS = sorted(
+    str(path.relative_to(ROOT))
+    for path in (ROOT / 'configs').rglob('*.py')
+    if not {'_base_', 'sweeps'} & set(path.parts)
+)
 PAPER = dict(
     retinanet=24, mask_rcnn=19, semantic_fpn=10, detr=2, trans2seg=2, deeplabv3plus=2, classification=5, demo=4
 )

@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in ('parameters (M)', 'GFLOPs', 'shape' if args.all else 'share'):
         table.add_column(name, justify='right')
     if args.all:
-        paths = sorted(path for path in CONFIGS.rglob('*.py') if '_base_' not in path.parts)
+        paths = sorted(path for path in CONFIGS.rglob('*.py') if not {'_base_', 'sweeps'} & set(path.parts))
         results = {}
         for path in track(paths, 'counting', console=Console(stderr=True), transient=True):
             config = run.load_config(str(path), args.cfg_options)

@@ -7,6 +7,7 @@ import difflib
 import inspect
 import os
 import re
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -168,11 +169,34 @@ def prepare_config(args: argparse.Namespace) -> Config:
 
 
 def _distribute_on_cpu(config: Config) -> None:
-    """Does what MMEngine does for GPUs alone: joins torchrun's process group, with gloo, and wraps the model for it."""
-    if config.launcher == 'pytorch' and not torch.distributed.is_initialized():
+    """Does what MMEngine does for GPUs alone: joins torchrun's or Slurm's processes by gloo, and wraps the model."""
+    if config.launcher == 'slurm':
+        _name_slurm_tasks()
+    if config.launcher in ('pytorch', 'slurm') and not torch.distributed.is_initialized():
         torch.distributed.init_process_group('gloo')
         atexit.register(leave_process_group)
         config.setdefault('model_wrapper_cfg', dict(broadcast_buffers=False, device_ids=None))
+
+
+def _name_slurm_tasks() -> None:
+    """Says in torchrun's variables which of Slurm's tasks this is, and where they meet.
+
+    Raises:
+        InputError: This is no task of Slurm's.
+    """
+    try:
+        names = {'RANK': 'SLURM_PROCID', 'WORLD_SIZE': 'SLURM_NTASKS', 'LOCAL_RANK': 'SLURM_LOCALID'}
+        os.environ.update({name: os.environ[theirs] for name, theirs in names.items()})
+        nodes = subprocess.run(
+            ['scontrol', 'show', 'hostnames', os.environ['SLURM_NODELIST']], capture_output=True, text=True, check=True
+        )
+    except (KeyError, OSError, subprocess.CalledProcessError) as error:
+        raise InputError(
+            f'--launcher slurm: this is no task of Slurm ({error}); start it by tools/slurm_train.sh'
+        ) from error
+    os.environ.setdefault('MASTER_ADDR', nodes.stdout.split()[0])
+    # a port for each job: two may share a node
+    os.environ.setdefault('MASTER_PORT', str(20000 + int(os.environ['SLURM_JOB_ID']) % 10000))
 
 
 def leave_process_group() -> None:

@@ -417,3 +417,9 @@ def test_checkpoints_of_another_model(tmp_path):
     torch.save({'other': torch.ones(1)}, path)
     with pytest.raises(InputError, match='has nothing for this model'):
         checks.check_checkpoint(model, path, strict=False)
+
+
+def test_slurms_launcher_outside_slurm_says_so(monkeypatch):
+    monkeypatch.delenv('SLURM_PROCID', raising=False)
+    with pytest.raises(InputError, match='--launcher slurm: this is no task of Slurm'):
+        run._name_slurm_tasks()

@@ -1,0 +1,91 @@
+"""What runs in a trial's job: its training, whose end is written down, and which goes on where it was cut off."""
+
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mmengine.runner.checkpoint import find_latest_checkpoint
+
+from pvt_mm.files import write_json
+from pvt_mm.sweep.spec import Trial
+
+# How training ends when it is stopped from outside: tools/train.py's Ctrl-C, and signals.
+STOPPED = (130, -signal.SIGINT, -signal.SIGTERM, -signal.SIGUSR2)
+
+
+@dataclass
+class Job:
+    """One trial's training, called by submitit in a process of its own and, where it was preempted, again.
+
+    Attributes:
+        command: The training's command; ``--resume`` is added where there is a checkpoint to go on from.
+        work_dir: The trial's work directory.
+        cwd: Where the command runs.
+        environment: Variables of the command's environment beside this one's.
+    """
+
+    command: list[str]
+    work_dir: str
+    cwd: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def __call__(self) -> None:
+        """Trains, and writes the outcome unless it is stopped from outside."""
+        folder, started = Path(self.work_dir), time.time()
+        command = [*self.command, *(['--resume'] if self.can_resume() else [])]
+        write_json(folder / 'outcome.json', dict(state='running', host=socket.gethostname()))
+        stopped = []
+        before = signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))
+        with open(folder / 'train.log', 'ab', buffering=0) as log:
+            log.write(f'$ {shlex.join(command)}\n'.encode())
+            process = subprocess.Popen(
+                command, stdout=log, stderr=log, cwd=self.cwd, env={**os.environ, **self.environment}
+            )
+        try:
+            code = process.wait()
+            if stopped or code in STOPPED:
+                # Slurm warns a job that it is to preempt, and one that then ends of itself is not queued again.
+                time.sleep(600 if os.environ.get('SUBMITIT_EXECUTOR') == 'slurm' else 0)
+                return
+        finally:
+            process.terminate()  # where Ctrl-C or submitit's signal for a requeue ends the waiting
+            signal.signal(signal.SIGTERM, before)
+        state = 'failed' if code else 'finished'
+        write_json(folder / 'outcome.json', dict(state=state, code=code, seconds=round(time.time() - started)))
+
+    def can_resume(self) -> bool:
+        """Whether there is a checkpoint: a process killed while it replaces its only one leaves none, but its name."""
+        if not (Path(self.work_dir) / 'last_checkpoint').is_file():
+            return False
+        return os.path.isfile(Path(self.cwd) / (find_latest_checkpoint(self.work_dir) or ''))
+
+    def checkpoint(self) -> Any:
+        """Tells submitit to submit the same again: the next call resumes."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def train_command(trial: Trial, work_dir: Path, train: Path, gpus: int = 0, flags: Sequence[str] = ()) -> list[str]:
+    """Returns the command of a trial: ``tools/train.py`` (at ``train``), under torchrun on more than one GPU."""
+    launch = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={gpus}'] if gpus > 1 else ['-u']
+    command = [
+        sys.executable,
+        *launch,
+        str(train),
+        trial.config,
+        '--work-dir',
+        str(work_dir),
+        '--seed',
+        str(trial.seed),
+    ]
+    command += ['--launcher', 'pytorch'] if gpus > 1 else []
+    return [*command, *flags, *(['--cfg-options', *trial.options] if trial.options else [])]

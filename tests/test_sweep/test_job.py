@@ -1,0 +1,45 @@
+"""What a job does with its trial's training: its outcome, and when it resumes."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from pvt_mm.sweep.job import Job, train_command
+from pvt_mm.sweep.spec import Trial
+
+
+@pytest.mark.parametrize(
+    ('script', 'outcome'),
+    [
+        ('print("trained")', dict(state='finished', code=0)),
+        ('import sys; print("broke"); sys.exit(3)', dict(state='failed', code=3)),
+        ('import os; os.kill(os.getpid(), 9)', dict(state='failed', code=-9)),  # no memory
+        ('import sys; sys.exit(130)', dict(state='running')),  # Ctrl-C: it was cut off
+        ('import os; os.kill(os.getpid(), 15)', dict(state='running')),
+    ],
+)
+def test_the_end_is_written_down(script, outcome, tmp_path):
+    Job([sys.executable, '-c', script], str(tmp_path), str(tmp_path))()
+    written = json.loads((tmp_path / 'outcome.json').read_text())
+    assert {key: written[key] for key in outcome} == outcome
+    assert (tmp_path / 'train.log').read_text().startswith(f'$ {sys.executable} -c')
+
+
+def test_it_resumes_from_a_checkpoint_that_is_there(tmp_path):
+    job = Job(['true'], str(tmp_path), str(tmp_path))
+    assert not job.can_resume()
+    Path(tmp_path / 'last_checkpoint').write_text('epoch_1.pth')  # relative to where training runs
+    assert not job.can_resume()  # killed while its only checkpoint was replaced
+    Path(tmp_path / 'epoch_1.pth').touch()
+    assert job.can_resume()
+
+
+def test_several_gpus_train_under_torchrun():
+    trial = Trial('a', 'a.py', ('x=1',), 3, None)
+    one, four = (train_command(trial, Path('out'), Path('train.py'), gpus, ['--amp']) for gpus in (1, 4))
+    rest = ['train.py', 'a.py', '--work-dir', 'out', '--seed', '3']
+    assert one[1:] == ['-u', *rest, '--amp', '--cfg-options', 'x=1']
+    assert four[1:4] == ['-m', 'torch.distributed.run', '--standalone']
+    assert four[4:] == ['--nproc_per_node=4', *rest, '--launcher', 'pytorch', '--amp', '--cfg-options', 'x=1']

@@ -1,0 +1,95 @@
+"""Sweeps as files: those that are shipped, what follows from one, and what is wrong with others."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pvt_mm.errors import InputError
+from pvt_mm.sweep.spec import load_sweep
+from tests.conftest import ROOT
+
+SWEEPS = sorted((ROOT / 'configs/sweeps').glob('*.py'))
+# Which results of the metafiles each sweep of the paper is about.
+SOURCES = dict(
+    retinanet_backbones=('retinanet', 'paper, Table 3'),
+    mask_rcnn_backbones=('mask_rcnn', 'paper, Table 4'),
+    semantic_fpn_backbones=('semantic_fpn', 'paper, Table 5'),
+)
+TRIALS = dict(
+    retinanet_backbones=18,
+    mask_rcnn_backbones=18,
+    semantic_fpn_backbones=10,
+    deeper_or_wider=2,
+    pretraining=4,
+    input_scale=3,
+    demo=6,
+)
+
+
+def test_every_sweep_is_discovered():
+    assert {path.stem for path in SWEEPS} == set(TRIALS)
+
+
+@pytest.mark.parametrize('path', SWEEPS, ids=lambda path: path.stem)
+def test_shipped_sweeps_load_with_their_configs_and_options(path):
+    sweep = load_sweep(str(path))
+    assert len(sweep.trials) == len({trial.name for trial in sweep.trials}) == TRIALS[path.stem]
+    assert all(Path(trial.config).is_file() for trial in sweep.trials)
+    folders = {Path(trial.config).parent.name for trial in sweep.trials}
+    assert sweep.metric == {'mask_rcnn': 'coco/segm_mAP', 'semantic_fpn': 'mIoU'}.get(*folders, 'coco/bbox_mAP')
+    if path.stem in SOURCES:
+        folder, source = SOURCES[path.stem]
+        entries = yaml.safe_load((ROOT / f'configs/{folder}/metafile.yml').read_text())['Models']
+        expected = {entry['Config'] for entry in entries if entry['Metadata']['Source'] == source}
+        assert {str(Path(trial.config).resolve().relative_to(ROOT)) for trial in sweep.trials} == expected
+
+
+CONFIGS = f"metric = 'loss'\nrule = 'less'\nconfigs = dict(a='{ROOT}/configs/retinanet/pvt_t_1x.py')\n"
+LR, EPOCHS = 'optim_wrapper.optimizer.lr', 'train_cfg.max_epochs'
+
+
+def load(tmp_path, text: str, **others):
+    path = tmp_path / 'sweep.py'
+    path.write_text(CONFIGS + text)
+    return load_sweep(str(path), **others)
+
+
+def test_options_are_combined_and_seeds_follow(tmp_path):
+    text = f"""
+rates = ('1e-4', '1e-3')
+options = [{{f'lr{{rate}}': [f'{LR}={{rate}}'] for rate in rates}}, dict(short=['{EPOCHS}=1'], long=['{EPOCHS}=24'])]
+seeds = (0, 1)
+exclude = ['*lr1e-3-long*', 'a-lr1e-4-short-seed1']
+"""
+    sweep = load(tmp_path, text, options=['train_dataloader.batch_size=4', f'{EPOCHS}=3'])
+    assert (sweep.name, sweep.title, sweep.metric, sweep.rule) == ('sweep', 'sweep', 'loss', 'less')
+    names = ['lr1e-4-short-seed0', 'lr1e-4-long-seed0', 'lr1e-4-long-seed1', 'lr1e-3-short-seed0', 'lr1e-3-short-seed1']
+    assert [trial.name for trial in sweep.trials] == [f'a-{name}' for name in names]
+    assert [trial.epochs for trial in sweep.trials] == [1, 24, 24, 1, 1]  # a trial's own options win
+    assert sweep.trials[1].options == ('train_dataloader.batch_size=4', f'{EPOCHS}=3', f'{LR}=1e-4', f'{EPOCHS}=24')
+    assert sweep.trials[1].setting == sweep.trials[2].setting == 'a-lr1e-4-long'
+    assert [trial.seed for trial in load(tmp_path, '', seeds=[7]).trials] == [7]
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ("metric = ''", 'is no sweep: it lacks metric; a sweep sets title, metric'),
+        ('seed = (0,)', 'a sweep has no seed; did you mean seeds'),
+        ("rule = 'more'", "rule is 'greater' or 'less', not 'more'"),
+        ("configs = ['gone.py']", 'gone.py does not exist'),
+        ("configs = 'gone.py'", 'configs is a list of paths of different names'),
+        ("options = ['a=b']", 'options is a dict of lists by name'),
+        ("options = {'a/b': []}", "'a/b' names options, and folders"),
+        ("options = dict(a=['modle.backbone=1'])", 'the config has no modle; did you mean model'),
+        ("options = dict(a=['model'])", 'takes KEY=VALUE pairs'),
+        ("exclude = ['b*']", 'nothing is called b*, which exclude names; there are a-seed0'),
+        ("exclude = ['*']", 'every trial is excluded'),
+        ('seeds = (0, 0)', 'two trials are called a-seed0'),
+    ],
+)
+def test_what_is_wrong_is_said(text, message, tmp_path):
+    with pytest.raises(InputError) as error:
+        load(tmp_path, text)
+    assert message in str(error.value)

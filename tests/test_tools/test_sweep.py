@@ -1,0 +1,186 @@
+"""Sweeps run for real on this machine: what fails, is cut off and goes on, and what is reported of it."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, TINY_ARCH
+from tools import sweep as sweep_tool
+
+CONFIG = """
+_base_ = '{root}/configs/demo/retinanet_shapes.py'
+backbone = dict(arch=dict(_delete_=True, **{arch}), drop_path_rate=0.0)
+model = dict(backbone=backbone, neck=dict(in_channels=[8, 16, 24, 32]), test_cfg=dict(score_thr=0.0, max_per_img=5))
+loading = dict(batch_size=6, num_workers=0, persistent_workers=False)
+train_dataloader = loading
+val_dataloader = loading
+train_cfg = dict(max_epochs=2, val_interval=2)
+default_hooks = dict(logger=dict(interval=1), checkpoint=dict(max_keep_ckpts=2))
+"""
+# It waits before its second epoch until it is let go.
+WAITING = """
+import time
+from pathlib import Path
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+@HOOKS.register_module()
+class WaitForGo(Hook):
+    def before_train_epoch(self, runner):
+        while runner.epoch == 1 and not Path('go').exists():
+            time.sleep(0.1)
+"""
+SWEEP = """
+title = 'Two trials'
+metric = 'coco/bbox_mAP'
+configs = dict(tiny='tiny.py', held='held.py')
+options = dict(late=['train_dataloader.dataset.ann_file=late.json'], plain=[])
+exclude = ['held-late*', 'tiny-plain*']
+"""
+
+
+@pytest.fixture
+def sweep(tmp_path, monkeypatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('PYTHONPATH', f'{ROOT}:{tmp_path}')
+    monkeypatch.syspath_prepend(tmp_path)
+    Path('wait_for_go.py').write_text(WAITING)
+    Path('tiny.py').write_text(CONFIG.format(root=ROOT, arch=TINY_ARCH))
+    hook = "custom_imports = dict(imports=['wait_for_go'])\ncustom_hooks = [dict(type='WaitForGo')]\n"
+    Path('held.py').write_text(f"_base_ = 'tiny.py'\n{hook}")
+    Path('two.py').write_text(SWEEP)
+    return 'two.py'
+
+
+def wait_for(condition, what: str) -> None:
+    until = time.time() + 240
+    while not condition():
+        assert time.time() < until, what
+        time.sleep(0.1)
+
+
+def state(trial: str) -> str | None:
+    path = Path('work_dirs/sweeps/two', trial, 'outcome.json')
+    return json.loads(path.read_text())['state'] if path.exists() else None
+
+
+@pytest.mark.timeout(900)  # seven processes, one after another for the most part
+def test_a_sweep_goes_on_where_it_was_cut_off(sweep, shapes, capsys):
+    data = ['--cfg-options', f'data_root={shapes}']
+    assert sweep_tool.main([sweep, '--dry-run', *data]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert [line for line in out if line.endswith('(new)')] == ['tiny-late-seed0 (new)', 'held-plain-seed0 (new)']
+    assert out[1].split()[2:] == [
+        *(str(ROOT / 'tools/train.py'), 'tiny.py', '--work-dir', 'work_dirs/sweeps/two/tiny-late-seed0', '--seed', '0'),
+        *('--cfg-options', f'data_root={shapes}', 'train_dataloader.dataset.ann_file=late.json'),
+    ]
+    assert not Path('work_dirs').exists()
+
+    # One at a time. The first fails, as its annotations are not there; the other is stopped when it has a checkpoint.
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / 'tools/sweep.py'), sweep, '--jobs', '1', *data],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(lambda: state('tiny-late-seed0'), 'the first trial does not start')
+    assert sweep_tool.main([sweep, *data]) == 2
+    assert 'another tools/sweep.py runs the sweep in work_dirs/sweeps/two' in capsys.readouterr().err
+    wait_for(Path('work_dirs/sweeps/two/held-plain-seed0/last_checkpoint').exists, 'the second trial does not train')
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert '1 running stopped, 0 not started. The same command goes on from here.' in err
+    lines = [re.sub(r'^[\d:]+ ', '', line) for line in out.splitlines()]
+    assert lines[:3] == ['tiny-late-seed0: running', 'tiny-late-seed0: failed', 'held-plain-seed0: running']
+    assert (state('tiny-late-seed0'), state('held-plain-seed0')) == ('failed', 'running')
+
+    # The report so far: what failed with its reason.
+    assert sweep_tool.main([sweep, '--report', *data]) == 0
+    out = capsys.readouterr().out
+    assert f'  error: the train data is not there: {shapes}/late.json does not exist' in out
+    report = json.loads(out.splitlines()[-1])
+    assert (report['failed'], report['cut off'], report['best']) == (1, 1, None)
+    assert '- held-plain-seed0: cut off' in Path('work_dirs/sweeps/two/sweep.md').read_text()
+
+    # Again: the failed one is rerun, and the one that was cut off goes on.
+    (shapes / 'late.json').write_text((shapes / 'annotations/instances_train2017.json').read_text())
+    Path('go').touch()
+    try:
+        assert sweep_tool.main([sweep, '--jobs', '2', *data]) == 0
+    finally:
+        (shapes / 'late.json').unlink()
+    results = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert results['finished'] == 2
+    log = Path('work_dirs/sweeps/two/held-plain-seed0/train.log').read_text().splitlines()
+    assert [line.endswith(' --resume') for line in log if line.startswith('$ ')] == [False, True]
+    steps = []
+    for scalars in sorted(Path('work_dirs/sweeps/two/held-plain-seed0').glob('*/vis_data/scalars.json')):
+        steps.append([json.loads(line)['step'] for line in scalars.read_text().splitlines() if '"loss"' in line])
+    assert steps == [[1, 2], [3, 4]]  # 12 pictures, 6 a step
+    # What was stopped and resumed came to what was not.
+    assert list(results['means']) == ['tiny-late', 'held-plain']
+    assert results['means']['held-plain'] == pytest.approx(results['means']['tiny-late'], abs=0.002)
+    with open('work_dirs/sweeps/two/sweep.csv') as file:
+        rows = list(csv.DictReader(file))
+    assert [row['state'] for row in rows] == ['finished', 'finished']
+    assert float(rows[1]['coco/bbox_mAP']) == results['means']['held-plain']
+    assert Path('work_dirs/sweeps/two/sweep.png').stat().st_size > 10_000
+
+    # And again: nothing is left to do.
+    assert sweep_tool.main([sweep, *data]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == results
+    assert Path('work_dirs/sweeps/two/held-plain-seed0/train.log').read_text().splitlines() == log
+
+    # What was run is not mistaken for something else.
+    assert sweep_tool.main([sweep, *data, 'train_dataloader.batch_size=3']) == 2
+    assert 'tiny-late-seed0 was run with options' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['gone.py'], 'the config gone.py does not exist'),
+        (['two.py', '--gpus', '64'], '--jobs 1 of --gpus 64 need 64'),
+        (['two.py', '--executor', 'slurm'], 'there is no sbatch here'),
+        (['two.py', '--cfg-options', 'model.backbone'], "takes KEY=VALUE pairs, got 'model.backbone"),
+        (['two.py', '--work-dir', 'two.py/x'], 'two.py/x cannot be written'),
+    ],
+)
+def test_bad_input_gets_one_line_and_exit_code_2(arguments, message, sweep, monkeypatch, capsys):
+    monkeypatch.setenv('PATH', os.path.dirname(sys.executable))
+    assert sweep_tool.main(arguments) == 2
+    error = capsys.readouterr().err.splitlines()
+    assert len(error) == 1
+    assert error[0].startswith('error: ')
+    assert message in error[0]
+
+
+@pytest.mark.parametrize(
+    ('flags', 'message'),
+    [
+        (['--time', '90:00'], '90:00 is no time limit'),
+        (['--jobs', '0'], '0 is no number of at least 1'),
+        (['--executor', 'slurm', '--slurm', 'mem'], 'mem is no KEY=VALUE'),
+        (['--partition', 'gpu'], 'go with --executor slurm'),
+        (['--dry-run', '--report'], 'not allowed with'),
+    ],
+)
+def test_bad_usage_exits_with_2(flags, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        sweep_tool.main(['two.py', *flags])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(('text', 'expected'), [('90', 90), ('1:30:00', 90), ('2-00:00:00', 2880), ('00:05:00', 5)])
+def test_time_limits_are_minutes(text, expected):
+    assert sweep_tool.minutes(text) == expected
