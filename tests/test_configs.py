@@ -431,6 +431,18 @@ def test_imagenets_recipes_are_section_5_1s_and_the_authors(name, arch, drop_pat
     augmentations = {key: config.model.data_preprocessor[key] for key in ('erasing', 'mixup', 'cutmix', 'switch_prob')}
     assert augmentations == dict(erasing=0.25, mixup=0.8, cutmix=1.0, switch_prob=0.5)
     assert config.model.data_preprocessor.rand_augment == dict(num_ops=2, magnitude=9, magnitude_std=0.5)
+    preprocessor = config.model.data_preprocessor
+    assert preprocessor.bgr_to_rgb
+    assert (preprocessor.mean, preprocessor.std) == ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
+    assert config.train_dataloader.drop_last
+    assert config.default_hooks.checkpoint.save_best == 'accuracy/top1'
+    train, test = (config[f'{split}_dataloader'].dataset.pipeline for split in ('train', 'test'))
+    steps = ['LoadImageFromFile', 'pvt_mm.RandomResizedCrop', 'RandomFlip', 'pvt_mm.PackInputs']
+    assert [step.type for step in train] == steps
+    assert [step.type for step in test] == ['LoadImageFromFile', 'Resize', 'CenterCrop', 'pvt_mm.PackInputs']
+    assert train[2].prob == 0.5
+    assert test[1].keep_ratio
+    assert train[1].backend == test[1].backend == 'pillow'
     crop = config.train_dataloader.dataset.pipeline[1]
     assert (crop.scale, tuple(crop.crop_ratio_range), crop.interpolation) == (224, (0.08, 1.0), 'bicubic')
     resize, centre = config.test_dataloader.dataset.pipeline[1:3]

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import mmap
 import os
 from collections.abc import Callable, Iterator
@@ -46,6 +47,7 @@ def check_data(config: Config, *splits: str) -> None:
             _check_paths(dataset, split)
             _check_pipeline(dataset, split)
             _check_folders(dataset, config, split)
+            _check_batches(dataset, loader, split)
             _check_classes(dataset, config, split)
             _check_masks(dataset, split)
             _check_labels(dataset, config, split)
@@ -107,6 +109,22 @@ def _check_folders(dataset: dict, config: Config, split: str) -> None:
             raise InputError(
                 f'metainfo.classes of the train and the {split} data are in different orders: write them alike'
             )
+
+
+def _check_batches(dataset: dict, loader: dict, split: str) -> None:
+    """Checks that an ImageFolder fills a batch of every process, where the loader drops one that is not full."""
+    folder = _image_folder(dataset)
+    if folder is None or not loader.get('drop_last'):
+        return
+    images = sum(1 for name in _classes(dataset) for _ in find_images(os.path.join(folder, name)))
+    if isinstance(dataset.get('indices'), int):
+        images = min(images, dataset['indices'])
+    processes = int(os.environ.get('WORLD_SIZE', 1))
+    if math.ceil(images / processes) < loader['batch_size']:
+        raise InputError(
+            f'the {split} data has {images} images, which on {processes} process(es) fill no batch of '
+            f'{loader["batch_size"]}: add --cfg-options {split}_dataloader.batch_size=N'
+        )
 
 
 def _check_classes(dataset: dict, config: Config, split: str) -> None:

@@ -29,8 +29,8 @@ class LayerDecayOptimizerConstructor(DefaultOptimWrapperConstructor):
         rate = self.paramwise_cfg.get('layer_decay_rate')
         if not isinstance(rate, (int, float)) or not 0 < rate <= 1:
             raise InputError(
-                f'LayerDecayOptimizerConstructor: optim_wrapper.paramwise_cfg.layer_decay_rate is {rate}: it must be more '
-                'than 0 and at most 1'
+                f'LayerDecayOptimizerConstructor: optim_wrapper.paramwise_cfg.layer_decay_rate is {rate}: it must be '
+                'more than 0 and at most 1'
             )
 
     def add_params(

@@ -292,7 +292,10 @@ def draw_predictions(config: Config, show: bool, show_dir: str | None, wait_time
     """Makes the test draw its predictions, in windows, in files or both."""
     hook = config.get('default_hooks', {}).get('visualization')
     if hook is None:
-        raise InputError('--show and --show-dir need default_hooks.visualization in the config')
+        raise InputError(
+            '--show and --show-dir need default_hooks.visualization in the config, which classifiers have not: '
+            'tools/demo.py draws their predictions'
+        )
     hook.draw = True
     hook.show, hook.wait_time = show, wait_time
     if show_dir and hook.type.startswith('Det'):

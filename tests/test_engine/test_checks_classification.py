@@ -138,3 +138,15 @@ def test_the_commands_answer_with_one_line(config, root, tmp_path, monkeypatch, 
         assert main(['classes.py', *arguments]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith('error: the classes of the train and the ')
+
+
+def test_fewer_images_than_a_batch(config):
+    config.train_dataloader.update(drop_last=True, batch_size=12)
+    checks.check_data(config, 'train')
+    config.train_dataloader.batch_size = 13
+    with pytest.raises(
+        InputError, match=r'has 12 images, which on 1 process\(es\) fill no batch of 13: add --cfg-options'
+    ):
+        checks.check_data(config, 'train')
+    config.train_dataloader.drop_last = False
+    checks.check_data(config, 'train')

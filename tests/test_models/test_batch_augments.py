@@ -15,10 +15,12 @@ GREY = torch.full((3,), 0.5)
 
 @pytest.fixture
 def picture() -> torch.Tensor:
-    """(1, 3, 40, 48), smooth, of every brightness, in whole 255ths."""
+    """(1, 3, 40, 48), smooth but for the border of a rectangle, of every brightness, in whole 255ths."""
     y, x = torch.meshgrid(torch.linspace(0, 1, 40), torch.linspace(0, 1, 48), indexing='ij')
     channels = [0.1 + 0.8 * x, 0.2 + 0.7 * y, 0.9 - 0.8 * x * y]
-    return ((torch.stack(channels)[None] * 255).round() / 255).float()
+    picture = torch.stack(channels)[None]
+    picture[..., 10:24, 14:34] = 1 - picture[..., 10:24, 14:34]
+    return ((picture * 255).round() / 255).float()
 
 
 def as_pil(picture: torch.Tensor) -> Image.Image:
@@ -28,7 +30,7 @@ def as_pil(picture: torch.Tensor) -> Image.Image:
 def pils(name: str, image: Image.Image, level: float, sign: int) -> Image.Image:
     """The operation by Pillow, at DeiT's strengths."""
     factor = 1 + 0.9 * sign * level
-    flat = dict(resample=Image.BILINEAR, fillcolor=(128, 128, 128))
+    flat = dict(resample=Image.BICUBIC, fillcolor=(128, 128, 128))
 
     def affine(*matrix):
         return image.transform(image.size, Image.AFFINE, matrix, **flat)
@@ -56,14 +58,18 @@ def pils(name: str, image: Image.Image, level: float, sign: int) -> Image.Image:
 def test_every_operation_is_pillows(name, picture):
     """Up to rounding; Pillow and kornia sample half a pixel apart, which only the edges of what is filled show."""
     for level in (0.5, 0.9):
-        ours = apply_operation(name, picture, torch.tensor([level]), GREY)
-        assert ours.shape == picture.shape
-        errors = []
-        for sign in (-1, 1):
-            theirs = np.array(pils(name, as_pil(picture), level, sign), dtype=np.float32) / 255
-            difference = np.abs(ours[0].permute(1, 2, 0).numpy() - theirs)
-            errors.append((difference > 0.012).mean())
-        assert min(errors) < 0.1, (level, errors)
+        ours = apply_operation(name, picture.expand(16, -1, -1, -1), torch.full((16,), level), GREY)
+        assert ours.shape == (16, *picture.shape[1:])
+        signs = set()
+        for image in ours:
+            errors = []
+            for sign in (-1, 1):
+                theirs = np.array(pils(name, as_pil(picture), level, sign), dtype=np.float32) / 255
+                errors.append((np.abs(image.permute(1, 2, 0).numpy() - theirs) > 0.012).mean())
+            assert min(errors) < 0.1, (level, errors)
+            signs.add(errors.index(min(errors)))
+        signless = ('auto_contrast', 'equalize', 'invert', 'posterize', 'solarize', 'solarize_add')
+        assert signs == ({0} if name in signless else {0, 1})
 
 
 def test_each_image_has_its_own_operations_at_its_own_strength():
@@ -127,6 +133,19 @@ def test_cutmix_pastes_a_rectangle_and_counts_its_pixels():
             assert torch.equal(other, other.any(1)[:, None] & other.any(0)[None])
 
 
+def test_cutmixs_boxes_are_drawn_as_deit_draws_them():
+    """Centres over the whole image, sides cut off at the border: simulated beside it."""
+    images = torch.arange(2.0).view(2, 1, 1, 1).expand(2, 3, 32, 32).contiguous()
+    ours = [mix(images, torch.arange(2), 2, 0.0, 1.0, 0.5)[1][0, 1].item() for _ in range(2000)]
+    random = np.random.default_rng(0)
+    half = (32 * np.sqrt(1 - random.random(20000))).astype(int) // 2
+    spans = [np.minimum(c + half, 32) - np.maximum(c - half, 0) for c in random.integers(32, size=(2, 20000))]
+    theirs = spans[0] * spans[1] / 1024
+    assert np.mean(ours) == pytest.approx(theirs.mean(), abs=0.02)
+    for quartile in (25, 50, 75):
+        assert np.percentile(ours, quartile) == pytest.approx(np.percentile(theirs, quartile), abs=0.035)
+
+
 def test_half_of_the_batches_are_cut():
     images = torch.arange(16.0).view(16, 1, 1, 1).expand(16, 3, 8, 8).contiguous()
     cut = 0
@@ -175,6 +194,53 @@ def test_each_augmentation_is_switched_by_its_argument(on):
         scores = torch.stack([sample.gt_score for sample in out['data_samples']])
         assert scores.shape == (16, 3)
         assert torch.allclose(scores.sum(1), torch.ones(16))
+
+
+def test_training_augments_rgb_then_normalises_then_erases(monkeypatch):
+    mean, std, seen = [100.0, 110.0, 120.0], [50.0, 60.0, 70.0], {}
+
+    def rand_augment(images, fill, **kwargs):
+        seen.update(images=images, fill=fill, kwargs=kwargs)
+        return images * 0.5
+
+    def random_erasing(images, prob):
+        seen.update(normalised=images, prob=prob)
+        return images
+
+    preprocessor = ClsDataPreprocessor(3, mean, std, bgr_to_rgb=True, rand_augment=dict(num_ops=1), erasing=0.3)
+    monkeypatch.setattr(batch_augments, 'rand_augment', rand_augment)
+    monkeypatch.setattr(batch_augments, 'random_erasing', random_erasing)
+    batch = data(2)
+    preprocessor(batch, training=True)
+    rgb = torch.stack(batch['inputs']).flip(1).float()
+    assert torch.allclose(seen['images'] * 255, rgb)
+    assert torch.allclose(seen['fill'] * 255, torch.tensor(mean))
+    expected = (rgb * 0.5 - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    assert torch.allclose(seen['normalised'], expected, atol=1e-5)
+    assert (seen['kwargs'], seen['prob']) == (dict(num_ops=1), 0.3)
+
+
+def test_processes_of_one_seed_augment_differently_and_draw_on_alike(monkeypatch):
+    preprocessor = ClsDataPreprocessor(3, [0.0] * 3, [1.0] * 3, erasing=1.0)
+    batch, outputs, following = data(4), [], []
+    for rank in (0, 1, 0):
+        monkeypatch.setattr('pvt_mm.models.cls_data_preprocessor.get_rank', lambda rank=rank: rank)
+        torch.manual_seed(3)
+        outputs.append(preprocessor(batch, training=True)['inputs'])
+        following.append(torch.rand(()).item())
+    assert torch.equal(outputs[0], outputs[2])
+    assert not torch.equal(outputs[0], outputs[1])
+    assert len(set(following)) == 1
+
+
+def test_a_misspelt_key_is_refused_when_built():
+    with pytest.raises(TypeError, match='magnitud'):
+        ClsDataPreprocessor(3, [0.0] * 3, [1.0] * 3, rand_augment=dict(magnitud=3))
+
+
+def test_a_flat_channel_stays_as_it_is():
+    flat = torch.full((1, 3, 4, 4), 0.8)
+    assert torch.equal(apply_operation('auto_contrast', flat, torch.tensor([0.9]), GREY), flat)
 
 
 def test_a_rate_that_is_none_says_so():

@@ -173,6 +173,17 @@ def test_predictions_are_probabilities_and_their_greatest():
         assert sample.pred_label.tolist() == [probabilities.argmax().item()]
 
 
+def test_initialisation_and_eps_are_the_references():
+    backbone = PVT('tiny', out_type='cls_token')
+    token = backbone.cls_token
+    head = LinearClsHead(1000, 512)
+    assert token.norm.eps == 1e-6
+    for weights in (token.token, token.pos_embed, head.fc.weight):
+        assert weights.std().item() == pytest.approx(0.02, rel=0.15)
+        assert weights.abs().max() < 2
+    assert not head.fc.bias.any()
+
+
 def test_everything_frozen_leaves_the_head_to_train():
     model = classifier(TINY_ARCH, size=64, frozen_stages=4)
     assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == {
