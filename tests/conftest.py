@@ -37,7 +37,7 @@ def _afresh():
 
 def forget_visualizers() -> None:
     """MMEngine keeps the first visualizer of a process, with its folder, for every later run."""
-    for kind in Visualizer.__subclasses__():
+    for kind in (Visualizer, *Visualizer.__subclasses__()):
         kind._instance_dict.clear()
 
 

@@ -90,6 +90,7 @@ def test_a_sweep_goes_on_where_it_was_cut_off(sweep, shapes, capsys):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background inherit none
     )
     wait_for(lambda: state('tiny-late-seed0'), 'the first trial does not start')
     assert sweep_tool.main([sweep, *data]) == 2
