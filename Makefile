@@ -44,7 +44,7 @@ demo-pretraining: setup  ## train a classifier of shapes, and RetinaNet from it 
 	    echo "bbox AP, $$run  $$(grep -h bbox_mAP_50 $$(ls -t $(PRETRAINING)/$$run/*/vis_data/scalars.json | head -n 1) | tail -n 1 | sed 's/.*bbox_mAP": \([-0-9.]*\).*/\1/')"; \
 	done
 
-test: setup  ## run the tests: about 8 minutes on two cores
+test: setup  ## run the tests: about 10 minutes on two cores
 	$(PY) -m pytest $$($(PY) -c 'import xdist' 2> /dev/null && echo --numprocesses 2 --dist worksteal)
 
 test-slurm: setup  ## test what runs under Slurm on a real one, which it installs and starts: as root, 10 minutes
