@@ -33,7 +33,7 @@ demo: setup  ## train, evaluate and draw a PVT RetinaNet on generated shapes: ab
 	@echo "predictions  $(DEMO)/predictions.png"
 	@echo "bbox AP      $$(grep -h bbox_mAP_50 $$(ls -t $(DEMO)/*/vis_data/scalars.json | head -n 1) | tail -n 1 | sed 's/.*bbox_mAP": \([-0-9.]*\).*/\1/')"
 
-demo-pretraining: setup  ## train a classifier of shapes, and RetinaNet from it and from scratch: at most 20 minutes
+demo-pretraining: setup  ## train a classifier of shapes, and RetinaNet from it and from scratch: about 10 minutes
 	$(PY) tools/make_shapes.py data/shapes
 	$(PY) tools/train.py configs/demo/classifier_shapes.py --work-dir $(PRETRAINING)/classifier
 	$(PY) tools/train.py configs/demo/retinanet_shapes_pretrained.py --work-dir $(PRETRAINING)/pretrained
