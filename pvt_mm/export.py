@@ -12,16 +12,11 @@ from unittest import mock
 import numpy as np
 import torch
 import torch.nn.functional as F
-from mmengine.config import Config
-from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import MODELS, init_default_scope
 from mmseg.models.utils import Upsample
 from mmseg.models.utils.embed import AdaptivePadding
 from torch import Tensor, nn
 
-from pvt_mm.checkpoint import read_checkpoint
-from pvt_mm.engine.checks import check_checkpoint
-from pvt_mm.errors import WRONG_CONFIG, InputError
+from pvt_mm.errors import InputError
 from pvt_mm.files import whole_file
 
 SMALLEST, LARGEST = 64, 8192  # pixels a side, of which torch.export knows that every map has a pixel
@@ -40,22 +35,6 @@ class Segmentor(nn.Module):
         head = self.model.decode_head
         scores = head(self.model.extract_feat(image))
         return F.interpolate(scores, image.shape[2:], mode='bilinear', align_corners=head.align_corners)
-
-
-def load_model(config: Config, checkpoint: str) -> nn.Module:
-    """Builds the model of a config and loads a checkpoint of it, strictly.
-
-    Raises:
-        InputError: The config cannot be built, or the checkpoint cannot be read or is of another model.
-    """
-    init_default_scope(config.get('default_scope', 'mmengine'))
-    try:
-        model = MODELS.build(config.model)
-    except WRONG_CONFIG as error:
-        raise InputError(f'the config cannot be built: {type(error).__name__}: {error}') from error
-    check_checkpoint(model, checkpoint, strict=True)
-    model.load_state_dict({key.removeprefix('module.'): value for key, value in read_checkpoint(checkpoint).items()})
-    return revert_sync_batchnorm(model).eval()
 
 
 def choose_part(model: nn.Module, part: str | None) -> tuple[nn.Module, str]:

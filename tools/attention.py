@@ -31,9 +31,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar=('X', 'Y'),
         help="the point that asks, in pixels of the picture (default: the class token of a classifier's last stage)",
     )
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=run.CfgOptions, metavar='KEY=VALUE', help='override settings of the config'
-    )
+    run.add_cfg_options(parser)
     parser.add_argument('--out', default='attention.png', help='a .png, .svg, .pdf or .jpg file (default: %(default)s)')
     return parser.parse_args(argv)
 

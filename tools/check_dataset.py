@@ -22,13 +22,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog='Example: tools/check_dataset.py configs/retinanet/pvt_s_1x.py --cfg-options data_root=/data/coco',
     )
     parser.add_argument('config', help='the config file')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=run.CfgOptions,
-        metavar='KEY=VALUE',
-        help='override settings of the config, e.g. data_root=/data/coco',
-    )
+    run.add_cfg_options(parser, ', e.g. data_root=/data/coco')
     parser.add_argument('--out', default='dataset.png', help='a picture of annotated samples (default: %(default)s)')
     parser.add_argument('--all', action='store_true', help='list everything broken, not 10 of a kind')
     return parser.parse_args(argv)

@@ -23,9 +23,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('checkpoint', help='the checkpoint file, or a work directory for its last checkpoint')
     parser.add_argument('--out', default='demo_out', help='the folder to write to (default: %(default)s)')
     parser.add_argument('--score-thr', type=float, default=0.3, help="a box's least score (default: %(default)s)")
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=run.CfgOptions, metavar='KEY=VALUE', help='override settings of the config'
-    )
+    run.add_cfg_options(parser)
     return parser.parse_args(argv)
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from pvt_mm import export
 from pvt_mm.engine import run
+from pvt_mm.engine.inference import load_model
 from pvt_mm.errors import InputError, command
 
 
@@ -27,9 +28,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         '--part', choices=('backbone', 'model'), help='default: the whole model for Semantic FPN, else the backbone'
     )
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=run.CfgOptions, metavar='KEY=VALUE', help='override settings of the config'
-    )
+    run.add_cfg_options(parser)
     return parser.parse_args(argv)
 
 
@@ -40,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError(f'--out {args.out}: name a file that ends in .onnx')
     run.check_checkpoint_exists(args.checkpoint)
     config = run.load_config(args.config, args.cfg_options)
-    model = export.load_model(config, args.checkpoint)
+    model = load_model(config, args.checkpoint).cpu()
     part, name = export.choose_part(model, args.part)
     about = {'part': name, 'model': type(model).__name__}
     normalise = config.model.get('data_preprocessor', {})

@@ -34,9 +34,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help='height and width in pixels, or one side (default: 800 1280 for most detectors, whose test images have a '
         'shorter side of 800; 512 512 for segmentors)',
     )
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=run.CfgOptions, metavar='KEY=VALUE', help='override settings of the config'
-    )
+    run.add_cfg_options(parser)
     return parser.parse_args(argv)
 
 

@@ -35,13 +35,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     part.add_argument('checkpoint', help='the checkpoint file, or a work directory for its last checkpoint')
     part.add_argument('--images', type=int, default=8, metavar='N', help='how many images (default: %(default)s)')
     part.add_argument('--score-thr', type=float, default=0.5, help='the least score drawn (default: %(default)s)')
-    part.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=run.CfgOptions,
-        metavar='KEY=VALUE',
-        help='override settings of the config, e.g. data_root=/data/coco',
-    )
+    run.add_cfg_options(part, ', e.g. data_root=/data/coco')
     part.add_argument('--out', default='predictions.png', help='a .png, .svg, .pdf or .jpg file (default: %(default)s)')
     part.set_defaults(draw=draw_predictions)
 

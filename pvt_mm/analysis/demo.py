@@ -21,11 +21,11 @@ from rich.progress import track
 
 from pvt_mm.analysis.predictions import COLORS
 from pvt_mm.checkpoint import read_file
+from pvt_mm.datasets.image_folder import EXTENSIONS
 from pvt_mm.engine.inference import image_steps, load_model, read_picture
 from pvt_mm.errors import WRONG_CONFIG, InputError
 from pvt_mm.files import whole_file
 
-PICTURES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm', '.pgm')
 VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v')
 # Pictures are drawn on at so many pixels of their shorter side at least: names are not readable on less.
 LEAST_SIDE = 480
@@ -230,10 +230,10 @@ def find_inputs(what: str, out: Path) -> list[Path]:
     found = [
         one
         for one in sorted(path.rglob('*'))
-        if one.suffix.lower() in PICTURES and one.is_file() and out.resolve() not in one.resolve().parents
+        if one.suffix.lower() in EXTENSIONS and one.is_file() and out.resolve() not in one.resolve().parents
     ]
     if not found:
-        raise InputError(f'{path} holds no picture: none ends in {", ".join(PICTURES)}')
+        raise InputError(f'{path} holds no picture: none ends in {", ".join(EXTENSIONS)}')
     return found
 
 

@@ -1,8 +1,8 @@
 """What can be wrong with a run, found before it starts."""
 
 import functools
+import itertools
 import json
-import math
 import mmap
 import os
 from collections.abc import Callable, Iterator
@@ -116,11 +116,13 @@ def _check_batches(dataset: dict, loader: dict, split: str) -> None:
     folder = _image_folder(dataset)
     if folder is None or not loader.get('drop_last'):
         return
-    images = sum(1 for name in _classes(dataset) for _ in find_images(os.path.join(folder, name)))
+    processes = int(os.environ.get('WORLD_SIZE', 1))
+    enough = (loader['batch_size'] - 1) * processes + 1
+    found = (path for name in _classes(dataset) for path in find_images(os.path.join(folder, name)))
+    images = sum(1 for _ in itertools.islice(found, enough))  # ImageNet's folders take long to list
     if isinstance(dataset.get('indices'), int):
         images = min(images, dataset['indices'])
-    processes = int(os.environ.get('WORLD_SIZE', 1))
-    if math.ceil(images / processes) < loader['batch_size']:
+    if images < enough:
         raise InputError(
             f'the {split} data has {images} images, which on {processes} process(es) fill no batch of '
             f'{loader["batch_size"]}: add --cfg-options {split}_dataloader.batch_size=N'

@@ -36,17 +36,25 @@ class CfgOptions(DictAction):
             parser.error(f'--cfg-options takes KEY=VALUE pairs, got {" ".join(values)!r} ({error})')
 
 
-def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags that training and testing share."""
-    parser.add_argument('--work-dir', help='where logs and results go (default: work_dirs/<name of the config>)')
+def add_cfg_options(parser: argparse.ArgumentParser, more: str = '') -> None:
+    """Adds ``--cfg-options``, with ``more`` at the end of its help."""
     parser.add_argument(
         '--cfg-options',
         nargs='+',
         action=CfgOptions,
         metavar='KEY=VALUE',
-        help='override settings of the config, e.g. model.backbone.drop_path_rate=0.2; lists as key="[a,b]" or '
-        'key=a,b; data_root=PATH moves every data set of the config',
+        help=f'override settings of the config{more}',
     )
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that training and testing share."""
+    parser.add_argument('--work-dir', help='where logs and results go (default: work_dirs/<name of the config>)')
+    more = (
+        ', e.g. model.backbone.drop_path_rate=0.2; lists as key="[a,b]" or key=a,b; data_root=PATH moves every data '
+        'set of the config'
+    )
+    add_cfg_options(parser, more)
     parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none', help='job launcher')
     # torchrun and torch.distributed.launch pass it in either spelling
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)

@@ -61,9 +61,8 @@ class ClsDataPreprocessor(ImgDataPreprocessor):
         if rand_augment:
             from pvt_mm.models import batch_augments
 
-            inspect.signature(batch_augments.rand_augment).bind(
-                None, None, **rand_augment
-            )  # a misspelt key is an error
+            # a misspelt key is an error
+            inspect.signature(batch_augments.rand_augment).bind(None, None, **rand_augment)
 
     def forward(self, data: dict, training: bool = False) -> dict:
         data = self.cast_data(data)

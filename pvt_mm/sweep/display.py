@@ -36,7 +36,6 @@ def table(statuses: dict[Trial, Status], metric: str) -> Table:
             status.progress,
             number(status.metric),
             status.eta,
-            end_section=False,
         )
     return drawn
 

@@ -13,6 +13,7 @@ from mmseg.models.utils import Upsample
 from mmseg.models.utils.embed import AdaptivePadding
 
 from pvt_mm import export
+from pvt_mm.engine.inference import load_model
 from pvt_mm.engine.run import load_config
 from tests.conftest import ROOT
 from tools import export_onnx
@@ -44,7 +45,7 @@ def made(tmp_path, monkeypatch):
         config = load_config('config.py')
         init_default_scope(config.default_scope)
         torch.save({'state_dict': MODELS.build(config.model).state_dict()}, 'weights.pth')
-        return export.load_model(config, 'weights.pth')
+        return load_model(config, 'weights.pth').cpu()
 
     return make
 
