@@ -5,6 +5,7 @@ import atexit
 import contextlib
 import difflib
 import inspect
+import logging
 import os
 import re
 import subprocess
@@ -15,11 +16,13 @@ from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.logging import print_log
 from mmengine.registry import RUNNERS, init_default_scope
 from mmengine.runner import CheckpointLoader, Runner
 from mmengine.runner.checkpoint import find_latest_checkpoint
 
-from pvt_mm.checkpoint import read_file
+from pvt_mm.checkpoint import CheckpointError, read_file
+from pvt_mm.engine.checks import check_resumable
 from pvt_mm.errors import WRONG_CONFIG, InputError
 
 # Settings beside the arguments of MMEngine's Runner that take effect.
@@ -279,21 +282,50 @@ def skip_validation(config: Config) -> None:
 
 
 def resume(config: Config, what: str) -> str | None:
-    """Makes the run resume from the checkpoint ``what``, or for ``auto`` from the last one in its work directory.
+    """Makes the run resume from the checkpoint ``what``, or for ``auto`` from the last whole one in its work directory.
 
     Returns:
         The checkpoint, or None where ``auto`` found none and the run starts anew.
 
     Raises:
-        InputError: The checkpoint does not exist.
+        InputError: The checkpoint does not exist, or ``auto`` found damaged ones only.
     """
-    checkpoint = find_latest_checkpoint(config.work_dir) if what == 'auto' else what
+    checkpoint = last_whole_checkpoint(config.work_dir) if what == 'auto' else what
     if checkpoint is not None and not os.path.isfile(checkpoint):
-        where = f', which {config.work_dir}/last_checkpoint names,' if what == 'auto' else ''
-        raise InputError(f'--resume: the checkpoint {checkpoint}{where} does not exist')
+        raise InputError(f'--resume: the checkpoint {checkpoint} does not exist{_near(checkpoint)}')
     config.resume = checkpoint is not None
     config.load_from = checkpoint
     return checkpoint
+
+
+def last_whole_checkpoint(work_dir: str) -> str | None:
+    """Returns the checkpoint that ``last_checkpoint`` names, or where it is damaged or gone, the newest that is whole.
+
+    Returns:
+        The checkpoint's path, or None where the run has not come to its first.
+
+    Raises:
+        InputError: There were some, and none is whole.
+    """
+    named = find_latest_checkpoint(work_dir)
+    if named is None:
+        return None
+    moved = Path(work_dir) / Path(named).name  # the folder, since it was written
+    candidates = [named if os.path.isfile(named) or not moved.is_file() else str(moved)]
+    written = [path for path in Path(work_dir).glob('*.pth') if re.fullmatch(r'(epoch|iter)_[0-9]+', path.stem)]
+    newest_first = sorted(written, key=lambda path: path.stat().st_mtime, reverse=True)
+    candidates += [str(path) for path in newest_first if path.absolute() != Path(candidates[0]).absolute()]
+    faults = []
+    for path in candidates:
+        try:
+            check_resumable(path)
+        except CheckpointError as error:
+            faults.append(str(error))
+            continue
+        for fault in faults:
+            print_log(f'{fault}: going on from {path}, the one before', level=logging.WARNING)
+        return path
+    raise InputError(f'--resume: no checkpoint in {work_dir} is whole: {"; ".join(faults)}')
 
 
 def draw_predictions(config: Config, show: bool, show_dir: str | None, wait_time: float) -> None:
