@@ -471,7 +471,10 @@ def _read_local(path: str, map_location: str) -> Any:
             return _safetensors().load_file(path, device=map_location)
         except Exception as error:  # safetensors has an exception type of its own in each version
             raise CheckpointError(f'{path} cannot be read as safetensors: {_one_line(error)}') from None
-    verify_once(path)
+    try:
+        verify_once(path)
+    except OSError as error:
+        raise CheckpointError(f'{path} cannot be read: {error.strerror or error}') from None
     try:
         with torch.serialization.safe_globals(_allowed_globals()):
             return torch.load(path, map_location=map_location, weights_only=True)

@@ -83,7 +83,7 @@ def _damage(file: BinaryIO, size: int, comment_length: bytes, signature: re.Matc
 def _damage_of_archive(file: BinaryIO, size: int) -> str | None:
     """Returns what is wrong with a zip archive that has no signature of ours, None where nothing is."""
     tail = _tail(file, size, _END_SIZE + _LONGEST_COMMENT)
-    at = tail.rfind(_END)
+    at = tail.rfind(_END, 0, len(_END) + len(tail) - _END_SIZE)  # the last that is whole
     comment, length = tail[at + _END_SIZE :], int.from_bytes(tail[at + _END_SIZE - 2 : at + _END_SIZE], 'little')
     if at < 0 or len(comment) < length:
         return 'it is cut off'
