@@ -413,6 +413,7 @@ def trust_checkpoints(trust: bool) -> None:
     """Says whether a checkpoint that is refused is from here on read all the same, running what it asks to run."""
     global _trusted
     _trusted = trust
+    _warn_of_trust.cache_clear()
 
 
 def read_checkpoint(path: str | os.PathLike, map_location: str = 'cpu') -> dict[str, Tensor]:
@@ -501,7 +502,8 @@ def _read_local(path: str, map_location: str) -> Any:
 
 @functools.lru_cache  # once a file
 def _warn_of_trust(path: str, asked: str) -> None:
-    print_log(f'--trust: {path} is read without the allow-list, and runs {asked}', 'current', logging.WARNING)
+    message = f'{path} is read without the allow-list, as --trust says, and runs what it asks for: {asked}'
+    print_log(message, logger='current', level=logging.WARNING)
 
 
 class _StandIn(dict):
