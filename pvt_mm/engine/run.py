@@ -21,12 +21,15 @@ from mmengine.registry import RUNNERS, init_default_scope
 from mmengine.runner import CheckpointLoader, Runner
 from mmengine.runner.checkpoint import find_latest_checkpoint
 
-from pvt_mm.checkpoint import CheckpointError, read_file
+from pvt_mm.checkpoint import CheckpointError, add_trust, read_file
 from pvt_mm.engine.checks import check_resumable
 from pvt_mm.errors import WRONG_CONFIG, InputError
 
 # Settings beside the arguments of MMEngine's Runner that take effect.
 READ_BY_TOOLS = ('data_root', 'auto_scale_lr', 'runner_type', 'tta_model', 'tta_pipeline')
+# Those that MMEngine has readers for, which fall back to running what a file asks for.
+SCHEMES = ('', 'http://', 'https://', 'torchvision://', 'modelzoo://', 'open-mmlab://', 'openmmlab://', 'mmcls://')
+SCHEMES += ('pavi://', r'(\S+\:)?s3://', r'(\S+\:)?petrel://')
 
 
 class CfgOptions(DictAction):
@@ -58,6 +61,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         'set of the config'
     )
     add_cfg_options(parser, more)
+    add_trust(parser)
     parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none', help='job launcher')
     # torchrun and torch.distributed.launch pass it in either spelling
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
@@ -218,13 +222,21 @@ def leave_process_group() -> None:
     torch.distributed.destroy_process_group()
 
 
+def load_from_pvt_mm(path: str, map_location: str = 'cpu') -> Any:
+    """Reads a checkpoint for MMEngine: as :func:`read_file` does, and without what a run that resumes would execute."""
+    content = read_file(path, map_location)
+    if isinstance(content, dict) and isinstance(content.get('meta'), dict):
+        content['meta'].pop('config', None)  # MMCV's; Runner.resume runs it as Python to look for GPU ids
+    return content
+
+
 def build_runner(config: Config) -> Runner:
     """Builds the runner of a config: the environment and the model. It reads checkpoints with our reader.
 
     Raises:
         InputError: A part cannot be built: an unknown type, a wrong argument.
     """
-    CheckpointLoader.register_scheme(prefixes='', loader=read_file, force=True)
+    CheckpointLoader.register_scheme(SCHEMES, load_from_pvt_mm, force=True)
     try:
         return RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
     except WRONG_CONFIG as error:
