@@ -16,9 +16,9 @@ from mmengine.hooks import EMAHook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
-from pvt_mm.integrity import sign
 from pvt_mm.errors import InputError
 from pvt_mm.files import whole_file
+from pvt_mm.integrity import sign
 from pvt_mm.registry import HOOKS
 
 # sysexits.h's EX_TEMPFAIL: not done, to be tried again. For Slurm: RequeueExit=75 in slurm.conf.
@@ -130,7 +130,13 @@ class CheckpointHook(MMEngineCheckpointHook):
         parts = dict(save_optimizer=self.save_optimizer, save_param_scheduler=self.save_param_scheduler)
         with self._failure_named(name, last):
             runner.save_checkpoint(
-                self.out_dir, name, meta=meta, by_epoch=self.by_epoch, backend_args=self.backend_args, **parts, **self.args
+                self.out_dir,
+                name,
+                meta=meta,
+                by_epoch=self.by_epoch,
+                backend_args=self.backend_args,
+                **parts,
+                **self.args,
             )
             self.saved_at = meta['iter']
             if is_main_process():
