@@ -8,6 +8,7 @@ follow.
 import functools
 import multiprocessing
 import multiprocessing.util
+import os
 import random
 import signal
 from collections.abc import Callable, Iterator
@@ -159,19 +160,14 @@ def ignoring_signals(worker_init: Callable[[int], None] | None) -> Callable[[int
 
     Schedulers and terminals send them to every process.
     """
-    # Python ends what workers are left by SIGTERM and waits for them.
-    multiprocessing.util.Finalize(None, _kill_workers, exitpriority=0)
-    return functools.partial(_start_worker, worker_init)
+    ending = multiprocessing.RawValue('b', 0)
+    # Python ends the workers that are left at its end by SIGTERM, and waits for them.
+    multiprocessing.util.Finalize(None, setattr, args=(ending, 'value', 1), exitpriority=0)
+    return functools.partial(_start_worker, worker_init, ending)
 
 
-def _kill_workers() -> None:
-    for process in multiprocessing.active_children():
-        if process.daemon:
-            process.kill()
-
-
-def _start_worker(worker_init: Callable[[int], None] | None, worker: int) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def _start_worker(worker_init: Callable[[int], None] | None, ending: Any, worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if ending.value else None)
     if worker_init is not None:
         worker_init(worker)
