@@ -56,16 +56,10 @@ def test_a_signed_file_is_read_by_everything(signed):
 
 
 def test_a_bit_flipped_anywhere_is_found(signed):
-    size = signed.stat().st_size
-    end = size - COMMENT - 22
-    directory = signed.read_bytes().index(b'PK\1\2')
-    assert 0 < directory < end
-    # Every byte of the directory, of the record at the end and of the signature; and a part of the members.
-    places = [*range(0, directory, 7), *range(directory, size)]
-    for i, place in enumerate(places):
-        bit = i % 8
+    for place in range(signed.stat().st_size):
+        bit = place % 8
         flip(signed, place, bit)
-        with pytest.raises(CheckpointError, match='signed.pth is damaged: '):
+        with pytest.raises(CheckpointError, match='is damaged: '):
             verify(signed)
         flip(signed, place, bit)
     verify(signed)
