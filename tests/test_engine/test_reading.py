@@ -149,7 +149,6 @@ def test_the_allow_list_has_nothing_that_no_checkpoint_needs(tmp_path, monkeypat
 
 
 def test_every_scheme_is_read_by_our_reader(tmp_path, monkeypatch):
-    run.build_runner(config(tmp_path, True))
     assert set(CheckpointLoader._schemes.values()) == {run.load_from_pvt_mm}
     names = {'resnet50': 'https://example.com/resnet50.pth'}
     monkeypatch.setattr(ckpt, 'get_torchvision_models', lambda: names)
