@@ -178,15 +178,15 @@ def test_a_whole_file_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
     done, flush, rename = [], os.fsync, os.replace
 
     def fsync(descriptor):
-        done.append(os.readlink(f'/proc/self/fd/{descriptor}'))
+        done.append(os.fstat(descriptor).st_ino)
         flush(descriptor)
 
     def replace(*paths):
-        done.append('rename')
         rename(*paths)
+        done.append('renamed')
 
     monkeypatch.setattr(os, 'fsync', fsync)
     monkeypatch.setattr(os, 'replace', replace)
     with whole_file(tmp_path / 'file') as beside:
         beside.write_text('text')
-    assert done == [str(beside), 'rename', str(tmp_path)]
+    assert done == [(tmp_path / 'file').stat().st_ino, 'renamed', tmp_path.stat().st_ino]

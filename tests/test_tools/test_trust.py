@@ -109,6 +109,7 @@ def test_a_trusted_checkpoint_runs_what_it_asks_for(state, monkeypatch, capsys):
         warnings.clear()
         Path('canary').unlink()
         assert convert_checkpoint.main(['bad.pth', 'out.pth']) == 2  # it is for one call
+        assert 'posix.system' in capsys.readouterr().err
         assert not Path('canary').exists()
     plant('pickle', state)
     assert convert_checkpoint.main(['bad.pth', 'out.pth', '--trust']) == 2
