@@ -24,6 +24,7 @@ import torch
 from mmengine import fileio
 from mmengine.dist import barrier
 from mmengine.logging import HistoryBuffer, print_log
+from mmengine.optim import OneCycleParamScheduler
 from mmengine.runner.checkpoint import get_external_models, get_torchvision_models
 from torch import Tensor, nn
 
@@ -444,7 +445,8 @@ def read_file(path: str | os.PathLike, map_location: str = 'cpu') -> Any:
             try:
                 local = stack.enter_context(fileio.get_local_path(where))
             except Exception as error:  # each storage has exceptions of its own
-                raise CheckpointError(f'{path} cannot be fetched: {_one_line(error)}') from error
+                reason = f'{type(error).__name__}: {_one_line(error)}'
+                raise CheckpointError(f'{path} cannot be fetched: {reason}') from error
             content = _read_local(local, map_location)
     else:
         content = _read_local(where, map_location)
@@ -535,10 +537,11 @@ def _globals_of(path: str) -> list[str]:
                 archive = stack.enter_context(zipfile.ZipFile(file))
                 file = archive.open(next(name for name in archive.namelist() if name.endswith('data.pkl')))
             file.seek(0)
-            while True:  # before zip archives there were several, one behind the other
+            for _ in range(5):  # as many, one behind the other, as a file had before they were zip archives
                 Listing(file).load()
-    except Exception:  # behind the last one; and what is no pickle fails in any way
-        return list(found)
+    except Exception:  # behind the last one, or in what is no pickle, anything fails
+        pass
+    return list(found)
 
 
 def _in_catalogue(path: str) -> str:
@@ -593,17 +596,20 @@ def _parameters(content: Any, path: str) -> dict[str, Tensor]:
 def _allowed_globals() -> list:
     """What checkpoints hold beside tensors, none of which runs code.
 
-    MMEngine's hold the history of the logged values and random states, the authors' training its command line.
+    MMEngine's hold the history of the logged values, the state of schedulers, NumPy's scalars and random states, the
+    authors' training its command line.
     """
     multiarray = np._core.multiarray if hasattr(np, '_core') else np.core.multiarray
     dtypes = {type(np.dtype(kind)) for kind in ('float64', 'float32', 'int64', 'int32', 'uint32')}
     arrays = [multiarray._reconstruct, multiarray.scalar, np.ndarray, np.dtype, *dtypes]
-    return [argparse.Namespace, HistoryBuffer, (_history_method, 'builtins.getattr'), *arrays]
+    owners = [HistoryBuffer, OneCycleParamScheduler]
+    return [argparse.Namespace, *owners, (_method_of_mmengine, 'builtins.getattr'), *arrays]
 
 
-def _history_method(owner: Any, name: str) -> Any:
-    """The one use that MMEngine's checkpoints have for ``getattr``, which reaches everything if left alone."""
-    if owner is not HistoryBuffer or name.startswith('_'):
+def _method_of_mmengine(owner: Any, name: str) -> Any:
+    """The uses that MMEngine's checkpoints have for ``getattr``, which reaches everything if left alone."""
+    annealing = owner is OneCycleParamScheduler and name in ('_annealing_cos', '_annealing_linear')
+    if not annealing and (owner is not HistoryBuffer or name.startswith('_')):
         raise pickle.UnpicklingError('GLOBAL builtins.getattr')
     return getattr(owner, name)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 def whole_file(path: str | os.PathLike) -> Iterator[Path]:
     """Gives a path beside ``path`` to write to, which replaces ``path`` at the end; a block that fails leaves neither.
 
-    What is there at the end stays so where the machine fails: it is on disk before it takes the name, and so is the name.
+    What is there at the end is there after a power cut: it is on disk before it has the name, and then so is the name.
 
     Raises:
         OSError: The file or its folder, made if need be, cannot be written.

@@ -1,8 +1,8 @@
 """Checkpoints that are, bit by bit, what was written.
 
-PyTorch looks at none of the checksums in a checkpoint: a flipped bit becomes another weight. A signed checkpoint has its
-size and SHA-256 in the comment of the zip archive that it is, which every other reader of checkpoints passes over; of
-one that is not signed, the CRC-32 of each member is looked at. Neither says who wrote a file.
+PyTorch looks at none of the checksums in a checkpoint: a flipped bit becomes another weight. A signed checkpoint has
+its size and SHA-256 in the comment of the zip archive that it is, which every other reader of checkpoints passes over;
+of one that is not signed, the CRC-32 of each member is looked at. Neither says who wrote a file.
 """
 
 import functools

@@ -351,7 +351,7 @@ def test_getattr_is_refused_on_all_but_the_history_of_values(tmp_path):
     with pytest.raises(CheckpointError, match=r'bad.pth is refused: it asks to run builtins.getattr'):
         read_checkpoint(tmp_path / 'bad.pth')
     with pytest.raises(pickle.UnpicklingError):
-        ckpt._history_method(HistoryBuffer, '__init__')
+        ckpt._method_of_mmengine(HistoryBuffer, '__init__')
     torch.save({'state_dict': {'a': torch.ones(1)}, 'x': HistoryBuffer([1], [1])}, tmp_path / 'good.pth')
     assert ckpt.read_file(tmp_path / 'good.pth')['x'].mean() == 1
 

@@ -56,16 +56,10 @@ def test_a_signed_file_is_read_by_everything(signed):
 
 
 def test_a_bit_flipped_anywhere_is_found(signed):
-    size = signed.stat().st_size
-    end = size - COMMENT - 22
-    directory = signed.read_bytes().index(b'PK\1\2')
-    assert 0 < directory < end
-    # Every byte of the directory, of the record at the end and of the signature; and a part of the members.
-    places = [*range(0, directory, 7), *range(directory, size)]
-    for i, place in enumerate(places):
-        bit = i % 8
+    for place in range(signed.stat().st_size):
+        bit = place % 8
         flip(signed, place, bit)
-        with pytest.raises(CheckpointError, match='signed.pth is damaged: '):
+        with pytest.raises(CheckpointError, match='is damaged: '):
             verify(signed)
         flip(signed, place, bit)
     verify(signed)
@@ -184,15 +178,15 @@ def test_a_whole_file_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
     done, flush, rename = [], os.fsync, os.replace
 
     def fsync(descriptor):
-        done.append(os.readlink(f'/proc/self/fd/{descriptor}'))
+        done.append(os.fstat(descriptor).st_ino)
         flush(descriptor)
 
     def replace(*paths):
-        done.append('rename')
         rename(*paths)
+        done.append('renamed')
 
     monkeypatch.setattr(os, 'fsync', fsync)
     monkeypatch.setattr(os, 'replace', replace)
     with whole_file(tmp_path / 'file') as beside:
         beside.write_text('text')
-    assert done == [str(beside), 'rename', str(tmp_path)]
+    assert done == [(tmp_path / 'file').stat().st_ino, 'renamed', tmp_path.stat().st_ino]

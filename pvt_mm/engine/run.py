@@ -27,9 +27,18 @@ from pvt_mm.errors import WRONG_CONFIG, InputError
 
 # Settings beside the arguments of MMEngine's Runner that take effect.
 READ_BY_TOOLS = ('data_root', 'auto_scale_lr', 'runner_type', 'tta_model', 'tta_pipeline')
-# Those that MMEngine has readers for, which fall back to running what a file asks for.
+# Those that MMEngine has readers for, all of which run what a file asks for where it cannot be read otherwise.
 SCHEMES = ('', 'http://', 'https://', 'torchvision://', 'modelzoo://', 'open-mmlab://', 'openmmlab://', 'mmcls://')
 SCHEMES += ('pavi://', r'(\S+\:)?s3://', r'(\S+\:)?petrel://')
+
+
+@CheckpointLoader.register_scheme(SCHEMES, force=True)
+def load_from_pvt_mm(path: str, map_location: str | None = None) -> Any:
+    """Reads a checkpoint for MMEngine: as :func:`read_file` does, and without what a run that resumes would execute."""
+    content = read_file(path, map_location or 'cpu')
+    if isinstance(content, dict) and isinstance(content.get('meta'), dict):
+        content['meta'].pop('config', None)  # MMCV's; Runner.resume runs it as Python to look for GPU ids
+    return content
 
 
 class CfgOptions(DictAction):
@@ -222,21 +231,12 @@ def leave_process_group() -> None:
     torch.distributed.destroy_process_group()
 
 
-def load_from_pvt_mm(path: str, map_location: str = 'cpu') -> Any:
-    """Reads a checkpoint for MMEngine: as :func:`read_file` does, and without what a run that resumes would execute."""
-    content = read_file(path, map_location)
-    if isinstance(content, dict) and isinstance(content.get('meta'), dict):
-        content['meta'].pop('config', None)  # MMCV's; Runner.resume runs it as Python to look for GPU ids
-    return content
-
-
 def build_runner(config: Config) -> Runner:
-    """Builds the runner of a config: the environment and the model. It reads checkpoints with our reader.
+    """Builds the runner of a config: the environment and the model.
 
     Raises:
         InputError: A part cannot be built: an unknown type, a wrong argument.
     """
-    CheckpointLoader.register_scheme(SCHEMES, load_from_pvt_mm, force=True)
     try:
         return RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
     except WRONG_CONFIG as error:
