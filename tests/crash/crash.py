@@ -234,10 +234,11 @@ def main() -> int:
             for run, share in zip(RUNS, shares, strict=True)
         ]
         outcomes = [one.result() for one in waiting]
-    table = Table('task', 'workers', 'kills -9', 'while writing', 'told to stop', 'resumes', 'compared', 'different')
+    titles = ('task', 'workers', 'kills -9', 'in a write', 'SIGTERM', 'resumes', 'compared', 'different')
+    table = Table(*titles, box=None, header_style='bold')
     for one in outcomes:
         table.add_row(one.task, *(str(value) for value in list(asdict(one).values())[1:8]))
-    Console().print(table)
+    Console(width=100).print(table)
     lost = [line for one in outcomes for line in one.lost]
     for line in lost[:20]:
         print(f'lost: {line}')

@@ -88,7 +88,7 @@ def main() -> int:
     readings = np.array(Watch.readings)
     settled = readings[readings[:, 0] >= min(SETTLED, args.steps // 4)]
     steps = settled[:, 0]
-    table = Table('after step 500', 'least', 'median', 'most', 'slope a step', 'gain by the end', 'allowed')
+    table = Table('after step 500', 'least', 'median', 'most', 'slope a step', 'gain by the end', 'allowed', box=None)
     result, grew = {'steps': int(readings[-1, 0])}, []
     for i, (name, unit) in enumerate(dict(memory=' MB', files='', threads='').items(), start=1):
         values = settled[:, i]
@@ -99,7 +99,7 @@ def main() -> int:
         table.add_row(name, *cells, f'{slope:+.5f}{unit}', f'{gain:+.2f}{unit}', f'{allowed:.1f}{unit}')
         result[name] = dict(median=float(np.median(values)), slope=float(slope), gain=float(gain))
         grew += [name] if gain > allowed else []
-    Console().print(table)
+    Console(width=100).print(table)
     print(json.dumps({**result, 'grew': grew}))
     return 1 if grew else 0
 
