@@ -14,6 +14,7 @@ def _child(parent: Registry, location: str) -> Registry:
 
 MODELS = _child(registry.MODELS, 'pvt_mm.models')
 DATASETS = _child(registry.DATASETS, 'pvt_mm.datasets')
+HOOKS = _child(registry.HOOKS, 'pvt_mm.engine')
 TRANSFORMS = _child(registry.TRANSFORMS, 'pvt_mm.datasets')
 DATA_SAMPLERS = _child(registry.DATA_SAMPLERS, 'pvt_mm.datasets')
 METRICS = _child(registry.METRICS, 'pvt_mm.evaluation')
