@@ -14,8 +14,9 @@ def _child(parent: Registry, location: str) -> Registry:
 
 MODELS = _child(registry.MODELS, 'pvt_mm.models')
 DATASETS = _child(registry.DATASETS, 'pvt_mm.datasets')
-HOOKS = _child(registry.HOOKS, 'pvt_mm.engine')
 TRANSFORMS = _child(registry.TRANSFORMS, 'pvt_mm.datasets')
 DATA_SAMPLERS = _child(registry.DATA_SAMPLERS, 'pvt_mm.datasets')
 METRICS = _child(registry.METRICS, 'pvt_mm.evaluation')
 OPTIM_WRAPPER_CONSTRUCTORS = _child(registry.OPTIM_WRAPPER_CONSTRUCTORS, 'pvt_mm.engine')
+HOOKS = _child(registry.HOOKS, 'pvt_mm.engine')
+LOOPS = _child(registry.LOOPS, 'pvt_mm.engine')
