@@ -6,6 +6,7 @@ import math
 import os
 import shlex
 from collections.abc import Callable
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from pvt_mm.engine.loops import ExactLoop
 from pvt_mm.errors import InputError
 from pvt_mm.files import whole_file
 from pvt_mm.registry import HOOKS
@@ -64,7 +66,9 @@ class FiniteHook(Hook):
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Notes which batch this is."""
-        position = dict(iter=runner.iter, epoch=runner.epoch, batch=batch_idx, rank=get_dist_info()[0])
+        loop = runner.train_loop
+        epoch, number = loop.position() if isinstance(loop, ExactLoop) else (runner.epoch, batch_idx)
+        position = dict(iter=runner.iter, epoch=epoch, number=number, rank=get_dist_info()[0])
         self.batches.append({**position, 'images': images_of(data_batch)})
 
     def _parse_losses(self, parse_losses: Callable, losses: dict) -> tuple[Tensor, dict[str, Tensor]]:
@@ -115,11 +119,15 @@ class FiniteHook(Hook):
         guilty = [batch for batch in batches if not math.isfinite(batch['losses']['loss'])] or batches
         if not bad and math.isfinite(guilty[0]['losses']['loss']):
             return None
-        parts = [f'{name} {value:.4g}' for name, value in guilty[0]['losses'].items() if 'loss' in name]
-        text = f'iteration {guilty[0]["iter"] + 1}: the losses are {", ".join(parts)}; '
-        text += f'{len(bad)} of {len(gradients)} gradients are not finite'
+        loss, *parts = (f'{name} {value:.4g}' for name, value in _worst_losses(guilty[0]['losses']))
+        text = f'iteration {guilty[0]["iter"] + 1}: {loss}' + (f' ({_few(parts)})' if parts else '')
+        text += f', {len(bad)} of {len(gradients)} gradients are not finite'
         text += f', the first of {_few(bad)}' if bad else ''
-        images = [_image_name(image, batch['rank'], len(everyones)) for batch in guilty for image in batch['images']]
+        images = [
+            image_name(image, batch['rank'] if len(everyones) > 1 else None)
+            for batch in guilty
+            for image in batch['images']
+        ]
         return dict(text=f'{text}; images {_few(images)}', ranks=sorted({batch['rank'] for batch in guilty}))
 
     def _save(self, runner: Runner, ranks: list[int]) -> str:
@@ -152,19 +160,28 @@ class FiniteHook(Hook):
 
 
 def images_of(data_batch: Any) -> list[dict]:
-    """Returns the ``path`` and ``id``, as far as the pipeline packs them, of the images in a batch from the loader."""
+    """Returns the ``path`` and ``id``, as far as the pipeline packs them, of the images in a loader's batch."""
     samples = data_batch.get('data_samples') if isinstance(data_batch, dict) else None
-    found = []
+    images = []
     for sample in samples if isinstance(samples, (list, tuple)) else ():
-        values = dict(path=sample.get('img_path'), id=sample.get('img_id'))
-        found.append({name: value if isinstance(value, int) else str(value) for name, value in values.items() if value is not None})
-    return found
+        path, number = sample.get('img_path'), sample.get('img_id')
+        number = int(number) if isinstance(number, Integral) else number and str(number)
+        found = dict(path=path and str(path), id=number)
+        images.append({name: value for name, value in found.items() if value is not None})
+    return images
 
 
-def _image_name(image: dict, rank: int, world_size: int) -> str:
+def image_name(image: dict, rank: int | None = None) -> str:
+    """Returns how a message names an image of :func:`images_of`."""
     notes = [f'id {image["id"]}'] if 'id' in image else []
-    notes += [f'rank {rank}'] if world_size > 1 else []
-    return f'{image.get("path", "?")}' + (f' ({", ".join(notes)})' if notes else '')
+    notes += [f'rank {rank}'] if rank is not None else []
+    return image.get('path', 'an image without a path') + (f' ({", ".join(notes)})' if notes else '')
+
+
+def _worst_losses(losses: dict[str, float]) -> list[tuple[str, float]]:
+    """Returns the whole loss, and its parts that are not finite."""
+    parts = [(name, value) for name, value in losses.items() if 'loss' in name and not math.isfinite(value)]
+    return [('loss', losses['loss']), *(part for part in parts if part[0] != 'loss')]
 
 
 def _lowers_scale(wrapper: OptimWrapper) -> bool:
