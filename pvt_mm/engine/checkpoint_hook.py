@@ -16,7 +16,7 @@ from mmengine.hooks import EMAHook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
-from pvt_mm.checkpoint import sign
+from pvt_mm.integrity import sign
 from pvt_mm.errors import InputError
 from pvt_mm.files import whole_file
 from pvt_mm.registry import HOOKS
