@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Do the iteration again at which training stopped on a loss or gradient that is not finite, and show where it begins."""
+"""Do the iteration again at which training stopped, its loss or a gradient not finite, and show where that begins."""
 
 import argparse
 import json
@@ -47,8 +47,7 @@ def print_gradients(gradients: Sequence, limit: int = 10) -> None:
     Console().print(table)
 
 
-def print_origin(done: 'replay.Replay') -> None:
-    value = done.value
+def print_origins(value: object, gradient: str | None) -> None:
     if value is None:
         print('no output of a module is not finite')
     else:
@@ -56,8 +55,8 @@ def print_origin(done: 'replay.Replay') -> None:
         print(f'  the finite numbers in its input are from {value.low:.4g} to {value.high:.4g}')
         if value.parameters:
             print(f'  parameters of it that are not finite: {", ".join(value.parameters)}')
-    if done.gradient:
-        print(f'the first gradient that is not finite, going back: that of {done.gradient}')
+    if gradient:
+        print(f'the first gradient that is not finite, going back from the loss: that of {gradient}')
 
 
 @command
@@ -77,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f'iteration {batches[-1]["iter"] + 1}, process {record["rank"]} of {record["world_size"]}, again\n')
     print_losses(batches, done.losses)
     print()
-    print_origin(done)
+    print_origins(done.value, done.gradient)
     print()
     print_gradients(done.gradients)
     print()

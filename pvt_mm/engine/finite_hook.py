@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from pvt_mm.engine.loops import ExactLoop
 from pvt_mm.errors import InputError
 from pvt_mm.files import whole_file
+from pvt_mm.integrity import sign
 from pvt_mm.registry import HOOKS
 
 
@@ -58,11 +59,14 @@ class FiniteHook(Hook):
         self.buffers = list(model.buffers())
         self.kept_buffers = [buffer.clone() for buffer in self.buffers]
         model.parse_losses = functools.partial(self._parse_losses, model.parse_losses)
-        wrapper.step = functools.partial(self._step, runner, wrapper.step)
+        self.step = wrapper.step
+        # MMEngine's schedulers have marked the method, and look for their mark.
+        wrapper.step = functools.update_wrapper(functools.partial(self._step, runner), self.step)
 
     def after_train(self, runner: Runner) -> None:
         """Takes itself out again."""
-        del _unwrapped(runner.model).parse_losses, runner.optim_wrapper.step
+        del _unwrapped(runner.model).parse_losses
+        runner.optim_wrapper.step = self.step
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Notes which batch this is."""
@@ -76,10 +80,10 @@ class FiniteHook(Hook):
         self.batches[-1]['losses'] = {name: value.detach() for name, value in self.logged.items()}
         return loss, self.logged
 
-    def _step(self, runner: Runner, step: Callable, **kwargs) -> None:
+    def _step(self, runner: Runner, **kwargs: Any) -> None:
         fault = None if self._all_finite(runner.optim_wrapper) else self._find_fault()
         if fault is None:
-            step(**kwargs)
+            self.step(**kwargs)
             self.skips_in_row = 0
             if self.buffers:
                 torch._foreach_copy_(self.kept_buffers, self.buffers)
@@ -150,6 +154,7 @@ class FiniteHook(Hook):
             try:
                 with whole_file(paths[ranks.index(rank)]) as beside:
                     torch.save(content, beside)
+                    sign(beside)
             except (OSError, RuntimeError) as error:  # torch has the latter for a full disk
                 failed = f' ({paths[ranks.index(rank)]} could not be written: {error})'
         barrier()  # where one process ends, those that start them end the others

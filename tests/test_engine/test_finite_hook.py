@@ -3,6 +3,8 @@
 import functools
 import json
 import math
+import multiprocessing
+import os
 from pathlib import Path
 
 import pytest
@@ -82,18 +84,21 @@ def config_of(work_dir, max_skips=0, plant=None, dataset=None, **wrapper) -> Con
                 num_workers=0,
             ),
             train_cfg=dict(type='pvt_mm.EpochBasedTrainLoop', max_epochs=1),
-            optim_wrapper=dict(
-                **{'type': 'OptimWrapper', 'optimizer': dict(type='SGD', lr=0.1, momentum=0.9)},
-                clip_grad=dict(max_norm=1.0),
+            optim_wrapper={
+                'type': 'OptimWrapper',
+                'optimizer': dict(type='SGD', lr=0.1, momentum=0.9),
+                'clip_grad': dict(max_norm=1.0),
                 **wrapper,
-            ),
-            param_scheduler=[dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=6)],
+            },
+            param_scheduler=[dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=9)],
             default_hooks=dict(
-                finite=dict(type='pvt_mm.FiniteHook', max_skips=max_skips),
                 checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=1),
                 logger=dict(type='LoggerHook', interval=1),
             ),
-            custom_hooks=[dict(type='Plant', **plant)] if plant else [],
+            custom_hooks=[
+                dict(type='pvt_mm.FiniteHook', max_skips=max_skips),
+                *([dict(type='Plant', **plant)] if plant else []),
+            ],
             randomness=dict(seed=3),
             default_scope='mmengine',
             experiment_name=Path(work_dir).name,
@@ -106,6 +111,10 @@ def train(config: Config) -> Runner:
     runner = Runner.from_cfg(config)
     runner.train()
     return runner
+
+
+def momenta(checkpoint: dict) -> dict:
+    return {number: state['momentum_buffer'] for number, state in checkpoint['optimizer']['state'].items()}
 
 
 def same(ours: dict, theirs: dict) -> bool:
@@ -134,7 +143,7 @@ def test_a_gradient_that_is_not_finite_stops_training_with_nothing_changed(tmp_p
 
 
 def test_a_loss_that_is_not_finite_names_its_parts(tmp_path):
-    with pytest.raises(NonFiniteError, match=r'iteration 2: loss nan \(loss_cut nan\), 0 of 6 gradients are not finite'):
+    with pytest.raises(NonFiniteError, match=r'iteration 2: loss nan \(loss_cut nan\), 0 of 6 gradients'):
         train(config_of(tmp_path, dataset=dict(cut=(3,))))
 
 
@@ -145,7 +154,10 @@ def test_steps_left_out_are_as_if_they_had_not_been(tmp_path):
     for content in after[:2]:
         assert same(content['state_dict'], before['state_dict'])  # BatchNorm's statistics too
         assert same(
-            *({i: state['momentum_buffer'] for i, state in one['optimizer']['state'].items()} for one in (content, before))
+            *(
+                {i: state['momentum_buffer'] for i, state in one['optimizer']['state'].items()}
+                for one in (content, before)
+            )
         )
     assert same(after[3]['state_dict'], after[2]['state_dict'])
     assert not same(after[2]['state_dict'], before['state_dict'])
@@ -157,7 +169,7 @@ def test_steps_left_out_are_as_if_they_had_not_been(tmp_path):
     assert 'left out: 1 in a row of at most 2, 3 in all' in log
     scalars = [json.loads(line) for line in next(tmp_path.glob('*/vis_data/scalars.json')).read_text().splitlines()]
     assert not any(math.isnan(value) for line in scalars for value in line.values())
-    assert 'step' not in vars(runner.optim_wrapper)
+    assert not isinstance(runner.optim_wrapper.step, functools.partial)  # and not the hook's any more
 
 
 def test_one_more_in_a_row_than_allowed_stops(tmp_path):
@@ -226,6 +238,7 @@ def test_faults_under_a_loss_scale(scale, dataset, plant, recorded, scaled, tmp_
 
 
 def _one_of_two(rank: int, folder: Path) -> None:
+    os.environ['LOCAL_RANK'] = str(rank)
     torch.distributed.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2)
     config = config_of(folder / 'work', dataset=dict(cut=(9,)))
     config.merge_from_dict(dict(launcher='pytorch', model_wrapper_cfg=dict(broadcast_buffers=False, device_ids=None)))
@@ -237,7 +250,8 @@ def _one_of_two(rank: int, folder: Path) -> None:
 
 
 def test_two_processes_stop_where_the_loss_of_one_is_not_finite(tmp_path, capsys):
-    torch.multiprocessing.spawn(_one_of_two, (tmp_path,), nprocs=2)
+    multiprocessing.set_forkserver_preload([__name__])  # imports once
+    torch.multiprocessing.start_processes(_one_of_two, (tmp_path,), nprocs=2, start_method='forkserver')
     for rank in range(2):
         message = (tmp_path / f'error{rank}').read_text()
         assert 'iteration 3: loss nan (loss_cut nan), 0 of 6 gradients' in message

@@ -18,9 +18,7 @@ from tools import train as train_tool
 
 FAULTY = """
 _base_ = 'small.py'
-default_hooks = dict(finite=dict(type='pvt_mm.FiniteHook'))
-train_cfg = dict(type='pvt_mm.EpochBasedTrainLoop')
-custom_hooks = [dict(type='{hook}')]
+custom_hooks = [dict(type='pvt_mm.FiniteHook'), dict(type='{hook}')]
 """
 BY_CHANCE = ['train_dataloader.dataset.pipeline.3.prob=0.5', 'model.backbone.drop_path_rate=0.5']
 
@@ -61,11 +59,12 @@ def last_line(capsys) -> dict:
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
-def test_a_fault_is_reproduced_by_the_command_that_training_prints(stopped, capsys):
+def test_a_fault_is_reproduced_by_the_command_that_training_prints(stopped, tmp_path, capsys):
     message = stopped('BadWeight')
     assert message.startswith('error: iteration 4: loss ')
     tool, *arguments = shlex.split(message.split(': ')[-1])
-    assert (tool, arguments) == ('tools/replay.py', ['the run/faulty.py', 'the run/nonfinite_iter_4.pth'])
+    names = ('faulty.py', 'nonfinite_iter_4.pth')
+    assert (tool, arguments) == ('tools/replay.py', [str(tmp_path / 'the run' / name) for name in names])
     assert replay_tool.main(arguments) == 0
     found = last_line(capsys)
     assert found['reproduced'] is True
