@@ -41,8 +41,10 @@ class ExactLoop:
         self._broken: set[str] = set()
 
     def start(self) -> None:
-        """Begins the training, or goes on with it: evaluates first what the checkpoint it goes on from was to be
-        evaluated for, which had not come to its end if the run ended then."""
+        """Begins the training, or goes on with it.
+
+        A checkpoint that was to be evaluated is evaluated again: the run may have ended in the middle of that.
+        """
         reseed(self.dataloader, self.runner.seed)  # resuming restores the run's seed once the loader is built
         validation = self.runner.val_loop
         if validation is not None:
