@@ -19,7 +19,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from pvt_mm.engine.loops import ExactLoop
+from pvt_mm.engine.loops import IterBasedTrainLoop
 from pvt_mm.errors import InputError
 from pvt_mm.files import whole_file
 from pvt_mm.integrity import sign
@@ -71,7 +71,7 @@ class FiniteHook(Hook):
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Notes which batch this is."""
         loop = runner.train_loop
-        epoch, number = loop.position() if isinstance(loop, ExactLoop) else (runner.epoch, batch_idx)
+        epoch, number = loop.position() if isinstance(loop, IterBasedTrainLoop) else (runner.epoch, batch_idx)
         position = dict(iter=runner.iter, epoch=epoch, number=number, rank=get_dist_info()[0])
         self.batches.append({**position, 'images': images_of(data_batch)})
 
