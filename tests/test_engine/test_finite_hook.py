@@ -92,13 +92,11 @@ def config_of(work_dir, max_skips=0, plant=None, dataset=None, **wrapper) -> Con
             },
             param_scheduler=[dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=9)],
             default_hooks=dict(
+                finite=dict(type='pvt_mm.FiniteHook', max_skips=max_skips),
                 checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=1),
                 logger=dict(type='LoggerHook', interval=1),
             ),
-            custom_hooks=[
-                dict(type='pvt_mm.FiniteHook', max_skips=max_skips),
-                *([dict(type='Plant', **plant)] if plant else []),
-            ],
+            custom_hooks=[dict(type='Plant', **plant)] if plant else [],
             randomness=dict(seed=3),
             default_scope='mmengine',
             experiment_name=Path(work_dir).name,

@@ -18,7 +18,7 @@ from tools import train as train_tool
 
 FAULTY = """
 _base_ = 'small.py'
-custom_hooks = [dict(type='pvt_mm.FiniteHook'), dict(type='{hook}')]
+custom_hooks = [dict(type='{hook}')]
 """
 BY_CHANCE = ['train_dataloader.dataset.pipeline.3.prob=0.5', 'model.backbone.drop_path_rate=0.5']
 
