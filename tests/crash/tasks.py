@@ -12,7 +12,9 @@ optim_wrapper = dict(type='OptimWrapper', clip_grad=dict(max_norm=10))
 TASKS = dict(
     retinanet="""
 _base_ = '{root}/configs/demo/retinanet_shapes.py'
-model = dict(backbone=dict(arch=arch, **drop), neck=dict(in_channels=[8, 16, 24, 32]))
+model = dict(
+    backbone=dict(arch=arch, **drop), neck=dict(in_channels=[8, 16, 24, 32]), test_cfg=dict(score_thr=0.0)
+)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
