@@ -14,6 +14,7 @@ from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 
 from pvt_mm.datasets.shapes import CLASSES
+from pvt_mm.engine import FiniteHook
 from pvt_mm.engine.run import load_config, set_randomness
 from pvt_mm.models import ARCHS, PVT
 from tests.conftest import ROOT
@@ -131,6 +132,7 @@ def test_config_trains_two_steps_and_tests(name, shapes, tmp_path):
     config = on_shapes(load_config(str(ROOT / name)), shapes, tmp_path)
     runner = Runner.from_cfg(config)
     assert isinstance(runner.model.backbone, PVT) == ('/pvt_' in name or 'demo' in name)
+    assert any(isinstance(hook, FiniteHook) for hook in runner.hooks)
     gradients = {}
     for key, parameter in runner.model.named_parameters():
         if parameter.requires_grad:

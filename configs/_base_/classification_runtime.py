@@ -4,6 +4,7 @@ default_hooks = dict(
     logger=dict(type='LoggerHook', interval=100),
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(type='pvt_mm.CheckpointHook', interval=1, max_keep_ckpts=3, save_best='accuracy/top1'),
+    finite=dict(type='pvt_mm.FiniteHook'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
 )
 env_cfg = dict(
