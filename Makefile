@@ -11,7 +11,7 @@ PRETRAINING = work_dirs/demo_pretraining
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-pretraining test test-slurm check bench format clean
+.PHONY: help setup demo demo-pretraining test test-slurm test-crash test-soak check bench format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -49,6 +49,12 @@ test: setup  ## run the tests: about 10 minutes on two cores
 
 test-slurm: setup  ## test what runs under Slurm on a real one, which it installs and starts: as root, 10 minutes
 	PYTHON=$(PY) tests/slurm/run.sh
+
+test-crash: setup  ## kill trainings 50 times, resume them and compare the weights bit for bit: about 10 minutes
+	$(PY) tests/crash/crash.py
+
+test-soak: setup  ## train for 2,000 steps, and see that memory, open files and threads stay: about 5 minutes
+	$(PY) tests/soak/soak.py
 
 check: setup  ## lint, and check the formatting
 	$(PY) -m ruff check

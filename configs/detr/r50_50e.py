@@ -2,6 +2,8 @@
 #   tools/dist_train.sh configs/detr/r50_50e.py 8
 # MMDetection's DETR, whose optimizer is the authors' too; flips and the shorter sides of section 5.2, and no crops.
 _base_ = ['mmdet::detr/detr_r50_8xb2-150e_coco.py', '../_base_/coco_3x_ms.py']
-train_cfg = dict(max_epochs=50)
+train_cfg = dict(type='pvt_mm.EpochBasedTrainLoop', max_epochs=50, max_broken_images=10)
+default_hooks = dict(checkpoint=dict(type='pvt_mm.CheckpointHook'))
+custom_hooks = [dict(type='pvt_mm.FiniteHook')]
 param_scheduler = [dict(type='MultiStepLR', by_epoch=True, begin=0, end=50, milestones=[33], gamma=0.1)]
 train_dataloader = dict(dataset=dict(pipeline=_base_.multi_scale))

@@ -16,9 +16,9 @@ from mmengine.hooks import EMAHook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
-from pvt_mm.integrity import sign
 from pvt_mm.errors import InputError
 from pvt_mm.files import whole_file
+from pvt_mm.integrity import sign
 from pvt_mm.registry import HOOKS
 
 # sysexits.h's EX_TEMPFAIL: not done, to be tried again. For Slurm: RequeueExit=75 in slurm.conf.
@@ -68,8 +68,8 @@ class CheckpointHook(MMEngineCheckpointHook):
             if is_main_process():
                 left = [path.name for path in Path(self.out_dir).glob('.*.pth.*.tmp')]
                 self._remove([*left, *runner.message_hub.runtime_info.get('outdated_ckpts', ())])
-        if self.last_ckpt is None and runner._resume:
-            self.last_ckpt = runner._load_from
+        if runner._resume:
+            self.last_ckpt, self.saved_at = runner._load_from, runner.iter
         self.stop.listen()
 
     def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
@@ -100,7 +100,7 @@ class CheckpointHook(MMEngineCheckpointHook):
     def _stop(self, runner: Runner, epoch: int, iteration: int) -> None:
         if self.saved_at != iteration:
             name = f'iter_{iteration}.pth'
-            self._save(runner, name, dict(epoch=epoch, iter=iteration), outdated=[])
+            self._save(runner, name, dict(epoch=epoch, iter=iteration), outdated=[], stopped=name)
         if get_world_size() == 1:
             self.stop.ignore()  # torchrun and Slurm send SIGTERM to the others once the first process has ended
         print_log(
@@ -120,26 +120,29 @@ class CheckpointHook(MMEngineCheckpointHook):
                 outdated.append(self.filename_tmpl.format(self.keep_ckpt_ids.popleft()))
             self.keep_ckpt_ids.append(step)
             runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
-        self._save(runner, self.filename_tmpl.format(step), meta, outdated)
+        self._save(runner, self.filename_tmpl.format(step), meta, outdated, stopped=None)
 
-    def _save(self, runner: Runner, name: str, meta: dict, outdated: list[str]) -> None:
+    def _save(self, runner: Runner, name: str, meta: dict, outdated: list[str], stopped: str | None) -> None:
         """Writes the checkpoint ``name``, then makes ``last_checkpoint`` name it, then removes what is outdated by it.
 
         That is in the checkpoint too, for the run that goes on from it should this one be killed before it is removed,
-        and so is the name of a checkpoint of a stopped run, which the next one outdates.
+        and so is the name of the checkpoint of a ``stopped`` run, which the next one outdates.
         """
         hub, last = runner.message_hub, self.last_ckpt
-        stopped = hub.runtime_info.get('stopped_ckpt')
-        outdated = [*outdated, *([stopped] if stopped not in (None, name) else [])]
+        before = hub.runtime_info.get('stopped_ckpt')
+        outdated = [*outdated, *([before] if before not in (None, name) else [])]
         self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
-        regular = name == self.filename_tmpl.format(meta['epoch' if self.by_epoch else 'iter'])
-        hub.update_info_dict(
-            dict(last_ckpt=self.last_ckpt, outdated_ckpts=outdated, stopped_ckpt=None if regular else name)
-        )
+        hub.update_info_dict(dict(last_ckpt=self.last_ckpt, outdated_ckpts=outdated, stopped_ckpt=stopped))
         parts = dict(save_optimizer=self.save_optimizer, save_param_scheduler=self.save_param_scheduler)
         with self._failure_named(name, last):
             runner.save_checkpoint(
-                self.out_dir, name, meta=meta, by_epoch=self.by_epoch, backend_args=self.backend_args, **parts, **self.args
+                self.out_dir,
+                name,
+                meta=meta,
+                by_epoch=self.by_epoch,
+                backend_args=self.backend_args,
+                **parts,
+                **self.args,
             )
             self.saved_at = meta['iter']
             if is_main_process():

@@ -1,7 +1,8 @@
 """Batches that depend on their number alone, not on the workers that load them or on what was loaded before.
 
-Every sample is loaded with the random numbers of its place: seed, process, epoch, batch and place in the batch. So a run
-that resumes skips the batches that it has trained on without loading them, and goes on with the very ones that follow.
+Every sample is loaded with the random numbers of its place: seed, process, epoch, batch and place in the batch. So a
+run that resumes skips the batches that it has trained on without loading them, and goes on with the very ones that
+follow.
 """
 
 import functools
@@ -169,9 +170,11 @@ def load_batch(dataloader: DataLoader, epoch: int, number: int) -> Any:
 
 
 def ignoring_signals(worker_init: Callable[[int], None] | None) -> Callable[[int], None]:
-    """Returns what starts a worker so that SIGTERM and SIGINT, which schedulers and terminals send to every process, stop
-    the main process alone, which ends its workers when it is done."""
-    # Of what is left of them when Python exits, multiprocessing would ask each to end by SIGTERM, and wait for it.
+    """Returns what starts a worker so that SIGTERM and SIGINT stop the main process alone, which then ends its workers.
+
+    Schedulers and terminals send them to every process.
+    """
+    # Python ends what workers are left by SIGTERM and waits for them.
     multiprocessing.util.Finalize(None, _kill_workers, exitpriority=0)
     return functools.partial(_start_worker, worker_init)
 

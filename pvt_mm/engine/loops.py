@@ -41,8 +41,9 @@ class ExactLoop:
         self._broken: set[str] = set()
 
     def start(self) -> None:
-        """Begins the training, or goes on with it: evaluates first what the checkpoint it goes on from was to be
-        evaluated for, which had not come to its end if the run ended then.
+        """Begins the training, or goes on with it.
+
+        A checkpoint that was to be evaluated is evaluated again: the run may have ended in the middle of that.
 
         Raises:
             InputError: The processes would go on from different checkpoints.

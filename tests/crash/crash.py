@@ -1,8 +1,8 @@
 """Kills real trainings at random moments, resumes them, and compares where they end with a training left alone.
 
 ``make test-crash`` runs it. Each training is a process of its own, forked from one that has imported everything, so
-that a start takes a second. ``kill -9`` comes at a random moment of the training, or while a checkpoint is being written,
-which is slowed for that; between kills, some runs are told to stop by SIGTERM.
+that a start takes a second. ``kill -9`` comes at a random moment of the training, or while a checkpoint is being
+written, which is slowed for that; between kills, some runs are told to stop by SIGTERM.
 """
 
 import argparse
@@ -26,10 +26,10 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from pvt_mm.checkpoint import read_file  # noqa: E402
-from pvt_mm.datasets.shapes import make_shapes  # noqa: E402
-from pvt_mm.engine.checkpoint_hook import STOPPED  # noqa: E402
-from tests.crash.tasks import STEPS_OF_EPOCH, write_task  # noqa: E402
+from pvt_mm.checkpoint import read_file
+from pvt_mm.datasets.shapes import make_shapes
+from pvt_mm.engine.checkpoint_hook import STOPPED
+from tests.crash.tasks import STEPS_OF_EPOCH, write_task
 
 RUNS = [('retinanet', 0), ('retinanet', 2), ('semantic_fpn', 0), ('semantic_fpn', 2), ('classifier', 2)]
 EPOCHS = 8
@@ -218,7 +218,9 @@ def main() -> int:
     console.print(f'seed {args.seed}, in {root}', highlight=False)
     make_shapes(root / 'shapes', image_size=64, train=2 * STEPS_OF_EPOCH, val=4)
     os.environ['OMP_NUM_THREADS'] = '1'
-    PROCESSES.set_forkserver_preload(['tools.train', 'mmdet.models', 'mmdet.datasets', 'mmseg.models', 'kornia', 'tests.crash.crash'])
+    PROCESSES.set_forkserver_preload(
+        ['tools.train', 'mmdet.models', 'mmdet.datasets', 'mmseg.models', 'kornia', 'tests.crash.crash']
+    )
     shares = [args.kills // len(RUNS) + (i < args.kills % len(RUNS)) for i in range(len(RUNS))]
     with Progress(console=console, transient=True) as progress, ThreadPoolExecutor(args.jobs) as threads:
         bar, lock = progress.add_task('kills', total=args.kills), threading.Lock()
@@ -239,7 +241,10 @@ def main() -> int:
     lost = [line for one in outcomes for line in one.lost]
     for line in lost[:20]:
         print(f'lost: {line}')
-    totals = {key: sum(getattr(one, key) for one in outcomes) for key in ('kills', 'while_writing', 'told_to_stop', 'resumes', 'tensors', 'different')}
+    totals = {
+        key: sum(getattr(one, key) for one in outcomes)
+        for key in ('kills', 'while_writing', 'told_to_stop', 'resumes', 'tensors', 'different')
+    }
     print(json.dumps({**totals, 'lost': len(lost), 'seed': args.seed}))
     return 1 if lost or totals['different'] else 0
 

@@ -1,7 +1,7 @@
 """Trains for 2,000 steps at changing sizes, with evaluations and checkpoints, and watches memory, files and threads.
 
-``make test-soak`` runs it. After step 500, memory (of the process and its data workers, resident), open files and threads
-must not grow: the slope of a line through the readings is printed, and what it comes to by the end.
+``make test-soak`` runs it. After step 500, memory (of the process and its data workers, resident), open files and
+threads must not grow: the slope of a line through the readings is printed, and what it comes to by the end.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from mmengine.hooks import Hook
@@ -20,13 +21,13 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from pvt_mm.datasets.shapes import make_shapes  # noqa: E402
-from tests.crash.tasks import STEPS_OF_EPOCH, write_task  # noqa: E402
-from tools import train as tool  # noqa: E402
+from pvt_mm.datasets.shapes import make_shapes
+from tests.crash.tasks import STEPS_OF_EPOCH, write_task
+from tools import train as tool
 
 SETTLED = 500
 # What the line through the readings may gain from step 500 to the end: memory, as a share of what there is, for the
-# history of the log that MMEngine keeps (some 200 bytes a step) and the noise of the allocator; files and threads by count.
+# history of the log that MMEngine keeps (some 200 bytes a step) and the allocator's noise; files and threads by count.
 ALLOWED = dict(memory=0.01, files=0.5, threads=0.5)
 
 
@@ -35,7 +36,7 @@ class Watch(Hook):
     """Reads memory (MB), open files and threads after every tenth step."""
 
     priority = 'LOWEST'
-    readings: list[tuple[int, float, int, int]] = []
+    readings: ClassVar[list[tuple[int, float, int, int]]] = []
     advance = staticmethod(lambda step: None)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
@@ -50,7 +51,9 @@ def usage() -> tuple[float, int, int]:
     children = [pid for task in Path('/proc/self/task').iterdir() for pid in (task / 'children').read_text().split()]
     memory = files = threads = 0
     for pid in ('self', *children):
-        status = dict(line.split(':\t', 1) for line in Path(f'/proc/{pid}/status').read_text().splitlines() if ':\t' in line)
+        status = dict(
+            line.split(':\t', 1) for line in Path(f'/proc/{pid}/status').read_text().splitlines() if ':\t' in line
+        )
         memory += int(status['VmRSS'].split()[0]) / 1024
         threads += int(status['Threads'])
         files += len(os.listdir(f'/proc/{pid}/fd'))
@@ -66,7 +69,7 @@ def main() -> int:
     config = write_task('retinanet', root, root / 'shapes', args.steps // STEPS_OF_EPOCH, workers=1)
     with config.open('a') as file:
         file.write("custom_hooks.append(dict(type='Watch'))\ntrain_cfg.update(val_interval=10)\n")
-        file.write("default_hooks.update(logger=dict(interval=100), checkpoint=dict(interval=5, max_keep_ckpts=2))\n")
+        file.write('default_hooks.update(logger=dict(interval=100), checkpoint=dict(interval=5, max_keep_ckpts=2))\n')
     log, console = root / 'train.log', Console(stderr=True)
     console.print(f'the log is {log}', highlight=False)
     output = os.dup(1), os.dup(2)

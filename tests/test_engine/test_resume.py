@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
@@ -48,10 +49,10 @@ def _leave_no_trace():
 def train(config: Path, folder: Path, *flags: str, interrupt: dict | None = None) -> int:
     forget_visualizers()
     if interrupt:
+        changed = Config.fromfile(config)
+        changed.custom_hooks.append(dict(type='Interrupt', **interrupt))
         config = config.with_name(f'{config.stem}_interrupted.py')
-        base = f"_base_ = '{config.stem.removesuffix('_interrupted')}.py'\n"
-        hooks = "custom_hooks = [*{{_base_.custom_hooks}}, dict(type='Interrupt', **" + f'{interrupt})]\n'
-        config.write_text(base + hooks)
+        changed.dump(config)
     return train_tool.main([str(config), '--work-dir', str(folder), '--deterministic', *flags])
 
 
@@ -135,7 +136,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(shapes, tmp_path, caps
     assert all(same(before[name], after[name]) for name in before)
     for path in whole.glob('*.pth'):
         path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(InputError, match='no checkpoint in .* is whole: .*iter_12.pth .*iter_6.pth '):
+    with pytest.raises(InputError, match=r'no checkpoint in .* is whole: .*iter_12.pth .*iter_6.pth '):
         run.last_whole_checkpoint(str(whole))
 
 
@@ -179,5 +180,3 @@ def test_broken_images_are_counted_and_skipped_up_to_the_bound(tmp_path, capsys)
         assert log.count(f'of at most 2: {path} is damaged') == 1
     assert train(config, tmp_path / 'run2', '--cfg-options', 'train_cfg.max_broken_images=1') == 2
     assert 'more than 1 images cannot be read' in capsys.readouterr().err.splitlines()[-1]
-
-
