@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """PyTorch's torchrun, with its flags, that ends with the exit code of the process that failed first.
 
-Torchrun's own is 1, whatever it was. This one's is 75 where training was told to stop and left a checkpoint to go on from
-(schedulers put the job back into the queue), 2 for bad input, and 128 + n for a process that signal n killed.
+Torchrun's own is 1, whatever it was. This one's is 75 where training was told to stop, and --resume goes on with it (a
+scheduler can put the job back into the queue), 2 for bad input, and 128 + n for a process that signal n killed.
 """
 
 import os

@@ -51,7 +51,8 @@ class ExactLoop:
         starts = all_gather_object(self._iter)
         if min(starts) != max(starts):
             raise InputError(
-                f'the processes go on from different steps, {starts}: the work directory must be one that all machines see'
+                f'the processes go on from different steps, {starts}: the work directory must be one that all machines '
+                'see'
             )
         self._compare_with_checkpoint()
         reseed(self.dataloader, self.runner.seed)  # resuming restores the run's seed once the loader is built
@@ -74,14 +75,15 @@ class ExactLoop:
         return self.dataloader
 
     def _compare_with_checkpoint(self) -> None:
-        """Says what is another than in the run that is gone on with, and notes it for the run that goes on with this."""
+        """Says what differs from the run that is gone on with, and notes it for the run that goes on with this one."""
         hub, now = self.runner.message_hub, [get_world_size(), self.dataloader.batch_sampler.batch_size]
         then = hub.runtime_info.get('processes_and_batch', now)
         if then != now:
-            rate = '' if then[0] * then[1] == now[0] * now[1] else '; the learning rate is still that for it'
+            same = then[0] * then[1] == now[0] * now[1]
+            rate = '' if same else ', at the learning rate of that'
             print_log(
-                f'going on in {now[0]} processes with {now[1]} images each from a checkpoint of {then[0]} processes with '
-                f'{then[1]}{rate}',
+                f'{now[0]} processes with {now[1]} images each go on from a checkpoint of {then[0]} processes with '
+                f'{then[1]} images each{rate}',
                 'current',
                 logging.WARNING,
             )
@@ -126,10 +128,10 @@ class EpochBasedTrainLoop(ExactLoop, MMEngineEpochBasedTrainLoop):
         done = self._iter - began if epoch == self._epoch else 0
         if done == length_then:
             done = length
-        elif done and length_then != length or not 0 <= done < length:
+        elif (done and length_then != length) or not 0 <= done < length:
             print_log(
-                f'the checkpoint is of epochs of {length_then} steps, and these have {length} (other data, batch size or '
-                f'number of processes): epoch {self._epoch + 1} begins anew',
+                f'the checkpoint is of epochs of {length_then} steps, and these have {length} (other data, batch size '
+                f'or number of processes): epoch {self._epoch + 1} begins anew',
                 'current',
                 logging.WARNING,
             )
