@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     checks.check_data(config, 'test')
     runner = run.build_runner(config)
     checks.check_checkpoint(runner.model, args.checkpoint, strict=True)
-    with run.unreadable_images_named():
+    with run.unreadable_images_named(), run.lost_processes_named():
         metrics = runner.test()
     if is_main_process():
         if not metrics:

@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         checks.check_resumable(config.load_from)
     if config.get('load_from'):
         checks.check_checkpoint(runner.model, config.load_from, strict=bool(config.get('resume')))
-    with run.unreadable_images_named():
+    with run.unreadable_images_named(), run.lost_processes_named():
         runner.train()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.dist import get_world_size, is_main_process
+from mmengine.dist import all_gather_object, broadcast_object_list, get_world_size, is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
 from mmengine.hooks import EMAHook
@@ -45,15 +45,19 @@ class CheckpointHook(MMEngineCheckpointHook):
     middle of an epoch, and exits with 75; a second Ctrl-C ends it at once. Files elsewhere than on disk (``out_dir``
     of another backend) are MMEngine's to write.
 
+    Of several processes the first writes, and the others wait for it; a signal to one of them stops all.
+
     Raises:
         InputError: A checkpoint cannot be written; the message names the last one that was.
-        SystemExit: The run was told to stop, and has saved.
+        SystemExit: The run was told to stop, and has saved; or the first process could not write a checkpoint, and this
+            is another.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.stop = StopSignal()
         self.saved_at = -1
+        self.common_val_steps = 0
 
     def before_train(self, runner: Runner) -> None:
         """Cleans up behind a run that was killed, and listens for signals from here on."""
@@ -76,9 +80,13 @@ class CheckpointHook(MMEngineCheckpointHook):
         if self.stop.agreed() and whole_step:
             self._stop(runner, runner.epoch, runner.iter + 1)
 
-    def after_val_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Counts the steps of the evaluation that all processes take: some may have one more."""
+        self.common_val_steps = min(all_gather_object(len(runner.val_loop.dataloader)))
+
+    def after_val_iter(self, runner: Runner, batch_idx: int, *args: Any, **kwargs: Any) -> None:
         """Saves and stops where the run was told to, in the middle of an evaluation, which a resumed run repeats."""
-        if self.stop.name and runner._train_loop is not None:
+        if batch_idx < self.common_val_steps and self.stop.agreed():
             for hook in runner.hooks:
                 if isinstance(hook, EMAHook):
                     hook.after_val_epoch(runner)  # has the trained weights in place of the averaged again
@@ -93,7 +101,8 @@ class CheckpointHook(MMEngineCheckpointHook):
         if self.saved_at != iteration:
             name = f'iter_{iteration}.pth'
             self._save(runner, name, dict(epoch=epoch, iter=iteration), outdated=[], stopped=name)
-        self.stop.ignore()
+        if get_world_size() == 1:
+            self.stop.ignore()  # torchrun and Slurm send SIGTERM to the others once the first process has ended
         print_log(
             f'stopped by {self.stop.name or "a signal to another process"} after step {iteration}, of which '
             f'{self.last_ckpt} is the checkpoint: the same command with --resume goes on from it (exit code {STOPPED})',
@@ -166,14 +175,21 @@ class CheckpointHook(MMEngineCheckpointHook):
 
     @contextlib.contextmanager
     def _failure_named(self, name: str, last: str | None) -> Iterator[None]:
+        failures: list[OSError | None] = [None]
         try:
             yield
         except OSError as error:
-            kept = f'the last good checkpoint is {last}' if last else 'there is none before it'
-            raise InputError(
-                f'{name} cannot be written to {self.out_dir} ({error.strerror or error}), and training stops; {kept}: '
-                'mend that, and go on from it with --resume'
-            ) from error
+            failures[0] = error
+        broadcast_object_list(failures, group=self.stop.group)
+        if failures[0] is None:
+            return
+        if not is_main_process():
+            raise SystemExit(2)  # the first process says why
+        kept = f'the last good checkpoint is {last}' if last else 'there is none before it'
+        raise InputError(
+            f'{name} cannot be written to {self.out_dir} ({failures[0].strerror or failures[0]}), and training stops; '
+            f'{kept}: mend that, and go on from it with --resume'
+        ) from failures[0]
 
 
 class _RemovesNothing(WholeFiles):
@@ -188,34 +204,38 @@ class StopSignal:
 
     Attributes:
         name: The signal that came, None before.
+        group: The processes, where they ask each other on the CPU; None for PyTorch's default.
     """
 
     def __init__(self):
         self.name: str | None = None
         self._before: dict[int, Any] = {}
-        self._group = None
+        self._listening = False
         self._noted = 0.0
+        self.group: torch.distributed.ProcessGroup | None = None
 
     def listen(self) -> None:
-        """Notes signals from here on."""
+        """Notes signals from here on. All processes must."""
+        self._listening = True
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._before[number] = signal.signal(number, self._note)
         if get_world_size() > 1 and torch.distributed.get_backend() != 'gloo':
-            self._group = torch.distributed.new_group(backend='gloo')  # asks without waiting for the GPU
+            self.group = torch.distributed.new_group(backend='gloo')  # asks without waiting for the GPU
 
     def ignore(self) -> None:
         """Leaves signals to whom they were left before."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
+        self._listening = False
 
     def agreed(self) -> bool:
         """Returns whether a signal came to any process of the training. All must ask."""
-        if get_world_size() == 1:
+        if not self._listening or get_world_size() == 1:
             return self.name is not None
         came = torch.tensor(float(self.name is not None))
-        torch.distributed.all_reduce(came, torch.distributed.ReduceOp.MAX, self._group)
+        torch.distributed.all_reduce(came, torch.distributed.ReduceOp.MAX, self.group)
         return bool(came)
 
     def _note(self, number: int, frame: Any) -> None:

@@ -6,6 +6,7 @@ follow.
 """
 
 import functools
+import itertools
 import multiprocessing
 import multiprocessing.util
 import os
@@ -14,7 +15,7 @@ import signal
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from mmengine.dist import get_rank
+from mmengine.dist import all_gather_object, get_rank, get_world_size
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pvt_mm.datasets.broken_files import broken_file
@@ -31,11 +32,16 @@ class Batch(NamedTuple):
 
 
 class NumberedBatches(Sampler[Batch]):
-    """The batches of another batch sampler, numbered, from the one numbered ``start`` on in ``epoch``."""
+    """The batches of another batch sampler, numbered, from the one numbered ``start`` on in ``epoch``.
+
+    Processes of which some would have one more than others leave it out, as no process can take a step alone. All must
+    make this at the same time.
+    """
 
     def __init__(self, batch_sampler: Sampler[list[int]]):
         self.batch_sampler = batch_sampler
         self.epoch = self.start = 0
+        self.length = min(all_gather_object(len(batch_sampler)))
 
     @property
     def sampler(self) -> Sampler[int]:
@@ -58,13 +64,14 @@ class NumberedBatches(Sampler[Batch]):
         if self.endless:  # MMEngine's InfiniteSampler would go on where it was left
             self.sampler.indices = self.sampler._indices_of_rank()
         epoch, start = self.epoch, self.start
-        for number, indices in enumerate(self.batch_sampler):
+        batches = self.batch_sampler if self.endless else itertools.islice(self.batch_sampler, self.length)
+        for number, indices in enumerate(batches):
             if number >= start:
                 yield Batch(epoch, number, list(indices))
 
     def __len__(self) -> int:
         """Batches of a whole epoch; with an endless sampler, as many as go through the data once."""
-        return len(self.batch_sampler)
+        return self.length
 
 
 class PlaceSeeded:
@@ -116,14 +123,22 @@ def exact_loader(dataloader: DataLoader, seed: int, max_broken: int = 0) -> Data
 
     The data set stays what it is, for hooks that change its pipeline, but for the method ``__getitems__``, by which
     PyTorch loads a batch.
+
+    Raises:
+        InputError: There are too few samples for a batch in each process.
     """
-    dataset = dataloader.dataset
+    dataset, batches = dataloader.dataset, NumberedBatches(dataloader.batch_sampler)
+    if not len(batches):
+        raise InputError(
+            f'the training data has {len(dataset)} images, too few for {get_world_size()} processes with a batch of '
+            f'{batches.batch_size}: lower train_dataloader.batch_size, or train in fewer processes'
+        )
     dataset.__getitems__ = PlaceSeeded(dataset, seed, get_rank(), max_broken)
     same = ('num_workers', 'collate_fn', 'pin_memory', 'timeout', 'multiprocessing_context', 'generator')
     more = ('prefetch_factor', 'persistent_workers') if dataloader.num_workers else ()
     return DataLoader(
         dataset,
-        batch_sampler=NumberedBatches(dataloader.batch_sampler),
+        batch_sampler=batches,
         worker_init_fn=ignoring_signals(dataloader.worker_init_fn),
         **{name: getattr(dataloader, name) for name in (*same, *more)},
     )

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
-from mmengine.dist import get_rank
+from mmengine.dist import all_gather_object, get_rank, get_world_size, is_main_process
 from mmengine.logging import print_log
 from mmengine.runner import EpochBasedTrainLoop as MMEngineEpochBasedTrainLoop
 from mmengine.runner import IterBasedTrainLoop as MMEngineIterBasedTrainLoop
@@ -44,7 +44,17 @@ class ExactLoop:
         """Begins the training, or goes on with it.
 
         A checkpoint that was to be evaluated is evaluated again: the run may have ended in the middle of that.
+
+        Raises:
+            InputError: The processes would go on from different checkpoints.
         """
+        starts = all_gather_object(self._iter)
+        if min(starts) != max(starts):
+            raise InputError(
+                f'the processes go on from different steps, {starts}: the work directory must be one that all machines '
+                'see'
+            )
+        self._compare_with_checkpoint()
         reseed(self.dataloader, self.runner.seed)  # resuming restores the run's seed once the loader is built
         validation = self.runner.val_loop
         if validation is not None:
@@ -64,6 +74,21 @@ class ExactLoop:
         self.dataloader.batch_sampler.epoch, self.dataloader.batch_sampler.start = epoch, start
         return self.dataloader
 
+    def _compare_with_checkpoint(self) -> None:
+        """Says what differs from the run that is gone on with, and notes it for the run that goes on with this one."""
+        hub, now = self.runner.message_hub, [get_world_size(), self.dataloader.batch_sampler.batch_size]
+        then = hub.runtime_info.get('processes_and_batch', now)
+        if then != now:
+            same = then[0] * then[1] == now[0] * now[1]
+            rate = '' if same else ', at the learning rate of that'
+            print_log(
+                f'{now[0]} processes with {now[1]} images each go on from a checkpoint of {then[0]} processes with '
+                f'{then[1]} images each{rate}',
+                'current',
+                logging.WARNING,
+            )
+        hub.update_info('processes_and_batch', now)
+
     def _count_broken(self) -> None:
         for fault in self.dataloader.dataset.__getitems__.broken():
             if fault in self._broken:
@@ -75,12 +100,16 @@ class ExactLoop:
                     f'more than {self.max_broken_images} images cannot be read, the last: {fault}; restore them, or '
                     'allow more with train_cfg.max_broken_images'
                 )
-            print_log(f'skipped a broken image, {count}: {fault}', 'current', logging.WARNING)
+            # MMEngine shows nothing less than errors from the other processes
+            level = logging.WARNING if is_main_process() else logging.ERROR
+            print_log(f'skipped a broken image, {count}: {fault}', 'current', level)
 
 
 @LOOPS.register_module()
 class EpochBasedTrainLoop(ExactLoop, MMEngineEpochBasedTrainLoop):
     """Trains for ``max_epochs``; see :class:`ExactLoop` and MMEngine's."""
+
+    _began = 0  # the step that the epoch began at
 
     def run(self) -> nn.Module:
         """Trains, from where the run was resumed."""
@@ -92,23 +121,36 @@ class EpochBasedTrainLoop(ExactLoop, MMEngineEpochBasedTrainLoop):
         self.runner.call_hook('after_train')
         return self.runner.model
 
-    def run_epoch(self) -> None:
-        """Trains for an epoch, or what is left of it."""
-        length, start = len(self.dataloader), self._steps_of_epoch()
-        if not 0 <= start <= length:
+    def start(self) -> None:
+        """Finds where in its epoch the training is; see :class:`ExactLoop`."""
+        info, length = self.runner.message_hub.runtime_info, len(self.dataloader)
+        epoch, began, length_then = info.get('epoch_began', (self._epoch, self._epoch * length, length))
+        done = self._iter - began if epoch == self._epoch else 0
+        if done == length_then:
+            done = length
+        elif (done and length_then != length) or not 0 <= done < length:
             print_log(
-                f'the checkpoint is of epochs of another length than {length} steps (other data, batch size or number '
-                f'of processes): epoch {self._epoch + 1} begins anew',
+                f'the checkpoint is of epochs of {length_then} steps, and these have {length} (other data, batch size '
+                f'or number of processes): epoch {self._epoch + 1} begins anew',
                 'current',
                 logging.WARNING,
             )
-            start = 0
+            done = 0
+        self._began = self._iter - done
+        self._max_iters = self._began + (self._max_epochs - self._epoch) * length
+        super().start()
+
+    def run_epoch(self) -> None:
+        """Trains for an epoch, or what is left of it."""
+        start, length = self._steps_of_epoch(), len(self.dataloader)
+        self.runner.message_hub.update_info('epoch_began', [self._epoch, self._began, length])
         self.runner.call_hook('before_train_epoch')
         self.runner.model.train()
         for number, data_batch in enumerate(self._batches_from(self._epoch, start), start):
             self.run_iter(number, data_batch)
         self.runner.call_hook('after_train_epoch')
         self._epoch += 1
+        self._began = self._iter
 
     def position(self) -> tuple[int, int]:
         """Returns the epoch that the next step belongs to, and the number of its batch in it."""
@@ -121,7 +163,7 @@ class EpochBasedTrainLoop(ExactLoop, MMEngineEpochBasedTrainLoop):
             self.runner.val_loop.run()
 
     def _steps_of_epoch(self) -> int:
-        return self._iter - self._epoch * len(self.dataloader)
+        return self._iter - self._began
 
 
 @LOOPS.register_module()

@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -259,6 +260,23 @@ def unreadable_images_named() -> Iterator[None]:
         damaged, absent = found[-1]  # a worker's message has its traceback, source lines included, before it
         what = f'{damaged} is damaged' if damaged else f'{absent} does not exist'
         raise InputError(f'an image cannot be read: {what}; restore it, or take it out of the annotations') from error
+
+
+@contextlib.contextmanager
+def lost_processes_named() -> Iterator[None]:
+    """Turns the error of a process that another one has left alone into one line.
+
+    Raises:
+        SystemExit: Another process has ended, and with it the training.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not re.search('gloo/transport|remote process exited', str(error)):
+            raise
+        sys.stderr.write('error: another process of the training has ended: look for what it said\n')
+        time.sleep(1)  # torchrun tells of the one that it sees to end first
+        raise SystemExit(1) from error
 
 
 # ------------------------------------------------------------------------------------------------ what the flags mean

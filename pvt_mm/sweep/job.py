@@ -17,8 +17,10 @@ from mmengine.runner.checkpoint import find_latest_checkpoint
 from pvt_mm.files import write_json
 from pvt_mm.sweep.spec import Trial
 
-# How training ends when it is stopped from outside: tools/train.py's Ctrl-C, and signals.
-STOPPED = (130, -signal.SIGINT, -signal.SIGTERM, -signal.SIGUSR2)
+# How training ends when it is stopped from outside: with a checkpoint, or before there is anything to save, which
+# tools/launch.py tells of as shells do.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+STOPPED = (os.EX_TEMPFAIL, *(-number for number in SIGNALS), *(128 + number for number in SIGNALS))
 
 
 @dataclass
@@ -76,7 +78,7 @@ class Job:
 
 def train_command(trial: Trial, work_dir: Path, train: Path, gpus: int = 0, flags: Sequence[str] = ()) -> list[str]:
     """Returns the command of a trial: ``tools/train.py`` (at ``train``), under torchrun on more than one GPU."""
-    launch = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={gpus}'] if gpus > 1 else ['-u']
+    launch = [str(train.with_name('launch.py')), '--standalone', f'--nproc_per_node={gpus}'] if gpus > 1 else ['-u']
     command = [
         sys.executable,
         *launch,

@@ -18,6 +18,7 @@ from pvt_mm.sweep.spec import Trial
         ('import os; os.kill(os.getpid(), 9)', dict(state='failed', code=-9)),  # no memory
         ('import sys; sys.exit(130)', dict(state='running')),  # Ctrl-C: it was cut off
         ('import os; os.kill(os.getpid(), 15)', dict(state='running')),
+        ('import sys; sys.exit(75)', dict(state='running')),  # told to stop, it left a checkpoint
     ],
 )
 def test_the_end_is_written_down(script, outcome, tmp_path):
@@ -39,7 +40,6 @@ def test_it_resumes_from_a_checkpoint_that_is_there(tmp_path):
 def test_several_gpus_train_under_torchrun():
     trial = Trial('a', 'a.py', ('x=1',), 3, None)
     one, four = (train_command(trial, Path('out'), Path('train.py'), gpus, ['--amp']) for gpus in (1, 4))
-    rest = ['train.py', 'a.py', '--work-dir', 'out', '--seed', '3']
+    rest, pytorch = ['train.py', 'a.py', '--work-dir', 'out', '--seed', '3'], ['--launcher', 'pytorch']
     assert one[1:] == ['-u', *rest, '--amp', '--cfg-options', 'x=1']
-    assert four[1:4] == ['-m', 'torch.distributed.run', '--standalone']
-    assert four[4:] == ['--nproc_per_node=4', *rest, '--launcher', 'pytorch', '--amp', '--cfg-options', 'x=1']
+    assert four[1:] == ['launch.py', '--standalone', '--nproc_per_node=4', *rest, *pytorch, '--amp', '--cfg-options', 'x=1']
