@@ -2,4 +2,3 @@
 _base_ = ['mmdet::_base_/schedules/schedule_1x.py', 'mmdet::_base_/default_runtime.py']
 train_cfg = dict(type='pvt_mm.EpochBasedTrainLoop', max_broken_images=10)
 default_hooks = dict(checkpoint=dict(type='pvt_mm.CheckpointHook'), finite=dict(type='pvt_mm.FiniteHook'))
-custom_hooks = []

@@ -50,7 +50,7 @@ def train(config: Path, folder: Path, *flags: str, interrupt: dict | None = None
     forget_visualizers()
     if interrupt:
         changed = Config.fromfile(config)
-        changed.custom_hooks.append(dict(type='Interrupt', **interrupt))
+        changed.custom_hooks = [*changed.get('custom_hooks', []), dict(type='Interrupt', **interrupt)]
         config = config.with_name(f'{config.stem}_interrupted.py')
         changed.dump(config)
     return train_tool.main([str(config), '--work-dir', str(folder), '--deterministic', *flags])
