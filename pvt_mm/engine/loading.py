@@ -19,7 +19,7 @@ from mmengine.dist import all_gather_object, get_rank, get_world_size
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pvt_mm.datasets.broken_files import broken_file
-from pvt_mm.engine.randomness import seed_all
+from pvt_mm.engine.randomness import seed_cpu
 from pvt_mm.errors import InputError
 
 
@@ -95,7 +95,7 @@ class PlaceSeeded:
         return [self._load(batch, place, index) for place, index in enumerate(batch.indices)]
 
     def _load(self, batch: Batch, place: int, index: int) -> Any:
-        seed_all(self.seed, self.rank, batch.epoch, batch.number, place)
+        seed_cpu(self.seed, self.rank, batch.epoch, batch.number, place)
         for _ in range(self.max_broken + 1):
             info = self.dataset.get_data_info(index) if hasattr(self.dataset, 'get_data_info') else {}
             fault = broken_file(info, thorough=False)
