@@ -6,10 +6,14 @@ segmentor. :data:`NAMES` is the dictionary between them.
 """
 
 import argparse
+import contextlib
+import functools
+import logging
 import math
 import os
 import pickle
 import re
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,10 +24,12 @@ import torch
 from mmengine import fileio
 from mmengine.dist import barrier
 from mmengine.logging import HistoryBuffer, print_log
+from mmengine.runner.checkpoint import get_external_models, get_torchvision_models
 from torch import Tensor, nn
 
-from pvt_mm.errors import InputError
+from pvt_mm.errors import CheckpointError
 from pvt_mm.files import whole_file
+from pvt_mm.integrity import sign, verify_once
 from pvt_mm.models.pvt import PVT, Arch, pretrain_grids, resample_grid
 
 # The dictionary: one column a format, one row a parameter. {s} is the stage and {l} the layer counted from 0, {s1} and
@@ -70,10 +76,6 @@ CLASSIFIERS = {
     'huggingface': ('pvt.', 'classifier.'),
 }
 WRAPPERS = ('state_dict', 'model', 'ema_state_dict', 'state_dict_ema', 'model_ema', 'module')
-
-
-class CheckpointError(InputError):
-    """A checkpoint cannot be read, holds no PVT, or does not fit the model."""
 
 
 # ----------------------------------------------------------------------------------------------------------- loading
@@ -407,6 +409,25 @@ def _to_layout(weights: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
 
 # ----------------------------------------------------------------------------------------------------------- reading
 
+_trusted = False
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--trust``, which is for :func:`trust_checkpoints`, to a tool that reads checkpoints."""
+    parser.add_argument(
+        '--trust',
+        action='store_true',
+        help='read checkpoints without the allow-list: a file may then run any code on this machine; only for files '
+        'whose author you trust',
+    )
+
+
+def trust_checkpoints(trust: bool) -> None:
+    """Says whether a checkpoint that is refused is from here on read all the same, running what it asks to run."""
+    global _trusted
+    _trusted = trust
+    _warn_of_trust.cache_clear()
+
 
 def read_checkpoint(path: str | os.PathLike, map_location: str = 'cpu') -> dict[str, Tensor]:
     """Returns the parameters in a file or behind a URL, freed from the wrappers of the tool that wrote it.
@@ -421,32 +442,38 @@ def read_file(path: str | os.PathLike, map_location: str = 'cpu') -> Any:
     """Returns what is in a file or behind a URL, with its parameters under ``state_dict``, as MMEngine has them.
 
     Nothing in the file is executed: pickles are read with ``weights_only=True``, allowing what MMEngine and the
-    authors' training write beside the weights, or the file is in safetensors format. Downloads are kept in torch.hub's
-    cache.
+    authors' training write beside the weights, or the file is in safetensors format. :func:`trust_checkpoints` lifts
+    that. A file that is damaged is refused (:mod:`pvt_mm.integrity`). Downloads are kept in torch.hub's cache.
 
     Raises:
-        CheckpointError: The file is not there, cannot be read, or is refused.
+        CheckpointError: The file is not there, cannot be read, is damaged, or is refused.
     """
     path = str(path)
-    if urlparse(path).scheme in ('http', 'https'):
-        content = _read_local(_download(path), map_location)
-    elif '://' in path:
-        with fileio.get_local_path(path) as local:
+    where = _in_catalogue(path)
+    if urlparse(where).scheme in ('http', 'https'):
+        content = _read_local(_download(where), map_location)
+    elif '://' in where:
+        with contextlib.ExitStack() as stack:
+            try:
+                local = stack.enter_context(fileio.get_local_path(where))
+            except Exception as error:  # each storage has exceptions of its own
+                raise CheckpointError(f'{path} cannot be fetched: {_one_line(error)}') from error
             content = _read_local(local, map_location)
     else:
-        content = _read_local(path, map_location)
+        content = _read_local(where, map_location)
     if isinstance(content, Mapping) and 'state_dict' not in content and set(WRAPPERS) & set(content):
         content = {**content, 'state_dict': _parameters(content, path)}
     return content
 
 
 def save_checkpoint(state_dict: Mapping[str, Tensor], path: str | os.PathLike) -> None:
-    """Writes parameters to a ``.pth`` or ``.safetensors`` file, whole or not at all."""
+    """Writes parameters to a ``.pth``, signed, or ``.safetensors`` file, whole or not at all."""
     with whole_file(path) as beside:
         if Path(path).suffix == '.safetensors':
             _safetensors().save_file({name: value.contiguous() for name, value in state_dict.items()}, beside)
         else:
             torch.save(dict(state_dict), beside)
+            sign(beside)
 
 
 def _read_local(path: str, map_location: str) -> Any:
@@ -459,18 +486,87 @@ def _read_local(path: str, map_location: str) -> Any:
         except Exception as error:  # safetensors has an exception type of its own in each version
             raise CheckpointError(f'{path} cannot be read as safetensors: {_one_line(error)}') from None
     try:
+        verify_once(path)
+    except OSError as error:
+        raise CheckpointError(f'{path} cannot be read: {error.strerror or error}') from None
+    try:
         with torch.serialization.safe_globals(_allowed_globals()):
             return torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
-        refused = re.search(r'GLOBAL ([\w.]+)', str(error))
-        if refused:
-            reason = f'it asks to run {refused[1]}, which a file of weights has no need for'
-            raise CheckpointError(f'{path} is refused: {reason}') from None
-        raise CheckpointError(f'{path} is no checkpoint, or a damaged one') from None
+        found = re.search(r'GLOBAL ([\w.]+)', str(error))
+        asked = [found[1]] if found else _globals_of(path)
     except (RuntimeError, OSError) as error:
         raise CheckpointError(f'{path} is no checkpoint, or a damaged one: {_one_line(error)}') from None
     except (EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError):  # what bytes of no pickle lead to
-        raise CheckpointError(f'{path} is no checkpoint, or a damaged one') from None
+        asked = []
+    if not asked:
+        raise CheckpointError(f'{path} is no checkpoint, or a damaged one')
+    if not _trusted:
+        raise CheckpointError(
+            f'{path} is refused: it asks to run {_listed(asked)}, which a file of weights has no need for; use --trust '
+            'if you trust who made the file'
+        )
+    _warn_of_trust(path, _listed(asked))
+    try:
+        return torch.load(path, map_location=map_location, weights_only=False)
+    except Exception as error:  # it runs anything
+        raise CheckpointError(f'{path} cannot be read: {type(error).__name__}: {_one_line(error)}') from error
+
+
+@functools.lru_cache  # once a file
+def _warn_of_trust(path: str, asked: str) -> None:
+    message = f'{path} is read without the allow-list, as --trust says, and runs what it asks for: {asked}'
+    print_log(message, logger='current', level=logging.WARNING)
+
+
+class _StandIn(dict):
+    """Takes the place of whatever a pickle asks for, and does nothing."""
+
+    def __init__(self, *_: Any):
+        super().__init__()
+
+
+def _globals_of(path: str) -> list[str]:
+    """Returns what the pickle in a checkpoint asks for, running none of it.
+
+    PyTorch names what it refuses in pickles of protocol 2, its own, and takes no others for pickles at all.
+    """
+    found = {}
+
+    class Listing(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> type:
+            found[f'{module}.{name}'] = None
+            return _StandIn
+
+        def persistent_load(self, _: Any) -> None:
+            return None
+
+    try:
+        with contextlib.ExitStack() as stack:
+            file = stack.enter_context(open(path, 'rb'))
+            if zipfile.is_zipfile(file):
+                archive = stack.enter_context(zipfile.ZipFile(file))
+                file = archive.open(next(name for name in archive.namelist() if name.endswith('data.pkl')))
+            file.seek(0)
+            while True:  # before zip archives there were several, one behind the other
+                Listing(file).load()
+    except Exception:  # behind the last one; and what is no pickle fails in any way
+        return list(found)
+
+
+def _in_catalogue(path: str) -> str:
+    """Returns the URL of weights that MMEngine has a name for, such as ``torchvision://resnet50``; else the path."""
+    scheme, _, name = path.partition('://')
+    try:
+        if scheme in ('torchvision', 'modelzoo'):
+            return get_torchvision_models()[name]
+        if scheme in ('open-mmlab', 'openmmlab'):
+            return get_external_models()[name]
+    except ImportError:
+        raise CheckpointError(f'{path} cannot be found without torchvision: pip install it') from None
+    except KeyError:
+        raise CheckpointError(f'{path}: there are no weights of this name') from None
+    return path
 
 
 def _download(url: str) -> str:

@@ -13,6 +13,10 @@ class InputError(ValueError):
     """What the user gave cannot be worked with. The message is one line: what is wrong, where, and what to do."""
 
 
+class CheckpointError(InputError):
+    """A checkpoint cannot be read, is damaged, holds no PVT, or does not fit the model."""
+
+
 def command(main: Callable) -> Callable[[Sequence[str] | None], int]:
     """Makes a tool's ``main(argv=None)`` return 2 with one line on stderr for an :class:`InputError`.
 

@@ -11,6 +11,8 @@ from pathlib import Path
 def whole_file(path: str | os.PathLike) -> Iterator[Path]:
     """Gives a path beside ``path`` to write to, which replaces ``path`` at the end; a block that fails leaves neither.
 
+    What is there at the end stays so where the machine fails: it is on disk before it takes the name, and so is the name.
+
     Raises:
         OSError: The file or its folder, made if need be, cannot be written.
     """
@@ -19,9 +21,20 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
     beside = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
         yield beside
+        _flush(beside)
         os.replace(beside, path)
+        with contextlib.suppress(OSError):  # some network file systems flush no folder
+            _flush(path.parent)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read_json(path: Path) -> dict:

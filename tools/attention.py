@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pvt_mm.analysis import figures
+from pvt_mm.checkpoint import add_trust, trust_checkpoints
 from pvt_mm.engine import run
 from pvt_mm.errors import command
 
@@ -32,6 +33,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="the point that asks, in pixels of the picture (default: the class token of a classifier's last stage)",
     )
     run.add_cfg_options(parser)
+    add_trust(parser)
     parser.add_argument('--out', default='attention.png', help='a .png, .svg, .pdf or .jpg file (default: %(default)s)')
     return parser.parse_args(argv)
 
@@ -39,6 +41,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
+    trust_checkpoints(args.trust)
     figures.check_out(args.out)
     config = run.load_config(args.config, args.cfg_options)
     # The model's libraries take seconds to load.

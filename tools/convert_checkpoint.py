@@ -7,7 +7,15 @@ import os
 import sys
 from collections.abc import Sequence
 
-from pvt_mm.checkpoint import CheckpointError, convert, find_backbone, read_checkpoint, save_checkpoint
+from pvt_mm.checkpoint import (
+    CheckpointError,
+    add_trust,
+    convert,
+    find_backbone,
+    read_checkpoint,
+    save_checkpoint,
+    trust_checkpoints,
+)
 from pvt_mm.errors import InputError, command
 
 
@@ -31,12 +39,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar=('H', 'W'),
         help='size of the images that the position embeddings were trained on, where they were not square',
     )
+    add_trust(parser)
     return parser.parse_args(argv)
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
+    trust_checkpoints(args.trust)
     size = args.pretrain_img_size
     if size and len(size) > 2:
         raise InputError(f'--pretrain-img-size takes a side or H and W, got {len(size)} numbers')

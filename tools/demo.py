@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pvt_mm.checkpoint import add_trust, trust_checkpoints
 from pvt_mm.engine import run
 from pvt_mm.errors import InputError, command
 
@@ -24,12 +25,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--out', default='demo_out', help='the folder to write to (default: %(default)s)')
     parser.add_argument('--score-thr', type=float, default=0.3, help="a box's least score (default: %(default)s)")
     run.add_cfg_options(parser)
+    add_trust(parser)
     return parser.parse_args(argv)
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
+    trust_checkpoints(args.trust)
     if not 0 <= args.score_thr <= 1:
         raise InputError(f'--score-thr {args.score_thr} is not between 0 and 1')
     config = run.load_config(args.config, args.cfg_options)

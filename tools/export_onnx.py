@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from pvt_mm import export
+from pvt_mm.checkpoint import add_trust, trust_checkpoints
 from pvt_mm.engine import run
 from pvt_mm.engine.inference import load_model
 from pvt_mm.errors import InputError, command
@@ -29,12 +30,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         '--part', choices=('backbone', 'model'), help='default: the whole model for Semantic FPN, else the backbone'
     )
     run.add_cfg_options(parser)
+    add_trust(parser)
     return parser.parse_args(argv)
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
+    trust_checkpoints(args.trust)
     if not args.out.endswith('.onnx') or os.path.isdir(args.out):
         raise InputError(f'--out {args.out}: name a file that ends in .onnx')
     run.check_checkpoint_exists(args.checkpoint)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pvt_mm.analysis import curves, figures
+from pvt_mm.checkpoint import add_trust, trust_checkpoints
 from pvt_mm.engine import run
 from pvt_mm.errors import InputError, command
 
@@ -36,6 +37,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     part.add_argument('--images', type=int, default=8, metavar='N', help='how many images (default: %(default)s)')
     part.add_argument('--score-thr', type=float, default=0.5, help='the least score drawn (default: %(default)s)')
     run.add_cfg_options(part, ', e.g. data_root=/data/coco')
+    add_trust(part)
     part.add_argument('--out', default='predictions.png', help='a .png, .svg, .pdf or .jpg file (default: %(default)s)')
     part.set_defaults(draw=draw_predictions)
 
@@ -83,6 +85,7 @@ def draw_predictions(args: argparse.Namespace) -> dict:
 
     if args.images < 1 or not 0 <= args.score_thr <= 1:
         raise InputError('--images is at least 1, and --score-thr is between 0 and 1')
+    trust_checkpoints(args.trust)
     config = run.load_config(args.config, args.cfg_options)
     checkpoint = predictions.find_checkpoint(args.checkpoint)
     examples, classes = predictions.predict(config, checkpoint, args.images)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 try:
     from mmengine.dist import is_main_process
 
+    from pvt_mm.checkpoint import trust_checkpoints
     from pvt_mm.engine import checks, run
     from pvt_mm.errors import command
 except Exception as error:  # a wrong MMCV is an AssertionError, a wrong NumPy a ValueError
@@ -35,6 +36,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     run.check_checkpoint_exists(args.checkpoint)
+    trust_checkpoints(args.trust)
     config = run.prepare_config(args)
     if args.show or args.show_dir:
         run.draw_predictions(config, args.show, args.show_dir, args.wait_time)

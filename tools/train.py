@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 try:
+    from pvt_mm.checkpoint import trust_checkpoints
     from pvt_mm.engine import checks, run
     from pvt_mm.errors import command
 except Exception as error:  # a wrong MMCV is an AssertionError, a wrong NumPy a ValueError
@@ -48,6 +49,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
+    trust_checkpoints(args.trust)
     config = run.prepare_config(args)
     if args.amp:
         run.use_amp(config, args.amp)

@@ -5,6 +5,7 @@ import atexit
 import contextlib
 import difflib
 import inspect
+import logging
 import os
 import re
 import subprocess
@@ -15,15 +16,20 @@ from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.logging import print_log
 from mmengine.registry import RUNNERS, init_default_scope
 from mmengine.runner import CheckpointLoader, Runner
 from mmengine.runner.checkpoint import find_latest_checkpoint
 
-from pvt_mm.checkpoint import read_file
+from pvt_mm.checkpoint import CheckpointError, add_trust, read_file
+from pvt_mm.engine.checks import check_resumable
 from pvt_mm.errors import WRONG_CONFIG, InputError
 
 # Settings beside the arguments of MMEngine's Runner that take effect.
 READ_BY_TOOLS = ('data_root', 'auto_scale_lr', 'runner_type', 'tta_model', 'tta_pipeline')
+# Those that MMEngine has readers for, which fall back to running what a file asks for.
+SCHEMES = ('', 'http://', 'https://', 'torchvision://', 'modelzoo://', 'open-mmlab://', 'openmmlab://', 'mmcls://')
+SCHEMES += ('pavi://', r'(\S+\:)?s3://', r'(\S+\:)?petrel://')
 
 
 class CfgOptions(DictAction):
@@ -55,6 +61,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         'set of the config'
     )
     add_cfg_options(parser, more)
+    add_trust(parser)
     parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none', help='job launcher')
     # torchrun and torch.distributed.launch pass it in either spelling
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
@@ -215,13 +222,21 @@ def leave_process_group() -> None:
     torch.distributed.destroy_process_group()
 
 
+def load_from_pvt_mm(path: str, map_location: str = 'cpu') -> Any:
+    """Reads a checkpoint for MMEngine: as :func:`read_file` does, and without what a run that resumes would execute."""
+    content = read_file(path, map_location)
+    if isinstance(content, dict) and isinstance(content.get('meta'), dict):
+        content['meta'].pop('config', None)  # MMCV's; Runner.resume runs it as Python to look for GPU ids
+    return content
+
+
 def build_runner(config: Config) -> Runner:
     """Builds the runner of a config: the environment and the model. It reads checkpoints with our reader.
 
     Raises:
         InputError: A part cannot be built: an unknown type, a wrong argument.
     """
-    CheckpointLoader.register_scheme(prefixes='', loader=read_file, force=True)
+    CheckpointLoader.register_scheme(SCHEMES, load_from_pvt_mm, force=True)
     try:
         return RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
     except WRONG_CONFIG as error:
@@ -279,21 +294,50 @@ def skip_validation(config: Config) -> None:
 
 
 def resume(config: Config, what: str) -> str | None:
-    """Makes the run resume from the checkpoint ``what``, or for ``auto`` from the last one in its work directory.
+    """Makes the run resume from the checkpoint ``what``, or for ``auto`` from the last whole one in its work directory.
 
     Returns:
         The checkpoint, or None where ``auto`` found none and the run starts anew.
 
     Raises:
-        InputError: The checkpoint does not exist.
+        InputError: The checkpoint does not exist, or ``auto`` found damaged ones only.
     """
-    checkpoint = find_latest_checkpoint(config.work_dir) if what == 'auto' else what
+    checkpoint = last_whole_checkpoint(config.work_dir) if what == 'auto' else what
     if checkpoint is not None and not os.path.isfile(checkpoint):
-        where = f', which {config.work_dir}/last_checkpoint names,' if what == 'auto' else ''
-        raise InputError(f'--resume: the checkpoint {checkpoint}{where} does not exist')
+        raise InputError(f'--resume: the checkpoint {checkpoint} does not exist{_near(checkpoint)}')
     config.resume = checkpoint is not None
     config.load_from = checkpoint
     return checkpoint
+
+
+def last_whole_checkpoint(work_dir: str) -> str | None:
+    """Returns the checkpoint that ``last_checkpoint`` names, or where it is damaged or gone, the newest that is whole.
+
+    Returns:
+        The checkpoint's path, or None where the run has not come to its first.
+
+    Raises:
+        InputError: There were some, and none is whole.
+    """
+    named = find_latest_checkpoint(work_dir)
+    if named is None:
+        return None
+    moved = Path(work_dir) / Path(named).name  # the folder, since it was written
+    candidates = [named if os.path.isfile(named) or not moved.is_file() else str(moved)]
+    written = [path for path in Path(work_dir).glob('*.pth') if re.fullmatch(r'(epoch|iter)_[0-9]+', path.stem)]
+    newest_first = sorted(written, key=lambda path: path.stat().st_mtime, reverse=True)
+    candidates += [str(path) for path in newest_first if path.absolute() != Path(candidates[0]).absolute()]
+    faults = []
+    for path in candidates:
+        try:
+            check_resumable(path)
+        except CheckpointError as error:
+            faults.append(str(error))
+            continue
+        for fault in faults:
+            print_log(f'{fault}: going on from {path}, the one before', level=logging.WARNING)
+        return path
+    raise InputError(f'--resume: no checkpoint in {work_dir} is whole: {"; ".join(faults)}')
 
 
 def draw_predictions(config: Config, show: bool, show_dir: str | None, wait_time: float) -> None:

@@ -1,0 +1,5 @@
+# MMDetection's 1x schedule and runtime, with training from which nothing is lost (docs/reliability.md).
+_base_ = ['mmdet::_base_/schedules/schedule_1x.py', 'mmdet::_base_/default_runtime.py']
+train_cfg = dict(type='pvt_mm.EpochBasedTrainLoop', max_broken_images=10)
+default_hooks = dict(checkpoint=dict(type='pvt_mm.CheckpointHook'))
+custom_hooks = [dict(type='pvt_mm.FiniteHook')]

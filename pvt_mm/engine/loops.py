@@ -1,0 +1,158 @@
+"""MMEngine's training loops, with batches that a resumed run goes on with exactly, in the middle of an epoch too."""
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from mmengine.dist import get_rank
+from mmengine.logging import print_log
+from mmengine.runner import EpochBasedTrainLoop as MMEngineEpochBasedTrainLoop
+from mmengine.runner import IterBasedTrainLoop as MMEngineIterBasedTrainLoop
+from mmengine.runner import Runner
+from torch import nn
+from torch.utils.data import DataLoader
+
+from pvt_mm.engine.loading import exact_loader, ignoring_signals, reseed
+from pvt_mm.engine.randomness import seed_all
+from pvt_mm.errors import InputError
+from pvt_mm.registry import LOOPS
+
+
+class ExactLoop:
+    """What both loops are beside MMEngine's.
+
+    Args:
+        runner: See MMEngine.
+        dataloader: See MMEngine.
+        max_broken_images: How many images or label maps that are missing, cut off or no images a process of the
+            training names and replaces by others, before it stops.
+        kwargs: The arguments of MMEngine's loop.
+
+    Raises:
+        InputError: More images are broken than that; the message names the last.
+    """
+
+    def __init__(self, runner: Runner, dataloader: DataLoader | dict, *, max_broken_images: int = 0, **kwargs: Any):
+        if isinstance(dataloader, dict):
+            different = runner._randomness_cfg.get('diff_rank_seed', False)
+            dataloader = runner.build_dataloader(dataloader, seed=runner.seed, diff_rank_seed=different)
+        super().__init__(runner, exact_loader(dataloader, runner.seed, max_broken_images), **kwargs)
+        self.max_broken_images = max_broken_images
+        self._broken: set[str] = set()
+
+    def start(self) -> None:
+        """Begins the training, or goes on with it: evaluates first what the checkpoint it goes on from was to be
+        evaluated for, which had not come to its end if the run ended then."""
+        reseed(self.dataloader, self.runner.seed)  # resuming restores the run's seed once the loader is built
+        validation = self.runner.val_loop
+        if validation is not None:
+            validation.dataloader.worker_init_fn = ignoring_signals(validation.dataloader.worker_init_fn)
+        self.runner.call_hook('before_train')
+        if self._iter > 0:
+            self._decide_current_val_interval()
+            self.validate_if_due()
+
+    def run_iter(self, *args: Any) -> None:
+        """Takes a step, with the random numbers of its own."""
+        self._count_broken()
+        seed_all(self.runner.seed, get_rank(), self._iter)
+        super().run_iter(*args)
+
+    def _batches_from(self, epoch: int, start: int) -> DataLoader:
+        self.dataloader.batch_sampler.epoch, self.dataloader.batch_sampler.start = epoch, start
+        return self.dataloader
+
+    def _count_broken(self) -> None:
+        for fault in self.dataloader.dataset.__getitems__.broken():
+            if fault in self._broken:
+                continue
+            self._broken.add(fault)
+            count = f'{len(self._broken)} of at most {self.max_broken_images}'
+            if len(self._broken) > self.max_broken_images:
+                raise InputError(
+                    f'more than {self.max_broken_images} images cannot be read, the last: {fault}; restore them, or '
+                    'allow more with train_cfg.max_broken_images'
+                )
+            print_log(f'skipped a broken image, {count}: {fault}', 'current', logging.WARNING)
+
+
+@LOOPS.register_module()
+class EpochBasedTrainLoop(ExactLoop, MMEngineEpochBasedTrainLoop):
+    """Trains for ``max_epochs``; see :class:`ExactLoop` and MMEngine's."""
+
+    def run(self) -> nn.Module:
+        """Trains, from where the run was resumed."""
+        self.start()
+        while self._epoch < self._max_epochs and not self.stop_training:
+            self.run_epoch()
+            self._decide_current_val_interval()
+            self.validate_if_due()
+        self.runner.call_hook('after_train')
+        return self.runner.model
+
+    def run_epoch(self) -> None:
+        """Trains for an epoch, or what is left of it."""
+        length, start = len(self.dataloader), self._steps_of_epoch()
+        if not 0 <= start <= length:
+            print_log(
+                f'the checkpoint is of epochs of another length than {length} steps (other data, batch size or number '
+                f'of processes): epoch {self._epoch + 1} begins anew',
+                'current',
+                logging.WARNING,
+            )
+            start = 0
+        self.runner.call_hook('before_train_epoch')
+        self.runner.model.train()
+        for number, data_batch in enumerate(self._batches_from(self._epoch, start), start):
+            self.run_iter(number, data_batch)
+        self.runner.call_hook('after_train_epoch')
+        self._epoch += 1
+
+    def position(self) -> tuple[int, int]:
+        """Returns the epoch that the next step belongs to, and the number of its batch in it."""
+        return self._epoch, self._steps_of_epoch()
+
+    def validate_if_due(self) -> None:
+        """Evaluates at the ends of the epochs that are for it."""
+        due = self._epoch % self.val_interval == 0 or self._epoch == self._max_epochs
+        if self.runner.val_loop is not None and due and self._epoch >= self.val_begin and not self._steps_of_epoch():
+            self.runner.val_loop.run()
+
+    def _steps_of_epoch(self) -> int:
+        return self._iter - self._epoch * len(self.dataloader)
+
+
+@LOOPS.register_module()
+class IterBasedTrainLoop(ExactLoop, MMEngineIterBasedTrainLoop):
+    """Trains for ``max_iters`` steps; see :class:`ExactLoop` and MMEngine's."""
+
+    def run(self) -> nn.Module:
+        """Trains, from where the run was resumed."""
+        self.start()
+        self.runner.call_hook('before_train_epoch')  # all of the training is one, to hooks
+        batches = self._batches()
+        while self._iter < self._max_iters and not self.stop_training:
+            self.runner.model.train()
+            self.run_iter(next(batches))
+            self._decide_current_val_interval()
+            self.validate_if_due()
+        self.runner.call_hook('after_train_epoch')
+        self.runner.call_hook('after_train')
+        return self.runner.model
+
+    def position(self) -> tuple[int, int]:
+        """Returns the pass through the data that the next step belongs to, and the number of its batch in it."""
+        batches = self.dataloader.batch_sampler
+        return (0, self._iter) if batches.endless else divmod(self._iter, len(batches))
+
+    def validate_if_due(self) -> None:
+        """Evaluates after the steps that are for it."""
+        due = self._iter % self.val_interval == 0 or self._iter == self._max_iters
+        if self.runner.val_loop is not None and due and self._iter >= self.val_begin:
+            self.runner.val_loop.run()
+
+    def _batches(self) -> Iterator[Any]:
+        epoch, start = self.position()
+        while True:
+            yield from self._batches_from(epoch, start)
+            epoch, start = epoch + 1, 0

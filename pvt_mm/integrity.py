@@ -1,0 +1,120 @@
+"""Checkpoints that are, bit by bit, what was written.
+
+PyTorch looks at none of the checksums in a checkpoint: a flipped bit becomes another weight. A signed checkpoint has its
+size and SHA-256 in the comment of the zip archive that it is, which every other reader of checkpoints passes over; of
+one that is not signed, the CRC-32 of each member is looked at. Neither says who wrote a file.
+"""
+
+import functools
+import hashlib
+import os
+import re
+import zipfile
+from typing import BinaryIO
+
+from pvt_mm.errors import CheckpointError
+
+_COMMENT = 'pvt_mm size={:020} sha256={}'
+_SIGNATURE = re.compile(rb'pvt_mm size=([0-9]{20}) sha256=([0-9a-f]{64})')
+_LENGTH = len(_COMMENT.format(0, 64 * '0'))
+# A zip archive begins so, and ends with a record of 22 bytes, whose last two are the length of the comment behind it.
+_HEAD, _END, _END_SIZE, _LONGEST_COMMENT = b'PK\3\4', b'PK\5\6', 22, 65535
+_CHUNK = 2**20
+
+
+def sign(path: str | os.PathLike) -> None:
+    """Adds to a file that ``torch.save`` has written its size and SHA-256, both of before, for :func:`verify`.
+
+    Raises:
+        ValueError: It is no zip archive, or one with a comment: signed already, say.
+        OSError: It cannot be read or written.
+    """
+    with open(path, 'r+b') as file:
+        size = file.seek(0, os.SEEK_END)
+        end = _tail(file, size, _END_SIZE)
+        if not end.startswith(_END) or end[-2:] != b'\0\0':
+            raise ValueError(f'{os.fspath(path)} is not a zip archive without a comment')
+        comment = _COMMENT.format(size, _sha256(file, size)).encode()
+        file.seek(size - 2)
+        file.write(len(comment).to_bytes(2, 'little') + comment)
+
+
+def verify(path: str | os.PathLike) -> None:
+    """Checks that a checkpoint is as it was written, reading all of it; one of no zip archive is not looked at.
+
+    Raises:
+        CheckpointError: It is cut off or changed.
+        OSError: It cannot be read.
+    """
+    with open(path, 'rb') as file:
+        size = file.seek(0, os.SEEK_END)
+        tail = _tail(file, size, _END_SIZE + _LENGTH)
+        signature = _SIGNATURE.fullmatch(tail[-_LENGTH:])
+        if signature:
+            damage = _damage(file, size - _LENGTH, tail[-_LENGTH - 2 : -_LENGTH], signature)
+        else:
+            file.seek(0)
+            damage = _damage_of_archive(file, size) if file.read(4) == _HEAD else None
+    if damage:
+        raise CheckpointError(f'{os.fspath(path)} is damaged: {damage}; copy or download it again, or use another')
+
+
+def verify_once(path: str | os.PathLike) -> None:
+    """Does as :func:`verify`, but once in a process for a file that stays as it is."""
+    state = os.stat(path)
+    _verify_once(os.fspath(path), (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns))
+
+
+@functools.lru_cache
+def _verify_once(path: str, state: tuple[int, ...]) -> None:
+    verify(path)
+
+
+def _damage(file: BinaryIO, size: int, comment_length: bytes, signature: re.Match) -> str | None:
+    """Returns what is wrong with the ``size`` bytes before a signature, None where nothing is."""
+    written, digest = int(signature[1]), signature[2].decode()
+    if size != written:
+        return f'it has {size} bytes where {written} were written'
+    if int.from_bytes(comment_length, 'little') != _LENGTH or _sha256(file, size) != digest:
+        return 'it has been changed since it was written (its SHA-256 is another)'
+    return None
+
+
+def _damage_of_archive(file: BinaryIO, size: int) -> str | None:
+    """Returns what is wrong with a zip archive that has no signature of ours, None where nothing is."""
+    tail = _tail(file, size, _END_SIZE + _LONGEST_COMMENT)
+    at = tail.rfind(_END, 0, len(_END) + len(tail) - _END_SIZE)  # the last that is whole
+    comment, length = tail[at + _END_SIZE :], int.from_bytes(tail[at + _END_SIZE - 2 : at + _END_SIZE], 'little')
+    if at < 0 or len(comment) < length:
+        return 'it is cut off'
+    if len(comment) == _LENGTH:
+        return 'its signature has been changed'
+    try:
+        with zipfile.ZipFile(file) as archive:
+            # Without set_crc32_options, PyTorch writes 0 for each.
+            for member in (one for one in archive.infolist() if one.CRC):
+                with archive.open(member) as content:
+                    while content.read(_CHUNK):
+                        pass
+    except Exception as error:  # what is damaged fails in any way
+        return ' '.join(str(error).split()) or type(error).__name__
+    return None
+
+
+def _sha256(file: BinaryIO, size: int) -> str:
+    """Returns the digest of the first ``size`` bytes as they are without a comment: with a length of 0 at the end."""
+    digest, left = hashlib.sha256(), size - 2
+    file.seek(0)
+    while left:
+        chunk = file.read(min(_CHUNK, left))
+        if not chunk:
+            raise OSError(f'the file ends {left} bytes before it should')
+        digest.update(chunk)
+        left -= len(chunk)
+    digest.update(b'\0\0')
+    return digest.hexdigest()
+
+
+def _tail(file: BinaryIO, size: int, count: int) -> bytes:
+    file.seek(max(0, size - count))
+    return file.read(count)
