@@ -497,7 +497,7 @@ def _read_local(path: str, map_location: str) -> Any:
         asked = [found[1]] if found else _globals_of(path)
     except (RuntimeError, OSError) as error:
         raise CheckpointError(f'{path} is no checkpoint, or a damaged one: {_one_line(error)}') from None
-    except (EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError):  # what bytes of no pickle lead to
+    except Exception:  # what bytes of no pickle lead to: EOFError, struct.error, AssertionError, ...
         asked = []
     if not asked:
         raise CheckpointError(f'{path} is no checkpoint, or a damaged one')
