@@ -212,7 +212,7 @@ def _list_coco(split: Split, dataset: Any, pipeline: Sequence[dict], config: Con
                 )
                 split.add('missing image', f'{dataset.ann_file}: {text}')
         ids = Counter(annotation['id'] for annotation in content['annotations'])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         what = f'it has no {error}' if isinstance(error, KeyError) else f'{type(error).__name__}: {error}'
         split.add('damaged annotations', f'{dataset.ann_file} is no COCO annotation file: {what}')
         return

@@ -304,7 +304,7 @@ def coco_categories(path: str) -> list[str]:
             if not all(isinstance(name, str) for name in names):
                 raise ValueError(f'its categories have names that are no text: {names[:5]}')
             return names
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f'{path} is no COCO annotation file: {error}') from None
 
 

@@ -8,7 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Callable
 
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 
 TARGETS = ('backbone', 'checkpoint reader', 'annotations', 'command lines')
 FULL = os.environ.get('PVT_MM_FUZZ') == 'full'
@@ -26,7 +26,9 @@ def cases(target: str, full: int, quick: int = 6) -> Callable[..., Callable]:
                 CASES[target] += 1
                 return test(*args, **kwargs)
 
-            return settings(max_examples=full if FULL else quick)(given(*strategies, **named)(counted))
+            phases = [Phase.explicit, Phase.generate, *[Phase.shrink] * (target != 'command lines')]  # which take long
+            profile = settings(max_examples=full if FULL else quick, phases=phases)
+            return profile(given(*strategies, **named)(counted))
 
         return decorate
 

@@ -3,7 +3,7 @@
 from collections import Counter
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, settings
 
 from tests.fuzz import CASES, FULL, TARGETS
 
@@ -14,7 +14,6 @@ settings.register_profile(
     derandomize=not FULL,  # the full profile has the seed of --hypothesis-seed
     print_blob=False,
     report_multiple_bugs=False,
-    phases=[Phase.explicit, Phase.generate, Phase.shrink],
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example],
 )
 settings.load_profile('fuzz')

@@ -44,9 +44,9 @@ def reference(weights: dict[str, Tensor], arch: dict, image: Tensor, out_indices
             keys = norm(tokens(embed(x.mT.unflatten(2, size), f'{name}.sr', R)), f'{name}.sr.norm', 1e-5)
         k, v = linear(keys, f'{name}.kv').chunk(2, -1)
         found = []
-        for q, k, v in zip(*(one.chunk(heads, -1) for one in (linear(x, f'{name}.q'), k, v)), strict=True):
-            rows = q.split(max(1, 2**22 // k.shape[1]), 1)  # for memory's sake
-            found.append(torch.cat([(row @ k.mT / q.shape[-1] ** 0.5).softmax(-1) @ v for row in rows], 1))
+        for qh, kh, vh in zip(*(one.chunk(heads, -1) for one in (linear(x, f'{name}.q'), k, v)), strict=True):
+            rows = qh.split(max(1, 2**22 // kh.shape[1]), 1)  # for memory's sake
+            found.append(torch.cat([(row @ kh.mT / qh.shape[-1] ** 0.5).softmax(-1) @ vh for row in rows], 1))
         return linear(torch.cat(found, -1), f'{name}.proj')
 
     outputs = []
@@ -196,17 +196,20 @@ def compare(run: tuple, dtype: torch.dtype, layout: str, batch: int, training: b
     assert error(outputs, expected) < TOLERANCE[dtype]
 
 
-@cases('backbone', 250)(
-    runs(1), st.sampled_from(list(LAYOUTS)), st.integers(1, 2), st.booleans(), SEEDS, st.sampled_from((2**9, 2**18))
-)
-def test_float64_is_the_papers(run, layout, batch, training, seed, chunk):
+@cases('backbone', 250)(runs(1), st.sampled_from(list(LAYOUTS)), st.integers(1, 2), st.booleans(), SEEDS)
+def test_float64_is_the_papers(run, layout, batch, training, seed):
     compare(run, torch.float64, layout, batch, training, seed)
 
 
 # Narrower norms than 4 channels make of float32's rounding what they like.
 @cases('backbone', 250)(
-    runs(4), st.sampled_from(list(LAYOUTS)), st.integers(1, 2), st.booleans(), SEEDS, st.sampled_from((2**11, 3 * 2**18))
-)  # fmt: skip
+    runs(4),
+    st.sampled_from(list(LAYOUTS)),
+    st.integers(1, 2),
+    st.booleans(),
+    SEEDS,
+    st.sampled_from((2**11, 3 * 2**18)),
+)
 def test_float32_is_the_papers(run, layout, batch, training, seed, chunk):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cpu, 'CHUNK', chunk)  # that small images have several
@@ -267,7 +270,9 @@ def is_frozen(name: str, frozen_stages: int) -> bool:
     return stage < frozen_stages or (frozen_stages == 0 and stage == 0 and '.layers.' not in name)
 
 
-@cases('backbone', 200)(runs(4), st.sampled_from((torch.float32, torch.float64)), SEEDS, st.sampled_from((2**11, 2**18)))
+@cases('backbone', 200)(
+    runs(4), st.sampled_from((torch.float32, torch.float64)), SEEDS, st.sampled_from((2**11, 2**18))
+)
 def test_gradients_are_the_papers_and_frozen_stages_have_none(run, dtype, seed, chunk):
     settings, size = run
     model = build(seed, **settings).to(dtype)
@@ -292,9 +297,7 @@ def test_gradients_are_the_papers_and_frozen_stages_have_none(run, dtype, seed, 
                for name, module in model.named_modules() if name.count('.') == 1)  # fmt: skip
 
 
-@cases('backbone', 100)(
-    runs(4), st.floats(0, 0.9), st.floats(0, 0.9), st.floats(0, 0.9), SEEDS
-)
+@cases('backbone', 100)(runs(4), st.floats(0, 0.9), st.floats(0, 0.9), st.floats(0, 0.9), SEEDS)
 def test_with_cp_changes_no_output_and_no_gradient(run, drop_rate, attn_drop_rate, drop_path_rate, seed):
     settings, size = run
     rates = dict(drop_rate=drop_rate, attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate)
@@ -361,7 +364,9 @@ def broken(draw) -> dict:
     elif kind == 2:
         arch[key] = draw(st.one_of(st.none(), st.integers(), st.text(max_size=5), st.floats()))
     elif kind == 3:
-        wrong = st.one_of(st.integers(max_value=0), st.floats(), st.text(max_size=3), st.none(), st.lists(st.integers()))
+        wrong = st.one_of(
+            st.integers(max_value=0), st.floats(), st.text(max_size=3), st.none(), st.lists(st.integers())
+        )
         arch[key][stage] = draw(wrong)
     elif kind == 4:
         arch[key].append(1)
@@ -375,7 +380,7 @@ def broken(draw) -> dict:
 @cases('backbone', 150)(broken())
 @example({'embed_dims': (4,), 1: (4,)})
 def test_a_broken_arch_is_refused_in_a_line(arch):
-    with pytest.raises(ValueError, match='arch|embed_dims') as refused:
+    with pytest.raises(ValueError, match=r'arch|embed_dims') as refused:
         PVT(arch)
     assert_clear(str(refused.value))
 

@@ -1,4 +1,4 @@
-"""The reader of checkpoints on damaged, foreign and strange files: the weights that were saved, or a line saying why not."""
+"""The reader of checkpoints on damaged, foreign and strange files: what was saved, or a line that says why not."""
 
 import io
 import itertools
@@ -29,9 +29,7 @@ from tests.fuzz import assert_clear, cases
 from tests.fuzz.test_fuzz_backbone import archs, every_stage
 from tests.test_checkpoint import CLASSIFIERS, SOURCES, WRAPPINGS
 
-ARCH = dict(
-    embed_dims=(4, 6), depths=(1, 2), num_heads=(1, 2), patch_sizes=(4, 2), sr_ratios=(2, 1), mlp_ratios=(1, 2)
-)
+ARCH = dict(embed_dims=(4, 6), depths=(1, 2), num_heads=(1, 2), patch_sizes=(4, 2), sr_ratios=(2, 1), mlp_ratios=(1, 2))
 # Those of the formats that are for four stages.
 FOUR = dict(
     embed_dims=(4,) * 4, depths=(1,) * 4, num_heads=(1,) * 4, patch_sizes=(4, 2, 2, 2), sr_ratios=(2, 2, 1, 1),
@@ -286,7 +284,8 @@ KEYS = st.one_of(
     st.text(max_size=20), st.integers(-1, 9), st.text(min_size=300, max_size=900), st.just('a\nb'),
     NAMES.map(lambda name: f'{name}.weight'), NAMES.map(lambda name: name.replace('stages.0', 'stages.7')),
     NAMES.map(lambda name: name.replace('layers.0', 'layers.99999999999')), NAMES.map(str.upper), NAMES,
-    NAMES.map(lambda name: f'teacher.{name}'), NAMES.map(lambda name: f'module.{name}'), NAMES.map(lambda name: f'.{name}'),
+    NAMES.map(lambda name: f'teacher.{name}'), NAMES.map(lambda name: f'module.{name}'),
+    NAMES.map(lambda name: f'.{name}'),
 )  # fmt: skip
 
 
@@ -308,8 +307,10 @@ def test_missing_unknown_and_renamed_keys_are_refused_or_exact(folder, missing, 
         assert read is not None
 
 
-@cases('checkpoint reader', 100)(st.lists(st.sampled_from(['state_dict', 'model', 'module', 'model_ema']), max_size=5),
-                                 st.dictionaries(st.sampled_from(['meta', 'epoch', 'optimizer', 'state_dict']), ANYTHING))
+@cases('checkpoint reader', 100)(
+    st.lists(st.sampled_from(['state_dict', 'model', 'module', 'model_ema']), max_size=5),
+    st.dictionaries(st.sampled_from(['meta', 'epoch', 'optimizer', 'state_dict']), ANYTHING),
+)
 def test_wrappers_in_wrappers_are_opened(folder, wrappers, beside):  # fmt: skip
     content = WEIGHTS
     for wrapper in wrappers:
@@ -388,8 +389,9 @@ def test_tables_of_any_grid_are_resampled_exactly(folder, theirs, ours, layout, 
         return
     for one, other in zip(model.stages, source.stages, strict=True):
         table, grid = other.pos_embed.table.permute(0, 3, 1, 2), one.pos_embed.table.shape[1:3]
-        expected = table if grid == table.shape[2:] else F.interpolate(table, grid, mode='bilinear', align_corners=False)
-        assert torch.equal(one.pos_embed.table, expected.permute(0, 2, 3, 1))
+        if grid != table.shape[2:]:
+            table = F.interpolate(table, grid, mode='bilinear', align_corners=False)
+        assert torch.equal(one.pos_embed.table, table.permute(0, 2, 3, 1))
     for name, value in source.state_dict().items():
         assert name.endswith('table') or torch.equal(model.state_dict()[name], value)
 

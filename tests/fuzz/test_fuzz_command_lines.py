@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from mmengine.registry import MODELS, DefaultScope
 from PIL import Image
 
+from pvt_mm.checkpoint import trust_checkpoints
 from pvt_mm.engine.run import load_config
 from tests.conftest import ROOT, TINY_ARCH, forget_visualizers
 from tests.fuzz import cases
@@ -96,7 +97,9 @@ def folder(shapes, tmp_path_factory) -> Iterator[Path]:
         Path(name).mkdir(parents=True)
     shutil.copy('detector.pth', 'work/epoch_1.pth')
     Path('work/last_checkpoint').write_text(str(folder / 'work/epoch_1.pth'))
-    lines = [dict(loss=1 / step, iter=step, step=step, epoch=1) for step in (1, 2)] + [{'coco/bbox_mAP': 0.5, 'step': 2}]
+    lines = [dict(loss=1 / step, iter=step, step=step, epoch=1) for step in (1, 2)] + [
+        {'coco/bbox_mAP': 0.5, 'step': 2}
+    ]
     Path('work/1/vis_data/scalars.json').write_text('\n'.join(map(json.dumps, lines)))
     Path('scalars.json').write_text('{"loss": "x", "step": "y"}')
     for name in ('picture.jpg', 'pictures/1.png', 'pictures/2.jpg'):
@@ -134,39 +137,42 @@ SOUND = {
 FILES = [
     'gone.py', 'gone/gone.pth', 'text.txt', 'text.pth', 'text.py', 'raising.py', 'empty.py', 'some.py', 'strange.py',
     'other.pth', 'pictures', 'empty', 'work', 'scalars.json', 'picture.jpg', 'cut.jpg', 'video.mp4', 'detector.pth',
-    'detector.py', 'classifier.py', 'sweep.py', '', '.', '/', '~', '/dev/null', '/proc/1/mem', 'text.txt/below.png',
-    'x' * 300, 'x' * 300 + '.png', 'ü ñ.py', 'a\nb.py', '\udcff.py', '\udcff.png', 'http://', 'http://127.0.0.1:9/a.pth',
-    's3://a/b.pth', 'http://[.pth', 'torchvision://resnet18', '%s{x}.png',
+    'detector.py', 'classifier.py', 'sweep.py', '', '.', '~', '/dev/null', '/proc/1/mem', '/proc/none.py',
+    'text.txt/below.png', 'x' * 300, 'x' * 300 + '.png', 'ü ñ.py', '\udcff.py', '\udcff.png', 'http://',
+    'http://127.0.0.1:9/a.pth', 's3://a/b.pth', 'http://[.pth', 'torchvision://resnet18', '%s{x}.png',
 ]  # fmt: skip
 NUMBERS = ['1', '2', '0', '-1', '7', '1.5', 'x', '', 'nan', 'inf', '-inf', '1e400', '9' * 25, '٣', '1_0', ' 1']
 OPTIONS = [
-    'a', 'a=b', '=', '=1', 'a=', 'model=1', 'model=None', 'model.backbone=None', 'model.backbone.arch=tiny', 'data_root=gone',
-    'data_root=', 'data_root=/', 'data_root=1', 'model.backbone.out_indices=(0,1', 'model.backbone.out_indices=(0,1)',
-    'x.y.z=1', '.=1', '..=1', 'model.=1', 'model..backbone=1', 'model.0.x=1', 'train_dataloader.batch_size=0',
-    'train_dataloader.batch_size=x', 'train_dataloader.batch_size=None', 'train_dataloader=None', 'test_dataloader=None',
-    'val_dataloader=None', 'train_dataloader.dataset=None', 'test_dataloader.dataset.pipeline=[]',
-    'test_dataloader.dataset.pipeline.0.type=Nope', 'test_dataloader.dataset.pipeline.99.type=Nope',
-    'test_dataloader.dataset.type=Nope', 'test_dataloader.dataset=[1]', 'model.backbone.init_cfg=1',
-    'model.backbone.init_cfg.type=Pretrained', 'model.backbone.init_cfg.checkpoint=other.pth', 'model.type=Nope',
-    'model.bbox_head=None', 'model.bbox_head.num_classes=2', 'model.bbox_head.num_classes=x', 'model.test_cfg=None',
+    'a', 'a=b', '=', '=1', 'a=', 'model=1', 'model=None', 'model.backbone=None', 'model.backbone.arch=tiny',
+    'data_root=gone', 'data_root=', 'data_root=1', 'model.backbone.out_indices=(0,1',
+    'model.backbone.out_indices=(0,1)', 'x.y.z=1', '.=1', '..=1', 'model.=1', 'model..backbone=1', 'model.0.x=1',
+    'train_dataloader.batch_size=0', 'train_dataloader.batch_size=x', 'train_dataloader.batch_size=None',
+    'train_dataloader=None', 'test_dataloader=None', 'val_dataloader=None', 'train_dataloader.dataset=None',
+    'test_dataloader.dataset.pipeline=[]', 'test_dataloader.dataset.pipeline.0.type=Nope',
+    'test_dataloader.dataset.pipeline.99.type=Nope', 'test_dataloader.dataset.type=Nope',
+    'test_dataloader.dataset=[1]', 'model.backbone.init_cfg=1', 'model.backbone.init_cfg.type=Pretrained',
+    'model.backbone.init_cfg.checkpoint=other.pth', 'model.type=Nope', 'model.bbox_head=None',
+    'model.bbox_head.num_classes=2', 'model.bbox_head.num_classes=x', 'model.test_cfg=None',
     'model.data_preprocessor=None', 'model.neck.in_channels=[8]', 'optim_wrapper=None', 'optim_wrapper.type=Nope',
     'optim_wrapper.optimizer.type=Nope', 'optim_wrapper.optimizer.lr=x', 'optim_wrapper.optimizer.lr=-1',
     'optim_wrapper.optimizer.nope=1', 'train_cfg=None', 'train_cfg.max_epochs=x', 'train_cfg.max_epochs=-1',
-    'train_cfg.type=Nope', 'train_cfg.by_epoch=x', 'param_scheduler=[]', 'param_scheduler=1', 'param_scheduler.0.type=Nope',
-    'param_scheduler.0.end=-5', 'default_scope=nope', 'default_scope=mmseg', 'test_evaluator=None', 'val_evaluator=None',
-    'test_evaluator.type=Nope', 'test_evaluator.metric=nope', 'test_evaluator.ann_file=text.txt', 'default_hooks=None',
-    'default_hooks.checkpoint=None', 'default_hooks.checkpoint.interval=0', 'default_hooks.logger.interval=0',
-    'default_hooks.nope=1', 'custom_hooks=1', 'custom_hooks=[1]', 'randomness.seed=x', 'randomness=1', 'work_dir=text.txt',
-    'work_dir=1', 'launcher=nope', 'env_cfg=1', 'env_cfg.nope=1', 'log_level=nope', 'log_level=DEBUG', 'load_from=gone.pth',
-    'load_from=other.pth', 'load_from=detector.pth', 'load_from=1', 'resume=True', 'visualizer=None', 'visualizer.type=Nope',
-    'auto_scale_lr=1', 'tta_model=1', 'runner_type=Nope', 'experiment_name=a/b', 'model_wrapper_cfg=1', 'cfg=1',
-    'train_dataloader.sampler.type=Nope', 'train_dataloader.num_workers=-1', 'train_dataloader.nope=1', 'load=1',
-    'train_dataloader.dataset.indices=0', 'train_dataloader.dataset.indices=x', 'train_dataloader.dataset.indices=10**9',
-    'train_dataloader.dataset.ann_file=text.txt', 'test_dataloader.dataset.ann_file=1', 'model.backbone.drop_path_rate=2',
-    'train_dataloader.dataset.metainfo=1', 'train_dataloader.dataset.metainfo.classes=circle', 'model.head.num_classes=0',
+    'train_cfg.type=Nope', 'train_cfg.by_epoch=x', 'param_scheduler=[]', 'param_scheduler=1',
+    'param_scheduler.0.type=Nope', 'param_scheduler.0.end=-5', 'default_scope=nope', 'default_scope=mmseg',
+    'test_evaluator=None', 'val_evaluator=None', 'test_evaluator.type=Nope', 'test_evaluator.metric=nope',
+    'test_evaluator.ann_file=text.txt', 'default_hooks=None', 'default_hooks.checkpoint=None',
+    'default_hooks.checkpoint.interval=0', 'default_hooks.logger.interval=0', 'default_hooks.nope=1',
+    'custom_hooks=1', 'custom_hooks=[1]', 'randomness.seed=x', 'randomness=1', 'work_dir=text.txt', 'work_dir=1',
+    'launcher=nope', 'env_cfg=1', 'env_cfg.nope=1', 'log_level=nope', 'log_level=DEBUG', 'load_from=gone.pth',
+    'load_from=other.pth', 'load_from=detector.pth', 'load_from=1', 'resume=True', 'visualizer=None',
+    'visualizer.type=Nope', 'auto_scale_lr=1', 'tta_model=1', 'runner_type=Nope', 'experiment_name=a/b',
+    'model_wrapper_cfg=1', 'cfg=1', 'train_dataloader.sampler.type=Nope', 'train_dataloader.num_workers=-1',
+    'train_dataloader.nope=1', 'load=1', 'train_dataloader.dataset.indices=0', 'train_dataloader.dataset.indices=x',
+    'train_dataloader.dataset.indices=10**9', 'train_dataloader.dataset.ann_file=text.txt',
+    'test_dataloader.dataset.ann_file=1', 'model.backbone.drop_path_rate=2', 'train_dataloader.dataset.metainfo=1',
+    'train_dataloader.dataset.metainfo.classes=circle', 'model.head.num_classes=0',
     'test_dataloader.dataset.metainfo.classes=[1,2,3]', 'model.backbone.frozen_stages=9', 'model.backbone.nope=1',
-    'val_interval=1', 'train_cfg.val_interval=0', 'log_processor=1', 'log_processor.window_size=x', '[[[[', 'a=[[[[', 'a="',
-    'model.backbone.pretrain_img_size=[1,2,3]', 'model.backbone.in_channels=4', 'a=' + '[' * 500, 'ü=ü',
+    'val_interval=1', 'train_cfg.val_interval=0', 'log_processor=1', 'log_processor.window_size=x', '[[[[', 'a=[[[[',
+    'a="', 'model.backbone.pretrain_img_size=[1,2,3]', 'model.backbone.in_channels=4', 'a=' + '[' * 500, 'ü=ü',
 ]  # fmt: skip
 
 
@@ -179,9 +185,10 @@ def parser_of(tool: ModuleType) -> argparse.ArgumentParser:
     def find(parser: argparse.ArgumentParser, *_):
         raise Found(parser)
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Found) as found:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(argparse.ArgumentParser, 'parse_args', find)
-        tool.main([])
+        with pytest.raises(Found) as found:
+            tool.main([])
     return found.value.args[0]
 
 
@@ -196,7 +203,9 @@ def value(draw, action: argparse.Action) -> str:
         usual = sound or ['1', '2']
         odd = ['-1', 'x', '1.5', ''] if action.dest in ('train', 'val', 'image_size') else NUMBERS
         return draw(st.one_of(*[st.sampled_from(usual)] * 3, st.sampled_from(odd)))
-    odd = st.one_of(st.sampled_from(FILES), st.text(max_size=6).filter(lambda text: '\0' not in text and '\n' not in text))
+    odd = st.one_of(
+        st.sampled_from(FILES), st.text(max_size=6).filter(lambda text: '\0' not in text and '\n' not in text)
+    )
     return draw(st.one_of(*[st.sampled_from(sound)] * 4, odd) if sound else st.one_of(odd, st.sampled_from(NUMBERS)))
 
 
@@ -225,7 +234,12 @@ def command_lines(draw, name: str) -> list[str]:
     flags = [action for action in actions if action.option_strings]
     chosen = draw(st.lists(st.sampled_from(flags), max_size=3, unique=True)) if flags else []
     chosen += [action for action in flags if action.required and draw(st.integers(0, 9)) and action not in chosen]
-    places = [action for action in actions if not action.option_strings and not isinstance(action, argparse._SubParsersAction)]
+    chosen += [
+        action for action in flags if action.dest == 'cfg_options' and draw(st.booleans()) and action not in chosen
+    ]
+    places = [
+        action for action in actions if not action.option_strings and not isinstance(action, argparse._SubParsersAction)
+    ]
     for action in places:
         if draw(st.integers(0, 25)):
             argv += draw(words(action))
@@ -236,7 +250,10 @@ def command_lines(draw, name: str) -> list[str]:
         place = draw(st.integers(0, len(argv) - 1))
         argv[place] += draw(st.sampled_from('x=-./'))
     elif odd == 1:
-        argv.insert(draw(st.integers(0, len(argv))), draw(st.sampled_from(['--nope', '-x', '--', '-', '--help', '--nope=1', '-1'])))
+        argv.insert(
+            draw(st.integers(0, len(argv))),
+            draw(st.sampled_from(['--nope', '-x', '--', '-', '--help', '--nope=1', '-1'])),
+        )
     return argv
 
 
@@ -257,6 +274,7 @@ def run(name: str, argv: list[str]) -> None:
         finally:
             os.environ.clear()
             os.environ.update(environment)
+            trust_checkpoints(False)
     printed, errors = (stream.buffer.getvalue().decode() for stream in (printed, errors))
     assert code in (0, 1, 2), code
     assert 'Traceback' not in printed + errors
