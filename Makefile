@@ -11,7 +11,7 @@ PRETRAINING = work_dirs/demo_pretraining
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-pretraining test test-slurm test-crash test-soak check bench format clean
+.PHONY: help setup demo demo-pretraining test test-crash test-fuzz test-slurm test-soak check bench format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -46,6 +46,10 @@ demo-pretraining: setup  ## train a classifier of shapes, and RetinaNet from it 
 
 test: setup  ## run the tests: about 10 minutes on two cores
 	$(PY) -m pytest $$($(PY) -c 'import xdist' 2> /dev/null && echo --numprocesses 2 --dist worksteal)
+
+test-fuzz: setup  ## try thousands of made-up inputs (SEED=0) on the backbone, reader, checks and tools: about 8 minutes
+	PVT_MM_FUZZ=full $(PY) -m pytest tests/fuzz --hypothesis-seed=$(or $(SEED),0) \
+	    $$($(PY) -c 'import xdist' 2> /dev/null && echo --numprocesses 2 --dist worksteal)
 
 test-slurm: setup  ## test what runs under Slurm on a real one, which it installs and starts: as root, 10 minutes
 	PYTHON=$(PY) tests/slurm/run.sh

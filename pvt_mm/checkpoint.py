@@ -229,7 +229,7 @@ def find_backbone(state_dict: Mapping[str, Tensor], prefix: str | None = None) -
         return found[0]
     where = f' under the prefix {prefix!r}' if prefix else ''
     if found:
-        prefixes = ', '.join(repr(before) for _, before in found)
+        prefixes = _listed(repr(before) for _, before in found)
         raise CheckpointError(f'it holds more than one PVT{where}, at {prefixes}: say which by prefix=...')
     raise CheckpointError(f'it holds no PVT{where} in a format known here; its keys are {_listed(state_dict)}')
 
@@ -247,7 +247,12 @@ def fit_weights(weights: dict[str, Tensor], model: PVT) -> tuple[dict[str, Tenso
         stages = [name for name in behind if name not in token]
         notes.append(f'dropped the stages behind the last output: {_listed(stages)}')
     for name in _tables(weights).values():
-        if name in target and weights[name].dim() == 4 and weights[name].shape[1:3] != target[name].shape[1:3]:
+        if (
+            name in target
+            and weights[name].dim() == 4
+            and weights[name].shape[1:3] != target[name].shape[1:3]
+            and _holds_floats(weights[name])
+        ):
             source, size = weights[name].shape[1:3], target[name].shape[1:3]
             weights[name] = resample_grid(weights[name].float(), tuple(size))
             notes.append(f'resampled {name} from {source[0]} x {source[1]} to {size[0]} x {size[1]}')
@@ -261,8 +266,7 @@ def fit_weights(weights: dict[str, Tensor], model: PVT) -> tuple[dict[str, Tenso
 
 
 def check_weights(weights: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
-    """Raises a CheckpointError that lists every key that is missing, unknown or of another shape than ``target``'s."""
-    problems = []
+    """Raises a CheckpointError that lists every key that is missing, unknown, or not of ``target``'s shape and kind."""
     missing = [name for name in target if name not in weights]
     unknown = [name for name in weights if name not in target]
     misshapen = [
@@ -270,11 +274,20 @@ def check_weights(weights: Mapping[str, Tensor], target: Mapping[str, Tensor]) -
         for name in target
         if name in weights and weights[name].shape != target[name].shape
     ]
-    for title, names in (('missing', missing), ('unknown', unknown), ('of another shape', misshapen)):
-        if names:
-            problems.append(f'{len(names)} {title}: {_listed(names)}')
-    if problems:
+    mistyped = [
+        f'{name} ({weights[name].dtype}, {weights[name].layout}, {weights[name].device})'
+        for name in target
+        if name in weights and target[name].is_floating_point() and not _holds_floats(weights[name])
+    ]
+    kinds = {'missing': missing, 'unknown': unknown, 'of another shape': misshapen, 'no plain floats': mistyped}
+    found = {title: names for title, names in kinds.items() if names}
+    if found:
+        problems = [f'{len(names)} {title}: {_listed(names, 400 // len(found))}' for title, names in found.items()]
         raise CheckpointError(f'it does not fit the model; {"; ".join(problems)}')
+
+
+def _holds_floats(value: Tensor) -> bool:
+    return value.is_floating_point() and value.layout == torch.strided and not value.is_meta
 
 
 # -------------------------------------------------------------------------------------------------------- converting
@@ -486,7 +499,7 @@ def _read_local(path: str, map_location: str) -> Any:
         asked = [found[1]] if found else _globals_of(path)
     except (RuntimeError, OSError) as error:
         raise CheckpointError(f'{path} is no checkpoint, or a damaged one: {_one_line(error)}') from None
-    except (EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError):  # what bytes of no pickle lead to
+    except Exception:  # what bytes of no pickle lead to: EOFError, struct.error, AssertionError, ...
         asked = []
     if not asked:
         raise CheckpointError(f'{path} is no checkpoint, or a damaged one')
@@ -704,7 +717,10 @@ def _grids_of(
         return len(sides) > last and exact and counts[last] - math.prod(sides[last]) in (0, 1)
 
     if pretrain_img_size is not None:
-        stated = pretrain_grids(patch_sizes, pretrain_img_size)
+        try:
+            stated = pretrain_grids(patch_sizes, pretrain_img_size)
+        except ValueError as error:
+            raise CheckpointError(str(error)) from None
         if not fit(stated):
             found = list(counts.values())
             raise CheckpointError(f'position embeddings of {found} entries are not for {pretrain_img_size} pixels')
@@ -761,8 +777,12 @@ def _unstacked(weights: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
     return unstacked
 
 
-def _listed(names: Iterable[str], limit: int = 8) -> str:
-    names = list(names)
+def _listed(names: Iterable[str], room: int = 400) -> str:
+    """Returns a line of the first names, of at most ``room`` characters or so, and how many more there are."""
+    names = [' '.join(name[:100].split()) for name in names]
+    limit = 8
+    while limit > 1 and sum(map(len, names[:limit])) > room:
+        limit -= 1
     more = f' and {len(names) - limit} more' if len(names) > limit else ''
     return ', '.join(names[:limit]) + more
 

@@ -1,6 +1,7 @@
 """Errors that a command answers with one line and exit code 2."""
 
 import functools
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -20,17 +21,21 @@ class CheckpointError(InputError):
 def command(main: Callable) -> Callable[[Sequence[str] | None], int]:
     """Makes a tool's ``main(argv=None)`` return 2 with one line on stderr for an :class:`InputError`.
 
+    An OSError that names a file, one whose name is too long or that may not be read, is answered in the same way.
     With ``PVT_MM_DEBUG=1`` in the environment the traceback is shown instead. Ctrl-C returns 130, as shells have it.
     """
 
     @functools.wraps(main)
     def run(argv: Sequence[str] | None = None) -> int:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors='backslashreplace')  # for names of files that are no text
         try:
             return main(argv) or 0
-        except InputError as error:
-            if os.environ.get('PVT_MM_DEBUG') == '1':
+        except (InputError, OSError) as error:
+            of_file = isinstance(error, InputError) or error.filename is not None
+            if os.environ.get('PVT_MM_DEBUG') == '1' or not of_file:
                 raise
-            message = str(error)
+            message = str(error) if isinstance(error, InputError) else f'{error.filename}: {error.strerror}'
             if message.startswith('Caught InputError in DataLoader worker'):  # with its traceback before it
                 message = message.rsplit('InputError: ', 1)[-1]
             sys.stderr.write(f'error: {" ".join(message.split())}\n')

@@ -315,6 +315,49 @@ def test_another_models_weights_are_an_error(tmp_path):
         load_pretrained(PVT('small'), str(tmp_path / 'tiny.pth'))
 
 
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda value: value.to(torch.int8),
+        lambda value: torch.complex(value, value),
+        lambda value: value.to('meta'),
+        lambda value: value.to_sparse(),
+    ],
+    ids=['int8', 'complex', 'meta', 'sparse'],
+)
+@pytest.mark.parametrize('name', ['stages.1.layers.0.norm1.bias', 'stages.0.pos_embed.table'])
+def test_weights_that_are_no_plain_floats_are_refused(name, change, model, tmp_path):
+    path = str(tmp_path / 'weights.pth')
+    torch.save({**model.state_dict(), name: change(model.state_dict()[name])}, path)
+    with pytest.raises(CheckpointError, match=f'1 no plain floats: {name} '):
+        load_pretrained(PVT(TINY_ARCH), path)
+
+
+def test_an_error_is_a_line_of_a_few_names_however_long_and_many_they_are(model, tmp_path):
+    path = str(tmp_path / 'weights.pth')
+    more = {f'stages.0.\n{"x" * 900}{i}': torch.ones(1) for i in range(20)}
+    torch.save({**model.state_dict(), **more}, path)
+    with pytest.raises(CheckpointError) as error:
+        load_pretrained(PVT(TINY_ARCH), path)
+    assert '\n' not in str(error.value)
+    assert len(str(error.value)) < 600
+
+
+def test_a_size_that_is_none_is_refused(model):
+    with pytest.raises(CheckpointError, match='pretrain_img_size must be an int'):
+        convert(convert(model.state_dict(), 'authors')[0], 'pvt_mm', pretrain_img_size=0)
+
+
+def test_a_file_from_before_zip_archives_that_is_cut_off_anywhere_is_refused(model, tmp_path):
+    torch.save({'a': torch.ones(3)}, tmp_path / 'old.pth', _use_new_zipfile_serialization=False)
+    whole = (tmp_path / 'old.pth').read_bytes()
+    for length in range(0, len(whole), 3):
+        path = tmp_path / f'{length}.pth'
+        path.write_bytes(whole[:length])
+        with pytest.raises(CheckpointError):
+            read_checkpoint(path)
+
+
 # -------------------------------------------------------------------------------------------------------- safe reading
 
 

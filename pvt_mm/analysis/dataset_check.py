@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,6 +26,7 @@ from pvt_mm.engine.checks import LAYOUTS, leaves
 from pvt_mm.errors import WRONG_CONFIG, InputError
 
 SLACK = 1.0  # pixels by which a box may leave its image: COCO's own are rounded
+FARTHEST = 1e6  # pixels from an image at which no annotation is; pycocotools overruns its memory at some 1e9
 
 
 class Fault(NamedTuple):
@@ -87,8 +87,8 @@ class Split:
     faults: list[Fault] = field(default_factory=list)
 
     def add(self, kind: str, text: str) -> None:
-        """Notes a fault."""
-        self.faults.append(Fault(kind, self.name, text))
+        """Notes a fault, in a line."""
+        self.faults.append(Fault(kind, self.name, ' '.join(text.split())))
 
 
 def check_datasets(config: Config) -> list[Split]:
@@ -193,8 +193,10 @@ def _step(pipeline: Sequence[dict], name: str) -> dict | None:
 
 def _list_coco(split: Split, dataset: Any, pipeline: Sequence[dict], config: Config) -> None:
     try:
-        content = json.loads(Path(dataset.ann_file).read_bytes())
+        content = json.loads(Path(dataset.ann_file).read_text(encoding='utf-8'))  # as training reads it
         names = {category['id']: category['name'] for category in content['categories']}
+        if not all(isinstance(name, str) for name in names.values()):
+            raise ValueError(f'its categories have names that are no text: {list(names.values())[:5]}')
         items = {}
         for image in content['images']:
             path = os.path.join(dataset.data_prefix.get('img', ''), image['file_name'])
@@ -210,7 +212,7 @@ def _list_coco(split: Split, dataset: Any, pipeline: Sequence[dict], config: Con
                 )
                 split.add('missing image', f'{dataset.ann_file}: {text}')
         ids = Counter(annotation['id'] for annotation in content['annotations'])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         what = f'it has no {error}' if isinstance(error, KeyError) else f'{type(error).__name__}: {error}'
         split.add('damaged annotations', f'{dataset.ann_file} is no COCO annotation file: {what}')
         return
@@ -333,6 +335,9 @@ def _check_annotation(split: Split, item: Item, annotation: dict) -> None:
         split.add('empty box', f'{where}: the box {box} is {w:g} x {h:g} pixels')
     elif _is_size(item.size) and (min(x, y) < -SLACK or x + w > W + SLACK or y + h > H + SLACK):
         split.add('box outside', f'{where}: the box {box} leaves the image of {W} x {H} pixels')
+    area = annotation.get('area')
+    if not _is_number(area, FARTHEST**2):
+        split.add('damaged annotations', f'{where}: the area {area}, which training reads, is no number')
     mask = annotation.get('segmentation')
     fault = mask_fault(mask, item.size) if mask and _is_size(item.size) else 'there is none' if split.with_mask else ''
     if fault:
@@ -346,8 +351,8 @@ def _check_annotation(split: Split, item: Item, annotation: dict) -> None:
             item.sound.append((label, annotation))
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def _is_number(value: Any, most: float = FARTHEST) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= most
 
 
 def mask_fault(mask: Any, size: tuple[int, int]) -> str:
@@ -367,7 +372,7 @@ def mask_fault(mask: Any, size: tuple[int, int]) -> str:
         return ''
     if not isinstance(mask, dict) or 'counts' not in mask:
         return f'the mask is a {type(mask).__name__}, and neither polygons nor run lengths'
-    if list(mask.get('size') or ()) != [H, W]:
+    if mask.get('size') not in ([H, W], (H, W)):
         return f'the run lengths are for the size {mask.get("size")}, and the image is [{H}, {W}]'
     try:
         counts = mask['counts'] if isinstance(mask['counts'], list) else _run_lengths(mask['counts'])

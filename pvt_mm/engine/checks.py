@@ -300,8 +300,11 @@ def coco_categories(path: str) -> list[str]:
                 raise ValueError('it has no "categories"')
             start = text.find(b'[', key)
             categories, _ = json.JSONDecoder().raw_decode(text[start : start + 10_000_000].decode(errors='ignore'))
-            return [category['name'] for category in categories]
-    except (ValueError, KeyError, TypeError) as error:
+            names = [category['name'] for category in categories]
+            if not all(isinstance(name, str) for name in names):
+                raise ValueError(f'its categories have names that are no text: {names[:5]}')
+            return names
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f'{path} is no COCO annotation file: {error}') from None
 
 

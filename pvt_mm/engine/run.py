@@ -77,13 +77,19 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
 
 
-def load_config(path: str, options: dict | None = None) -> Config:
+def load_config(path: str, options: dict | None = None, needs: tuple[str, ...] = ('model',)) -> Config:
     """Reads a config and overrides settings in it.
 
     ``data_root`` among the options moves the data sets and evaluators that were written with the config's own.
 
+    Args:
+        path: The config's file.
+        options: Settings by their dotted names.
+        needs: What the config must have.
+
     Raises:
-        InputError: The file is not there or is no config, or an option begins with a name that no config has.
+        InputError: The file is not there or is no config, an option begins with a name that no config has, or a part is
+            missing or no dict.
     """
     if not os.path.isfile(path):
         what = 'is a folder' if os.path.isdir(path) else 'does not exist'
@@ -102,7 +108,20 @@ def load_config(path: str, options: dict | None = None) -> Config:
         config.merge_from_dict(options)
     except (*WRONG_CONFIG, IndexError, RecursionError) as error:
         raise InputError(f'--cfg-options do not fit {path}: {error}') from error
+    _check_parts(path, config, needs)
     return config
+
+
+def _check_parts(path: str, config: Config, needs: tuple[str, ...]) -> None:
+    """Raises an InputError where the config lacks what it needs, or a part that is looked into is no dict."""
+    loaders = [f'{split}_dataloader' for split in ('train', 'val', 'test')]
+    parts = {name: config.get(name) for name in ('model', *loaders)}
+    parts |= {f'{name}.dataset': parts[name].get('dataset') for name in loaders if isinstance(parts[name], dict)}
+    for name, part in parts.items():
+        if part is None and (name in needs or name.endswith('.dataset')):
+            raise InputError(f'{path} has no {name}: is it the config of a model?')
+        if part is not None and not isinstance(part, dict):
+            raise InputError(f'{path}: {name} is {part!r:.80}, and must be a dict')
 
 
 def check_checkpoint_exists(path: str) -> None:

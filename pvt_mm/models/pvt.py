@@ -332,14 +332,14 @@ class PVT(BaseModule):
         self.cls_token = None
         self.min_size = minimum_size(arch)
         if not isinstance(in_channels, int) or in_channels < 1:
-            raise ValueError(f'in_channels must be a positive integer, got {in_channels}')
+            raise ValueError(f'in_channels must be a positive integer, got {in_channels!r}')
         if not isinstance(frozen_stages, int) or not -1 <= frozen_stages <= len(arch.depths):
-            raise ValueError(f'frozen_stages must be from -1 (none) to {len(arch.depths)} (all), got {frozen_stages}')
+            raise ValueError(f'frozen_stages must be from -1 (none) to {len(arch.depths)} (all), got {frozen_stages!r}')
         for name, rate in dict(
             drop_rate=drop_rate, attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate
         ).items():
             if not isinstance(rate, (int, float)) or not 0 <= rate < 1:
-                raise ValueError(f'{name} must be at least 0 and less than 1, got {rate}')
+                raise ValueError(f'{name} must be at least 0 and less than 1, got {rate!r}')
 
         if out_type not in ('featmap', 'cls_token'):
             raise ValueError(f"out_type must be 'featmap' or 'cls_token', got {out_type!r}")
@@ -390,6 +390,8 @@ class PVT(BaseModule):
     def _check_input(self, x: Tensor) -> None:
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f'the input must be (B, {self.in_channels}, H, W), got {tuple(x.shape)}')
+        if not x.is_floating_point():
+            raise ValueError(f'the input must be normalised, in floating point, got {x.dtype}')
         H, W = x.shape[2:]
         if min(H, W) < self.min_size:
             raise ValueError(
@@ -454,7 +456,7 @@ def resolve_arch(arch: str | dict) -> Arch:
             raise ValueError(f'unknown arch {arch!r}: choose from {", ".join(ARCHS)}, or give a dict of the sizes')
         return ARCHS[arch]
     if not isinstance(arch, dict) or set(arch) != set(Arch._fields):
-        given = sorted(arch) if isinstance(arch, dict) else arch
+        given = sorted(map(str, arch)) if isinstance(arch, dict) else arch
         raise ValueError(f'arch must be a name or a dict with the keys {", ".join(Arch._fields)}; got {given}')
     if not all(isinstance(value, (list, tuple)) for value in arch.values()):
         raise ValueError(f'every entry of arch must be a list or tuple of one number a stage; got {arch}')
@@ -480,7 +482,7 @@ def pretrain_grids(patch_sizes: Sequence[int], pretrain_img_size: int | tuple[in
     sides = pretrain_img_size if isinstance(pretrain_img_size, (list, tuple)) else (pretrain_img_size,) * 2
     least = math.prod(patch_sizes)
     if len(sides) != 2 or not all(isinstance(side, int) and side >= least for side in sides):
-        raise ValueError(f'pretrain_img_size must be an int or (H, W) of at least {least}, got {pretrain_img_size}')
+        raise ValueError(f'pretrain_img_size must be an int or (H, W) of at least {least}, got {pretrain_img_size!r}')
     grids = []
     for patch_size in patch_sizes:
         sides = tuple(side // patch_size for side in sides)
@@ -500,7 +502,7 @@ def minimum_size(arch: Arch) -> int:
 def _resolve_out_indices(out_indices: int | tuple[int, ...], num_stages: int) -> tuple[int, ...]:
     indices = tuple(out_indices) if isinstance(out_indices, (list, tuple)) else (out_indices,)
     if not indices or not all(isinstance(i, int) and 0 <= i < num_stages for i in indices):
-        raise ValueError(f'out_indices must be stages from 0 to {num_stages - 1}, got {out_indices}')
+        raise ValueError(f'out_indices must be stages from 0 to {num_stages - 1}, got {out_indices!r}')
     if sorted(set(indices)) != list(indices):
-        raise ValueError(f'out_indices must ascend and not repeat, got {out_indices}')
+        raise ValueError(f'out_indices must ascend and not repeat, got {out_indices!r}')
     return indices

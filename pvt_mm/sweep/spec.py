@@ -77,7 +77,7 @@ def load_sweep(path: str, options: Sequence[str] = (), seeds: Sequence[int] | No
         InputError: The file is not there or is no sweep, a config is not there, options do not fit it, two trials have
             one name, or a pattern excludes none.
     """
-    config = load_config(path)
+    config = load_config(path, needs=())
     if lacking := [key for key in ('configs', 'metric') if not config.get(key)]:
         raise InputError(f'{path} is no sweep: it lacks {" and ".join(lacking)}; a sweep sets {", ".join(SETTINGS)}')
     for key in config.keys() - set(SETTINGS):
@@ -139,6 +139,6 @@ def _epochs(path: str, config: str, options: Sequence[str]) -> int | None:
     parser.add_argument('--cfg-options', nargs='+', action=CfgOptions, default={})
     try:
         parsed = parser.parse_args(['--cfg-options', *options] if options else []).cfg_options
-        return load_config(config, parsed).train_cfg.get('max_epochs')
+        return (load_config(config, parsed).get('train_cfg') or {}).get('max_epochs')
     except InputError as error:
         raise InputError(f'{path}: {error}') from error

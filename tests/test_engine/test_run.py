@@ -13,7 +13,7 @@ from PIL import Image
 from pvt_mm.checkpoint import CheckpointError
 from pvt_mm.datasets.shapes import make_shapes
 from pvt_mm.engine import checks, run
-from pvt_mm.errors import InputError
+from pvt_mm.errors import InputError, command
 from tests.conftest import ROOT
 from tests.test_configs import on_shapes
 from tools import test as test_tool
@@ -423,3 +423,29 @@ def test_slurms_launcher_outside_slurm_says_so(monkeypatch):
     monkeypatch.delenv('SLURM_PROCID', raising=False)
     with pytest.raises(InputError, match='--launcher slurm: this is no task of Slurm'):
         run._name_slurm_tasks()
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('a = 1', 'has no model: is it the config of a model'),
+        ('model = [1]', r'model is \[1\], and must be a dict'),
+        ('model = dict()\ntest_dataloader = 3', 'test_dataloader is 3, and must be a dict'),
+        ('model = dict()\ntest_dataloader = dict()', 'has no test_dataloader.dataset'),
+    ],
+)
+def test_a_config_without_what_every_tool_looks_into_is_refused(text, message, tmp_path):
+    (tmp_path / 'config.py').write_text(text)
+    with pytest.raises(InputError, match=message):
+        run.load_config(str(tmp_path / 'config.py'))
+
+
+def test_a_name_that_is_too_long_or_no_text_is_a_line(capsys):
+    @command
+    def main(argv):
+        print(argv[0])
+        return Path(argv[0]).is_dir()
+
+    assert main(['x' * 300]) == 2
+    assert capsys.readouterr().err == f'error: {"x" * 300}: File name too long\n'
+    assert main(['\udcff']) == 0

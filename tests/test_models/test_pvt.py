@@ -520,3 +520,22 @@ def test_an_optimiser_step_lowers_the_loss():
         losses.append(loss.item())
         optimiser.update_params(loss)
     assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        (dict(arch={'embed_dims': (4,), 1: (4,)}), 'a dict with the keys'),
+        (dict(arch='tiny', frozen_stages='1\n'), r"got '1\\n'"),
+        (dict(arch='tiny', drop_rate='0.1'), "got '0.1'"),
+    ],
+)
+def test_a_wrong_argument_is_shown_as_it_was_written(settings, message):
+    with pytest.raises(ValueError, match=message) as refused:
+        PVT(**settings)
+    assert '\n' not in str(refused.value)
+
+
+def test_an_image_that_is_not_normalised_is_refused():
+    with pytest.raises(ValueError, match=r'must be normalised, in floating point, got torch\.uint8'):
+        PVT(TINY_ARCH)(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))

@@ -234,6 +234,8 @@ def test_other_faults_of_files(configs, shapes):
         ('segmentation', {}, None),  # a detector's pipeline loads none
         ('image_id', 99, 'missing image'),
         ('id', 2, 'damaged annotations'),
+        ('bbox', [1, 2, 10**400, 4], 'empty box'),
+        ('area', None, 'damaged annotations'),
     ],
 )
 def test_malformed_annotations(key, value, kind, configs, shapes):
@@ -245,6 +247,26 @@ def test_malformed_annotations(key, value, kind, configs, shapes):
     path.write_text(json.dumps(content))
     assert [fault.kind for fault in faults_in(configs[:1], root)] == ([kind] if kind else [])
     dataset_check.plot_samples(dataset_check.check_datasets(load_config(configs[0][0], {'data_root': str(root)})))
+
+
+@pytest.mark.parametrize(
+    'damage',
+    [
+        lambda content: b'\xef\xbb\xbf' + content,
+        lambda content: content.decode().encode('utf-16'),
+        lambda content: b'[' * 100_000,
+        lambda content: content.replace(b'"circle"', b'{}'),
+    ],
+    ids=['byte order mark', 'utf-16', 'nested', 'name'],
+)
+def test_a_file_that_training_could_not_read_is_damaged(damage, configs, shapes):
+    root = Path('shapes')
+    shutil.copytree(shapes, root, symlinks=True)
+    path = root / 'annotations/instances_train2017.json'
+    path.write_bytes(damage(path.read_bytes()))
+    (fault, *others) = faults_in(configs[:1], root)
+    assert fault.kind == 'damaged annotations'
+    assert {other.kind for other in others} <= {'class never seen'}
 
 
 def test_a_photograph_that_exif_turns_has_the_size_it_is_shown_with(configs, shapes):
@@ -267,6 +289,8 @@ def test_a_photograph_that_exif_turns_has_the_size_it_is_shown_with(configs, sha
         (dict(size=[8, 16], counts=[100, 28]), ''),
         (dict(size=[8, 16], counts=[100, 27]), 'of 127 pixels, and the image has 128'),
         (dict(size=[16, 8], counts=[100, 28]), 'for the size [16, 8]'),
+        (dict(size=8, counts=[100, 28]), 'for the size 8'),
+        ([[0, 0, 1e9, 0, 4, 4]], 'no number'),
         (dict(size=[8, 16], counts='0'), 'of 0 pixels'),
         (dict(size=[8, 16], counts='T~'), 'is none of theirs'),
         (dict(size=[8, 16], counts='T'), 'cut off'),
