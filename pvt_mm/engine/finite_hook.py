@@ -92,7 +92,6 @@ class FiniteHook(Hook):
                 torch._foreach_copy_(self.buffers, self.kept_buffers)
             if self.skips_in_row == self.max_skips:
                 raise NonFiniteError(f'{fault["text"]}. {self._save(runner, fault["ranks"])}')
-            runner.optim_wrapper.zero_grad()
             self.logged.clear()  # a mean with a NaN in it would hide what the other iterations of the log's window gave
             self.skips_in_row += 1
             self.skips += 1

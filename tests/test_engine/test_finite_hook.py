@@ -235,6 +235,21 @@ def test_faults_under_a_loss_scale(scale, dataset, plant, recorded, scaled, tmp_
     assert record['loss_scale'] == recorded
 
 
+@pytest.mark.parametrize(('sampler', 'epoch', 'number'), [('InfiniteSampler', 0, 8), ('DefaultSampler', 1, 2)])
+def test_a_batch_of_training_by_iterations_is_found_again(sampler, epoch, number, tmp_path, capsys):
+    config = config_of(tmp_path, plant=dict(iterations=(9,)))
+    config.train_cfg = dict(type='pvt_mm.IterBasedTrainLoop', max_iters=12)
+    config.train_dataloader.sampler = dict(type=sampler, shuffle=True)
+    with pytest.raises(NonFiniteError, match='iteration 9: '):
+        train(config)
+    (batch,) = read_file(tmp_path / 'nonfinite_iter_9.pth')['batches']
+    assert (batch['epoch'], batch['number']) == (epoch, number)
+    capsys.readouterr()
+    assert replay_tool.main([str(next(tmp_path.glob('*.py'))), str(tmp_path / 'nonfinite_iter_9.pth')]) == 1
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (found['losses'], found['images']) == ([batch['losses']], batch['images'])
+
+
 def _one_of_two(rank: int, folder: Path) -> None:
     os.environ['LOCAL_RANK'] = str(rank)
     torch.distributed.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2)
