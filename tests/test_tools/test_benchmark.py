@@ -303,7 +303,7 @@ def measured(monkeypatch):
 
 
 def test_the_time_by_kind_and_by_part():
-    kinds = benchmark.time_by_kind(Contender('tiny', (256, 256), threads=1), 1)
+    kinds = benchmark.time_by_kind(Contender('tiny', (512, 512)), 1)
     assert list(kinds) == [*benchmark.KINDS, 'rest']
     assert sum(kinds.values()) == pytest.approx(1)
     assert min(kinds.values()) > 0
