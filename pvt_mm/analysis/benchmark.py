@@ -22,6 +22,7 @@ import torch
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from pvt_mm.analysis import flops
@@ -136,6 +137,7 @@ class Result:
         return {
             **{key: value for key, value in asdict(self.contender).items() if key not in left_out},
             'name': self.contender.name,
+            'threads': self.contender.threads or torch.get_num_threads(),
             'memory_format': self.memory_format,
             'median_s': round(self.median, 5),
             'spread': round(self.spread, 4),
@@ -190,6 +192,53 @@ def machine(device: str) -> str:
         name = re.search(r'model name\s*: (.*)', Path('/proc/cpuinfo').read_text()).group(1)
     capability = torch.backends.cpu.get_cpu_capability()
     return f'{name}, {os.cpu_count()} cores, {capability}, torch {torch.__version__}'
+
+
+# ---------------------------------------------------------------------------------------------- where the time goes
+
+# The operators of a model on a CPU by what they do; PyTorch's profiler names them.
+KINDS = {
+    'products': ('mkldnn::_linear_pointwise', 'aten::mkldnn_convolution', 'aten::addmm', 'aten::mm', 'aten::bmm'),
+    'softmax': ('aten::_softmax',),
+    'copies': ('aten::copy_', 'mkldnn::_reorder_linear_weight'),
+    'norms and additions': ('aten::native_layer_norm', 'aten::native_batch_norm', 'aten::add', 'aten::add_'),
+}
+
+
+def time_by_kind(contender: Contender, steps: int) -> dict[str, float]:
+    """Returns the shares of a contender's time on the CPU by kind of operator: those of ``KINDS``, and the rest."""
+    step, _, _ = _prepare(contender)
+    step()
+    with profile(activities=[ProfilerActivity.CPU]) as noted:
+        for _ in range(steps):
+            step()
+    spent = {event.key: event.self_cpu_time_total for event in noted.key_averages()}
+    total = sum(spent.values())
+    shares = {kind: sum(spent.get(name, 0) for name in names) / total for kind, names in KINDS.items()}
+    return shares | {'rest': 1 - sum(shares.values())}
+
+
+def time_by_part(detectors: Sequence[Contender], rounds: int) -> list[dict[str, float]]:
+    """Returns the median seconds that the backbone, the neck and the heads of each detector take, in turns."""
+    models, spent = [], []
+    for contender in detectors:
+        memory_format = FORMATS[contender.memory_format]
+        model = _build(contender)[0].eval().to(memory_format=memory_format)
+        models.append(
+            (model, torch.randn(contender.batch, 3, *contender.shape).contiguous(memory_format=memory_format))
+        )
+        spent.append({'backbone': [], 'neck': [], 'heads': []})
+        for part, seconds in ((model.backbone, spent[-1]['backbone']), (model.neck, spent[-1]['neck'])):
+            part.register_forward_pre_hook(lambda *_, seconds=seconds: seconds.append(-time.perf_counter()))
+            part.register_forward_hook(lambda *_, seconds=seconds: seconds.append(seconds.pop() + time.perf_counter()))
+    for _ in range(1 + rounds):  # one to warm up
+        for (model, image), parts in zip(models, spent, strict=True):
+            start = time.perf_counter()
+            with torch.no_grad():
+                model(image)
+            # MMDetection calls its heads past their hooks: they are what is left.
+            parts['heads'].append(time.perf_counter() - start - parts['backbone'][-1] - parts['neck'][-1])
+    return [{part: statistics.median(seconds[1:]) for part, seconds in parts.items()} for parts in spent]
 
 
 # ------------------------------------------------------------------------------------------------- a process each

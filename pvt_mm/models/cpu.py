@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.library import custom_op
 from torch.utils.flop_counter import register_flop_formula
 
-# Values of a chunk's largest map, 4 bytes each: 3 MB, of which two cores have half each.
-CHUNK = 3 * 2**18
+# Values of a chunk's largest map for each thread, 4 bytes each: 1.5 MB.
+CHUNK = 3 * 2**17
 
 
 def takes(x: Tensor) -> bool:
@@ -29,6 +29,7 @@ def takes(x: Tensor) -> bool:
         and not torch.is_autocast_enabled('cpu')
         and not is_exporting()
         and not torch.jit.is_tracing()
+        and torch.backends.mkldnn.enabled
         and _HAS_ONEDNN
     )
 
@@ -57,7 +58,7 @@ def pays(num_keys: int) -> bool:
 
 def ffn(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
     """Two linear layers with an exact GELU between them: (..., C) to (..., C)."""
-    if not torch.compiler.is_compiling() and x.numel() // len(weight2) * len(weight1) <= CHUNK:
+    if not torch.compiler.is_compiling() and x.numel() // len(weight2) * len(weight1) <= _chunk():
         return linear(F.gelu(linear(x, weight1, bias1)), weight2, bias2)
     return _ffn(x, weight1, bias1, weight2, bias2)
 
@@ -79,7 +80,7 @@ def _attention(q: Tensor, kv: Tensor, num_heads: int) -> Tensor:
     out = torch.empty_like(q)
     for image in range(len(q)):
         for head, k, v in _heads(kv[image], num_heads):
-            k, v = k * k.shape[1] ** -0.5, v.t().contiguous()
+            k, v = (_packed(weight, len(q[image])) for weight in (k * k.shape[1] ** -0.5, v.t()))
             for rows in _chunks(len(q[image]), len(k)):
                 out[image, rows, head] = _product(_product(q[image, rows, head], k).softmax(-1), v)
     return out
@@ -92,7 +93,7 @@ def _attention_backward(grad: Tensor, q: Tensor, kv: Tensor, num_heads: int) -> 
         heads = zip(_heads(kv[image], num_heads), _heads(grad_kv[image], num_heads), strict=True)
         for (head, k, v), (_, grad_k, grad_v) in heads:
             scale = k.shape[1] ** -0.5
-            k, kt, v = k * scale, k.t() * scale, v.contiguous()
+            k, kt, v = (_packed(weight, len(q[image])) for weight in (k * scale, k.t() * scale, v))
             for rows in _chunks(len(q[image]), len(k)):
                 q_rows, grad_rows = q[image, rows, head], grad[image, rows, head]
                 weights = _product(q_rows, k).softmax(-1)  # (rows, M)
@@ -107,6 +108,7 @@ def _attention_backward(grad: Tensor, q: Tensor, kv: Tensor, num_heads: int) -> 
 def _ffn(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
     tokens = x.reshape(-1, x.shape[-1])
     out = torch.empty_like(tokens, memory_format=torch.contiguous_format)
+    weight1, weight2 = (_packed(weight, len(tokens)) for weight in (weight1, weight2))
     for rows in _chunks(len(tokens), len(weight1)):
         out[rows] = _product(_product(tokens[rows], weight1, bias1, 'gelu'), weight2, bias2)
     return out.view(x.shape)
@@ -123,14 +125,14 @@ def _ffn_backward(
         torch.zeros_like(bias1),
         torch.zeros_like(weight2),
     )
-    weight1_t, weight2_t = weight1.t().contiguous(), weight2.t().contiguous()
+    packed1, packed1_t, packed2_t = (_packed(weight, len(tokens)) for weight in (weight1, weight1.t(), weight2.t()))
     for rows in _chunks(len(tokens), len(weight1)):
-        hidden = _product(tokens[rows], weight1, bias1)  # (rows, E C)
+        hidden = _product(tokens[rows], packed1, bias1)  # (rows, E C)
         grad_weight2 += _weight_grad(F.gelu(hidden), grads[rows]).t()
-        grad_hidden = torch.ops.aten.gelu_backward(_product(grads[rows], weight2_t), hidden)
+        grad_hidden = torch.ops.aten.gelu_backward(_product(grads[rows], packed2_t), hidden)
         grad_weight1 += _weight_grad(grad_hidden, tokens[rows])
         grad_bias1 += grad_hidden.sum(0)
-        grad_x[rows] = _product(grad_hidden, weight1_t)
+        grad_x[rows] = _product(grad_hidden, packed1_t)
     return grad_x.view(x.shape), grad_weight1, grad_bias1, grad_weight2, grads.sum(0)
 
 
@@ -213,6 +215,15 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None, then: str = 
     return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, then, [], 'none')
 
 
+def _packed(weight: Tensor, num_rows: int) -> Tensor:
+    """Returns the weight (O, K) of products of ``num_rows`` rows in all, in the order in which oneDNN reads it.
+
+    It would else be brought into that order for every chunk; for few rows that is cheaper.
+    """
+    weight = weight.contiguous()
+    return weight if num_rows < 2048 else torch.ops.mkldnn._reorder_linear_weight(weight)
+
+
 def _convolution(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Returns the same product as a convolution by oneDNN, which has one."""
     if x.numel() <= 20480:  # PyTorch keeps small convolutions from oneDNN
@@ -230,9 +241,14 @@ def _weight_grad(grad: Tensor, x: Tensor) -> Tensor:
     return torch.nn.grad.conv2d_weight(image, size, grad, dilation=2)[..., 0, 0]
 
 
+def _chunk() -> int:
+    """Returns how many values of its largest map a chunk may have."""
+    return CHUNK * torch.get_num_threads()
+
+
 def _chunks(num_rows: int, width: int) -> Iterator[slice]:
-    """Yields the slices that cut ``num_rows`` rows into chunks of about ``CHUNK`` values, each row ``width`` wide."""
-    count = max(1, math.ceil(num_rows * width / CHUNK))
+    """Yields the slices that cut ``num_rows`` rows, each ``width`` wide, into chunks of about ``_chunk()`` values."""
+    count = max(1, math.ceil(num_rows * width / _chunk()))
     step = math.ceil(num_rows / count / 64) * 64  # oneDNN's gradients of weights are twice as fast on multiples of 16
     for start in range(0, num_rows, step):
         yield slice(start, start + step)

@@ -45,7 +45,7 @@ def ffn_inputs(tokens, dims=16, hidden=64):
 
 
 @pytest.mark.parametrize('threads', [1, 2])
-@pytest.mark.parametrize('tokens', [1, 255, 256, 257, 1000])  # 256 of 2 x 64 hidden values each are a chunk
+@pytest.mark.parametrize('tokens', [1, 255, 256, 257, 1200])  # 256 of 2 x 64 hidden values each are a thread's chunk
 def test_ffn_is_the_ffn(tokens, threads):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -55,7 +55,9 @@ def test_ffn_is_the_ffn(tokens, threads):
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize(('queries', 'keys', 'heads', 'd_head'), [(1, 256, 1, 8), (700, 300, 3, 16), (257, 511, 2, 89)])
+@pytest.mark.parametrize(
+    ('queries', 'keys', 'heads', 'd_head'), [(1, 256, 1, 8), (2100, 300, 3, 16), (257, 511, 2, 89)]
+)
 def test_attention_is_softmax_attention(queries, keys, heads, d_head):
     q = torch.randn(2, queries, heads * d_head, requires_grad=True)
     kv = torch.randn(2, keys, 2 * heads * d_head, requires_grad=True)
@@ -68,6 +70,17 @@ def test_attention_is_softmax_attention(queries, keys, heads, d_head):
 
     compare(cpu.attention, by_the_equation, [q, kv, heads])
     compare(lambda *inputs: plain(attention, *inputs, 0.0), by_the_equation, [q, kv, heads])
+
+
+@pytest.mark.parametrize('threads', [1, 2])
+def test_every_thread_has_its_share_of_a_chunk(threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        rows = [rows.stop - rows.start for rows in cpu._chunks(8192, 64)]
+    finally:
+        torch.set_num_threads(before)
+    assert rows == [512 * threads] * (16 // threads)  # 2**15 values of 64 are 512 rows
 
 
 @pytest.mark.parametrize('shape', [(2, 3), (1, 700, 48), (3, 5, 100, 48)])
@@ -112,6 +125,8 @@ def test_they_take_float32_on_a_cpu_alone(other, message):
     assert cpu.takes(torch.empty(1))
     with torch.autocast('cpu', dtype=torch.bfloat16):
         assert not cpu.takes(torch.empty(1))
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert not cpu.takes(torch.empty(1))
 
 
 @pytest.mark.parametrize('grad', [False, True])
@@ -126,7 +141,7 @@ def test_no_attention_map_and_no_hidden_map_is_ever_allocated(grad):
             output.sum().backward()
     queries, keys = height * width, height * width // 4
     # In bytes. The map of the scores would be 420 MB, the hidden map 84 MB.
-    chunk = 4 * max(cpu.CHUNK, 64 * keys)
+    chunk = 4 * max(cpu.CHUNK * torch.get_num_threads(), 64 * keys)
     assert max(event.self_cpu_memory_usage for event in noted.events()) <= max(4 * queries * 3 * dims, 2 * chunk)
     run = [event.name for event in noted.events()]
     assert run.count('pvt_mm::attention') == run.count('pvt_mm::ffn') == 2
