@@ -42,4 +42,13 @@ def test_several_gpus_train_under_torchrun():
     one, four = (train_command(trial, Path('out'), Path('train.py'), gpus, ['--amp']) for gpus in (1, 4))
     rest, pytorch = ['train.py', 'a.py', '--work-dir', 'out', '--seed', '3'], ['--launcher', 'pytorch']
     assert one[1:] == ['-u', *rest, '--amp', '--cfg-options', 'x=1']
-    assert four[1:] == ['launch.py', '--standalone', '--nproc_per_node=4', *rest, *pytorch, '--amp', '--cfg-options', 'x=1']
+    assert four[1:] == [
+        'launch.py',
+        '--standalone',
+        '--nproc_per_node=4',
+        *rest,
+        *pytorch,
+        '--amp',
+        '--cfg-options',
+        'x=1',
+    ]
