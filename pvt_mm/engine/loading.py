@@ -15,7 +15,7 @@ import signal
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from mmengine.dist import all_gather_object, get_rank, get_world_size
+from mmengine.dist import all_gather_object, broadcast_object_list, get_rank, get_world_size
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pvt_mm.datasets.broken_files import broken_file
@@ -149,7 +149,9 @@ def reseed(dataloader: DataLoader, seed: int) -> None:
     dataset, sampler = dataloader.dataset, dataloader.batch_sampler.sampler
     dataset.__getitems__.seed = seed
     if hasattr(sampler, 'seed'):
-        sampler.seed = seed
+        seeds = [seed]
+        broadcast_object_list(seeds)  # with diff_rank_seed processes have seeds of their own, but share out one order
+        sampler.seed = seeds[0]
 
 
 def load_batch(dataloader: DataLoader, epoch: int, number: int) -> Any:
