@@ -17,8 +17,11 @@ from mmengine.runner.checkpoint import find_latest_checkpoint
 from pvt_mm.files import write_json
 from pvt_mm.sweep.spec import Trial
 
+CHECKPOINTED = 75  # tools/train.py was told to stop, and has left a checkpoint to go on from
 # How training ends when it is stopped from outside: tools/train.py's Ctrl-C, and signals.
-STOPPED = (130, -signal.SIGINT, -signal.SIGTERM, -signal.SIGUSR2)
+STOPPED = (CHECKPOINTED, 130, -signal.SIGINT, -signal.SIGTERM, -signal.SIGUSR2)
+
+GRACE = 60  # seconds that training has, once it is told to stop, to leave a checkpoint
 
 
 @dataclass
@@ -57,6 +60,10 @@ class Job:
                 return
         finally:
             process.terminate()  # where Ctrl-C or submitit's signal for a requeue ends the waiting
+            try:
+                process.wait(GRACE)
+            except subprocess.TimeoutExpired:
+                process.kill()
             signal.signal(signal.SIGTERM, before)
         state = 'failed' if code else 'finished'
         write_json(folder / 'outcome.json', dict(state=state, code=code, seconds=round(time.time() - started)))
