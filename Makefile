@@ -24,24 +24,25 @@ setup:  ## install the exact versions of requirements/ where they are missing
 demo: setup  ## train, evaluate and draw a PVT RetinaNet on generated shapes: about 4 minutes on two cores
 	$(PY) tools/make_shapes.py data/shapes
 	$(PY) tools/train.py configs/demo/retinanet_shapes.py --work-dir $(DEMO)
-	$(PY) tools/plot.py curves $(DEMO) --out $(DEMO)/curves.png
+	$(PY) tools/plot.py curves $(DEMO) --out $(DEMO)/curves.png > $(DEMO)/curves.txt
 	$(PY) tools/plot.py predictions configs/demo/retinanet_shapes.py "$$(cat $(DEMO)/last_checkpoint)" --out $(DEMO)/predictions.png
 	@echo
 	@echo "checkpoint   $(DEMO)/$$(basename "$$(cat $(DEMO)/last_checkpoint)")"
 	@echo "log          $$(ls -t $(DEMO)/*/*.log | head -n 1)"
 	@echo "curves       $(DEMO)/curves.png"
 	@echo "predictions  $(DEMO)/predictions.png"
-	@echo "bbox AP      $$(grep -h bbox_mAP_50 $$(ls -t $(DEMO)/*/vis_data/scalars.json | head -n 1) | tail -n 1 | sed 's/.*bbox_mAP": \([-0-9.]*\).*/\1/')"
+	@sed -n 's/.*bbox_mAP": \([-0-9.]*\).*/bbox AP      \1/p' $(DEMO)/curves.txt
 
 demo-pretraining: setup  ## train a classifier of shapes, and RetinaNet from it and from scratch: about 10 minutes
 	$(PY) tools/make_shapes.py data/shapes
 	$(PY) tools/train.py configs/demo/classifier_shapes.py --work-dir $(PRETRAINING)/classifier
 	$(PY) tools/train.py configs/demo/retinanet_shapes_pretrained.py --work-dir $(PRETRAINING)/pretrained
 	$(PY) tools/train.py configs/demo/retinanet_shapes_scratch.py --work-dir $(PRETRAINING)/scratch
-	$(PY) tools/plot.py curves $(PRETRAINING)/pretrained $(PRETRAINING)/scratch --out $(PRETRAINING)/pretraining.png
+	$(PY) tools/plot.py curves $(PRETRAINING)/pretrained $(PRETRAINING)/scratch --out $(PRETRAINING)/pretraining.png \
+	    > $(PRETRAINING)/curves.txt
 	@echo
 	@for run in pretrained scratch; do \
-	    echo "bbox AP, $$run  $$(grep -h bbox_mAP_50 $$(ls -t $(PRETRAINING)/$$run/*/vis_data/scalars.json | head -n 1) | tail -n 1 | sed 's/.*bbox_mAP": \([-0-9.]*\).*/\1/')"; \
+	    sed -n "s/.*$$run\": {[^}]*bbox_mAP\": \([-0-9.]*\).*/bbox AP, $$run  \1/p" $(PRETRAINING)/curves.txt; \
 	done
 
 test: setup  ## run the tests: about 10 minutes on two cores

@@ -38,6 +38,9 @@ def print_summary(splits: Sequence[dataset_check.Split]) -> None:
         counts = (len(split.items), split.seen.total(), split.others)
         table.add_row(split.name, *(f'{count:,}' for count in counts), seen, f'{len(split.faults):,}')
     Console().print(table)
+    for split in splits:
+        for remark in split.remarks:
+            print(f'remark: {split.name}: {remark}')
 
 
 def print_faults(faults: Sequence[dataset_check.Fault], limit: int) -> None:

@@ -62,10 +62,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         run.resume(config, args.resume)
     checks.check_data(config, 'train', 'val')
     checks.check_init_weights(config)
-    runner = run.build_runner(config)
-    checks.check_pretrained(runner.model)
     if config.get('resume'):
         checks.check_resumable(config.load_from)
+    runner = run.build_runner(config)
+    checks.check_pretrained(runner.model)
     if config.get('load_from'):
         checks.check_checkpoint(runner.model, config.load_from, strict=bool(config.get('resume')))
     with run.unreadable_images_named(), run.lost_processes_named():

@@ -193,17 +193,18 @@ def plot_curves(runs: Sequence[Run], metric: str | None) -> Figure:
         for number, run in enumerate(runs):
             color = colors[number % len(colors)]
             line = dict(color=color, linewidth=2, linestyle=styles[number // len(colors) % len(styles)])
+            line |= dict(marker=markers[number % len(markers)], markersize=5, clip_on=False)
             steps, losses = np.array(list(run.loss)), np.array(list(run.loss.values()))
             loss_axes.plot(steps, losses, color=color, linewidth=1, alpha=0.35)
             smoothed = smooth(losses)
-            loss_axes.plot(steps, smoothed, label=run.name, **line)
+            loss_axes.plot(steps, smoothed, label=run.name, markevery=[-1], **line)
             loss_ends.append((steps[-1], smoothed[-1], color, _number(smoothed[-1])))
             if run.metrics.get(metric):
                 points = run.metrics[metric]
                 when = [point.epoch if by_epoch else point.iteration for point in points]
                 values = [point.value for point in points]
-                mark = dict(marker=markers[number % len(markers)], markersize=5, markevery=max(1, len(points) // 25))
-                others[0].plot(when, values, **line, **mark)
+                marked = list(range(len(points) - 1, -1, -max(1, len(points) // 25)))
+                others[0].plot(when, values, markevery=marked, **line)
                 metric_ends.append((when[-1], values[-1], color, _number(values[-1])))
         for axes in others:
             label = METRICS.get(metric, metric)
@@ -266,8 +267,7 @@ def label_ends(axes: Axes, ends: list[tuple[float, float, str, str]]) -> None:
     ends.sort(key=lambda end: end[1])
     points_per_pixel = 72 / axes.figure.dpi
     heights = [axes.transData.transform(end[:2])[1] * points_per_pixel for end in ends]
-    for (x, y, color, text), height, place in zip(ends, heights, spread(heights, gap=13), strict=True):
-        axes.plot(x, y, 'o', color=color, markersize=6, clip_on=False)
+    for (_, y, color, text), height, place in zip(ends, heights, spread(heights, gap=13), strict=True):
         axes.annotate(
             text,
             (1, y),

@@ -1,5 +1,6 @@
 """What is broken in the data of a config: every image, annotation and label map that training and testing read."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -73,6 +74,7 @@ class Split:
         seen: How many annotations (label maps: images) have each class.
         others: How many annotations are of categories that are not trained on.
         faults: What is broken.
+        remarks: What need not be.
     """
 
     name: str
@@ -85,6 +87,7 @@ class Split:
     seen: Counter = field(default_factory=Counter)
     others: int = 0
     faults: list[Fault] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
 
     def add(self, kind: str, text: str) -> None:
         """Notes a fault, in a line."""
@@ -118,13 +121,17 @@ def check_datasets(config: Config) -> list[Split]:
             split.seen += seen
             split.others += others
             other, path = digests.setdefault(digest, (split, item.path)) if digest else (split, '')
-            if other is not split:
+            if other is not split and (path != item.path or 'train' in (other.name, split.name)):
                 split.add('duplicate', f'{item.path} is the picture of the {other.name} data at {path}')
     for split in splits:
         unseen = [name for i, name in enumerate(split.classes) if not split.seen[i]]
-        if unseen:
+        if unseen and split.items:
             names = ', '.join(unseen[:10]) + (' …' if len(unseen) > 10 else '')
-            split.add('class never seen', f'{len(unseen)} of {len(split.classes)} classes have no example: {names}')
+            text = f'{len(unseen)} of {len(split.classes)} classes have no example: {names}'
+            if split.name == 'train':
+                split.add('class never seen', text)
+            else:
+                split.remarks.append(text)
     _compare_classes(splits)
     return splits
 
@@ -147,7 +154,7 @@ def _data_sets(config: Config) -> Iterator[tuple[str, dict]]:
 
 def _files(leaf: dict) -> list:
     """Returns what says which files a data set reads."""
-    return [leaf.get(key) for key in ('data_root', 'ann_file', 'data_prefix')]
+    return [leaf.get(key) for key in ('data_root', 'ann_file', 'data_prefix', 'indices')]
 
 
 def _map(threads: ThreadPoolExecutor, function: Any, work: Iterable, at_once: int = 1024) -> Iterator:
@@ -184,7 +191,20 @@ def _open(name: str, cfg: dict, config: Config) -> Split:
         split.add('missing', f'{path} does not exist; {layout}')
     if not absent:
         reader(split, dataset, cfg.get('pipeline') or [], config)
+    if split.items and cfg.get('indices') is not None:
+        _keep_indices(split, dataset)
     return split
+
+
+def _keep_indices(split: Split, dataset: Any) -> None:
+    """Leaves the items that a data set's ``indices`` choose, of those that its filter leaves."""
+    try:
+        with contextlib.redirect_stdout(None):  # pycocotools says that it reads
+            dataset.full_init()
+    except WRONG_CONFIG:  # damaged annotations: all are checked
+        return
+    chosen = {dataset.get_data_info(i)['img_path'] for i in range(len(dataset))}
+    split.items = [item for item in split.items if item.path in chosen]
 
 
 def _step(pipeline: Sequence[dict], name: str) -> dict | None:

@@ -16,6 +16,7 @@ from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, init_default_scope
 from mmengine.structures import BaseDataElement, PixelData
 from mmengine.visualization import Visualizer
+from pycocotools import mask as coco_mask
 from rich.console import Console
 from rich.progress import track
 
@@ -202,10 +203,9 @@ def _repeated(maps: torch.Tensor, factor: int) -> torch.Tensor:
 
 
 def run_lengths(mask: np.ndarray) -> dict:
-    """Returns a mask (H, W) as COCO has it uncompressed: the lengths of its runs down the columns, of zeros first."""
-    flat = mask.ravel(order='F').astype(bool)
-    ends = [*(np.flatnonzero(np.diff(flat)) + 1).tolist(), len(flat)]
-    return dict(size=list(mask.shape), counts=np.diff([*([0] if flat[0] else []), 0, *ends]).tolist())
+    """Returns a mask (H, W) as COCO's compressed run lengths, as JSON can have them."""
+    coded = coco_mask.encode(np.asfortranarray(mask, np.uint8))
+    return dict(size=coded['size'], counts=coded['counts'].decode())
 
 
 # ------------------------------------------------------------------------------------------------------------- files

@@ -72,4 +72,4 @@ def dress(axes: Axes, title: str, x_label: str, y_label: str) -> None:
     axes.set_axisbelow(True)
     axes.tick_params(length=0)
     axes.margins(x=0.02)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, steps=[1, 2, 5, 10]))

@@ -60,7 +60,7 @@ def plot_scale(gflops: dict[str, list[float]], sides: Sequence[int]) -> Figure:
         figure = Figure(figsize=(7, 4.4), layout='constrained')
         axes = figure.subplots()
         for line, color, marker in zip(gflops.values(), COLORS, MARKERS, strict=False):
-            axes.plot(sides, line, color=color, marker=marker, markersize=5, linewidth=2)
+            axes.plot(sides, line, color=color, marker=marker, markersize=6, linewidth=2, clip_on=False)
         dress(axes, 'Arithmetic of the backbone alone', 'side of the image (pixels)', 'GFLOPs (multiply-adds)')
         axes.set_ylim(bottom=0)
         axes.set_xticks(sides)

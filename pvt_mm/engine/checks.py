@@ -47,7 +47,7 @@ def check_data(config: Config, *splits: str) -> None:
             _check_paths(dataset, split)
             _check_pipeline(dataset, split)
             _check_folders(dataset, config, split)
-            _check_batches(dataset, loader, split)
+            _check_batches(dataset, config, split)
             _check_classes(dataset, config, split)
             _check_masks(dataset, split)
             _check_labels(dataset, config, split)
@@ -111,12 +111,13 @@ def _check_folders(dataset: dict, config: Config, split: str) -> None:
             )
 
 
-def _check_batches(dataset: dict, loader: dict, split: str) -> None:
+def _check_batches(dataset: dict, config: Config, split: str) -> None:
     """Checks that an ImageFolder fills a batch of every process, where the loader drops one that is not full."""
-    folder = _image_folder(dataset)
+    folder, loader = _image_folder(dataset), config[f'{split}_dataloader']
     if folder is None or not loader.get('drop_last'):
         return
-    processes = int(os.environ.get('WORLD_SIZE', 1))
+    counted = dict(pytorch='WORLD_SIZE', slurm='SLURM_NTASKS', mpi='OMPI_COMM_WORLD_SIZE')
+    processes = int(os.environ.get(counted.get(config.get('launcher'), ''), 1))
     enough = (loader['batch_size'] - 1) * processes + 1
     found = (path for name in _classes(dataset) for path in find_images(os.path.join(folder, name)))
     images = sum(1 for _ in itertools.islice(found, enough))  # ImageNet's folders take long to list

@@ -191,7 +191,7 @@ def _move_data(config: Config, old: str | None, new: str) -> None:
 
 
 def prepare_config(args: argparse.Namespace) -> Config:
-    """Returns the config that the command line asks for, with its work directory made and its launcher set.
+    """Returns the config that the command line asks for, with its work directory and its launcher set.
 
     Raises:
         InputError: See :func:`load_config`; or the work directory cannot be written.
@@ -200,12 +200,12 @@ def prepare_config(args: argparse.Namespace) -> Config:
     config = load_config(args.config, args.cfg_options)
     config.launcher = args.launcher
     config.work_dir = args.work_dir or config.get('work_dir') or os.path.join('work_dirs', Path(args.config).stem)
-    try:
-        os.makedirs(config.work_dir, exist_ok=True)
-    except OSError as error:
-        raise InputError(f'the work directory {config.work_dir} cannot be made: {error.strerror}') from None
-    if not os.access(config.work_dir, os.W_OK):
-        raise InputError(f'the work directory {config.work_dir} cannot be written: choose another with --work-dir')
+    # MMEngine makes it, once nothing is found wrong
+    folder = Path(config.work_dir).absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        why = f'{there} cannot be written' if there.is_dir() else f'{there} is a file'
+        raise InputError(f'the work directory {config.work_dir} cannot be made: {why}; choose another with --work-dir')
     if not torch.cuda.is_available():
         _distribute_on_cpu(config)
     init_default_scope(config.get('default_scope', 'mmengine'))
@@ -259,7 +259,7 @@ def build_runner(config: Config) -> Runner:
     """
     try:
         return RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
-    except WRONG_CONFIG as error:
+    except (*WRONG_CONFIG, OSError) as error:
         raise InputError(f'the config cannot be built: {type(error).__name__}: {error}') from error
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pvt_mm.errors import InputError
-from pvt_mm.sweep.job import Job
+from pvt_mm.sweep.job import GRACE, Job
 
 
 class Local:
@@ -74,7 +74,7 @@ class Local:
         for job in jobs:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(job), signal.SIGINT)
-        until = time.time() + 10
+        until = time.time() + GRACE + 10
         while self.alive(list(jobs)) and time.time() < until:
             time.sleep(0.1)
         return f'{len(jobs)} running stopped'

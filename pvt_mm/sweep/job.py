@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmengine.runner.checkpoint import find_latest_checkpoint
-
 from pvt_mm.files import write_json
 from pvt_mm.sweep.spec import Trial
 
@@ -21,6 +19,7 @@ from pvt_mm.sweep.spec import Trial
 # tools/launch.py tells of as shells do.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 STOPPED = (os.EX_TEMPFAIL, *(-number for number in SIGNALS), *(128 + number for number in SIGNALS))
+GRACE = 60  # seconds that training has, once it is told to stop, to leave a checkpoint
 
 
 @dataclass
@@ -59,15 +58,17 @@ class Job:
                 return
         finally:
             process.terminate()  # where Ctrl-C or submitit's signal for a requeue ends the waiting
+            try:
+                process.wait(GRACE)
+            except subprocess.TimeoutExpired:
+                process.kill()
             signal.signal(signal.SIGTERM, before)
         state = 'failed' if code else 'finished'
         write_json(folder / 'outcome.json', dict(state=state, code=code, seconds=round(time.time() - started)))
 
     def can_resume(self) -> bool:
-        """Whether there is a checkpoint: a process killed while it replaces its only one leaves none, but its name."""
-        if not (Path(self.work_dir) / 'last_checkpoint').is_file():
-            return False
-        return os.path.isfile(Path(self.cwd) / (find_latest_checkpoint(self.work_dir) or ''))
+        """Whether training has come to its first checkpoint."""
+        return (Path(self.work_dir) / 'last_checkpoint').is_file()
 
     def checkpoint(self) -> Any:
         """Tells submitit to submit the same again: the next call resumes."""

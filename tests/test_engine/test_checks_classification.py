@@ -150,3 +150,15 @@ def test_fewer_images_than_a_batch(config):
         checks.check_data(config, 'train')
     config.train_dataloader.drop_last = False
     checks.check_data(config, 'train')
+
+
+@pytest.mark.parametrize(('launcher', 'variable'), [('pytorch', 'WORLD_SIZE'), ('slurm', 'SLURM_NTASKS')])
+def test_fewer_images_than_a_batch_of_every_process(launcher, variable, config, monkeypatch):
+    monkeypatch.setenv(variable, '4')
+    config.train_dataloader.update(drop_last=True, batch_size=4)
+    checks.check_data(config, 'train')
+    config.launcher = launcher
+    with pytest.raises(InputError, match=r'has 12 images, which on 4 process\(es\) fill no batch of 4'):
+        checks.check_data(config, 'train')
+    config.train_dataloader.batch_size = 3
+    checks.check_data(config, 'train')

@@ -12,7 +12,7 @@ from pvt_mm.checkpoint import CheckpointError, convert, load_classifier
 from pvt_mm.models.classifier import ImageClassifier, LinearClsHead
 from pvt_mm.models.pvt import PVT
 from pvt_mm.structures import DataSample
-from tests.conftest import ROOT, TINY_ARCH
+from tests.conftest import ROOT, TINY_ARCH, align_hugging_faces_eps, relative_error
 
 CLASSES = 7
 
@@ -37,19 +37,13 @@ def hugging_faces() -> nn.Module:
     transformers = pytest.importorskip('transformers')
     config = transformers.PvtConfig(depths=[2, 2, 2, 2], drop_path_rate=0.0, num_labels=CLASSES)
     model = transformers.PvtForImageClassification(config).eval()
-    for name, module in model.named_modules():
-        if isinstance(module, nn.LayerNorm):
-            module.eps = 1e-5 if 'patch_embeddings' in name or 'attention.self' in name else 1e-6
+    align_hugging_faces_eps(model)
     for name, parameter in model.named_parameters():
         if parameter.dim() == 1:
             nn.init.normal_(parameter, mean=float('norm' in name and 'weight' in name), std=0.2)
         elif 'token' in name or 'position' in name:
             nn.init.normal_(parameter, std=0.5)
     return model
-
-
-def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    return ((ours - theirs).abs().max() / theirs.abs().max()).item()
 
 
 def test_scores_and_gradients_equal_hugging_faces(tmp_path):

@@ -13,7 +13,7 @@ from torch import nn
 from pvt_mm.checkpoint import backbone_weights
 from pvt_mm.engine.run import leave_process_group
 from pvt_mm.models.pvt import ARCHS, PVT, DropPath, PositionEmbedding, patches, resample_grid
-from tests.conftest import TINY_ARCH
+from tests.conftest import TINY_ARCH, align_hugging_faces_eps, relative_error
 
 SIZES = [(224, 224), (448, 448), (224, 896), (320, 417), (800, 1344)]
 # Where the reference crashes or, the last three, uses a table that it did not resample.
@@ -63,10 +63,6 @@ def pair(arch: str) -> tuple[PVT, nn.Module]:
     return ours, theirs
 
 
-def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    return ((ours - theirs).abs().max() / theirs.abs().max()).item()
-
-
 @pytest.mark.parametrize('arch', ['tiny', 'small', 'medium', 'large'])
 @pytest.mark.parametrize('size', SIZES, ids=lambda size: f'{size[0]}x{size[1]}')
 def test_outputs_and_gradients_equal_mmdets(arch, size):
@@ -104,9 +100,7 @@ def test_outputs_and_gradients_equal_hugging_faces():
     transformers = pytest.importorskip('transformers')
     config = transformers.PvtConfig(depths=[2, 2, 2, 2], drop_path_rate=0.0)
     theirs = transformers.PvtModel(config).eval()
-    for name, module in theirs.named_modules():
-        if isinstance(module, nn.LayerNorm):
-            module.eps = 1e-5 if 'patch_embeddings' in name or 'attention.self' in name else 1e-6
+    align_hugging_faces_eps(theirs)
     weights = backbone_weights(theirs.state_dict())
     ours = PVT('tiny', out_indices=(0, 1, 2)).eval()
     ours.load_state_dict({name: weights[name] for name in ours.state_dict()})

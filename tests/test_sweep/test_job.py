@@ -1,7 +1,11 @@
 """What a job does with its trial's training: its outcome, and when it resumes."""
 
 import json
+import os
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -17,8 +21,8 @@ from pvt_mm.sweep.spec import Trial
         ('import sys; print("broke"); sys.exit(3)', dict(state='failed', code=3)),
         ('import os; os.kill(os.getpid(), 9)', dict(state='failed', code=-9)),  # no memory
         ('import sys; sys.exit(130)', dict(state='running')),  # Ctrl-C: it was cut off
+        ('import sys; sys.exit(75)', dict(state='running')),  # so was it, and wrote a checkpoint
         ('import os; os.kill(os.getpid(), 15)', dict(state='running')),
-        ('import sys; sys.exit(75)', dict(state='running')),  # told to stop, it left a checkpoint
     ],
 )
 def test_the_end_is_written_down(script, outcome, tmp_path):
@@ -28,12 +32,36 @@ def test_the_end_is_written_down(script, outcome, tmp_path):
     assert (tmp_path / 'train.log').read_text().startswith(f'$ {sys.executable} -c')
 
 
+def test_ctrl_c_waits_for_the_checkpoint(tmp_path):
+    script = """
+import signal, sys, time
+from pathlib import Path
+def stop(*_):
+    time.sleep(0.5)
+    Path('written').touch()
+    sys.exit(75)
+signal.signal(signal.SIGTERM, stop)
+Path('ready').touch()
+time.sleep(60)
+"""
+    job = Job([sys.executable, '-c', script], str(tmp_path), str(tmp_path))
+
+    def interrupt():
+        while not (tmp_path / 'ready').exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        job()
+    assert (tmp_path / 'written').exists()
+    assert json.loads((tmp_path / 'outcome.json').read_text())['state'] == 'running'
+
+
 def test_it_resumes_from_a_checkpoint_that_is_there(tmp_path):
     job = Job(['true'], str(tmp_path), str(tmp_path))
     assert not job.can_resume()
-    Path(tmp_path / 'last_checkpoint').write_text('epoch_1.pth')  # relative to where training runs
-    assert not job.can_resume()  # killed while its only checkpoint was replaced
-    Path(tmp_path / 'epoch_1.pth').touch()
+    Path(tmp_path / 'last_checkpoint').write_text('epoch_1.pth')
     assert job.can_resume()
 
 

@@ -213,13 +213,37 @@ def test_other_faults_of_files(configs, shapes):
     (root / 'annotations/instances_val2017.json').write_text('{"images": []')
     kinds = sorted(fault.kind for fault in faults_in(configs, root))
     assert kinds == [
-        'class never seen',  # in the annotations that cannot be read
         'damaged annotations',
         'damaged image',
         'missing image',
         'unknown category',
         'wrong size',
     ]
+
+
+def test_a_class_without_an_example_is_broken_in_training_alone(configs, shapes, capsys):
+    root = Path('shapes')
+    shutil.copytree(shapes, root, symlinks=True)
+    path = root / 'annotations/instances_val2017.json'
+    content = json.loads(path.read_text())
+    content['annotations'] = [one for one in content['annotations'] if one['category_id'] != 2]
+    path.write_text(json.dumps(content))
+    assert check_dataset.main([configs[0][0], '--cfg-options', f'data_root={root}']) == 0
+    assert 'remark: val, test: 1 of 3 classes have no example: square' in capsys.readouterr().out
+
+
+def test_what_indices_leave_out_is_not_checked(configs, shapes, capsys):
+    root = Path('shapes')
+    shutil.copytree(shapes, root, symlinks=True)
+    (root / 'train2017' / IMAGE.format(6)).unlink()  # the label maps' is a link to it
+    options = ['train_dataloader.dataset.indices=5', 'val_dataloader.dataset.indices=2']
+    for path, folder in configs:
+        assert check_dataset.main([path, '--cfg-options', f'data_root={root / folder}', *options]) == 0
+        found = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert found['images'] == {'train': 5, 'val': 2, 'test': 6}
+    config = load_config(configs[0][0], {'data_root': str(root), 'train_dataloader.dataset.indices': [1, 5]})
+    (fault,) = dataset_check.check_datasets(config)[0].faults
+    assert (fault.kind, IMAGE.format(6) in fault.text) == ('missing image', True)
 
 
 @pytest.mark.parametrize(

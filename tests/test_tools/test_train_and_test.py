@@ -255,6 +255,12 @@ def test_bad_input_gets_one_line_and_exit_code_2(tool, arguments, message, confi
     assert message in error[0]
 
 
+def test_a_run_that_is_refused_leaves_no_folder(config, capsys):
+    assert train_tool.main(['small.py', '--cfg-options', 'data_root=gone']) == 2
+    assert capsys.readouterr().err.count('\n') == 1
+    assert not Path('work_dirs').exists()
+
+
 @pytest.mark.parametrize('workers', [0, 1])
 @pytest.mark.parametrize('fault', ['damaged', 'does not exist'])
 def test_an_image_that_cannot_be_read_is_named(fault, workers, config, tmp_path, capsys):
