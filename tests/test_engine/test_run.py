@@ -92,10 +92,11 @@ def test_flags_set_what_they_say(tmp_path):
     config.work_dir = str(tmp_path)
     assert run.resume(config, 'auto') is None
     assert config.resume is False
-    for what in (str(tmp_path / 'gone.pth'), 'auto'):
-        (tmp_path / 'last_checkpoint').write_text('gone.pth')
-        with pytest.raises(InputError, match=r'--resume: the checkpoint .*gone.pth'):
-            run.resume(config, what)
+    with pytest.raises(InputError, match=r'--resume: the checkpoint .*/gone.pth does not exist'):
+        run.resume(config, str(tmp_path / 'gone.pth'))
+    (tmp_path / 'last_checkpoint').write_text('gone.pth')
+    with pytest.raises(InputError, match=rf'--resume: no checkpoint in {tmp_path} is whole: gone.pth does not exist'):
+        run.resume(config, 'auto')
 
 
 @pytest.mark.parametrize(
