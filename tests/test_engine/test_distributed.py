@@ -181,7 +181,7 @@ def write_plain(task: str, folder: Path, shapes: Path, processes: int) -> Path:
 
 
 def write_troubled(config: Path, **trouble) -> Path:
-    hooks = [*map(dict, Config.fromfile(config).custom_hooks), dict(type='Trouble', **trouble)]
+    hooks = [*map(dict, Config.fromfile(config).get('custom_hooks', [])), dict(type='Trouble', **trouble)]
     path = config.with_name(f'{config.stem}_troubled.py')
     path.write_text(f"_base_ = '{config.name}'\ncustom_hooks = {hooks}\n")
     return path
