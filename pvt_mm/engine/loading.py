@@ -5,8 +5,8 @@ run that resumes skips the batches that it has trained on without loading them, 
 follow.
 """
 
+import copy
 import functools
-import itertools
 import multiprocessing
 import multiprocessing.util
 import os
@@ -64,9 +64,10 @@ class NumberedBatches(Sampler[Batch]):
         if self.endless:  # MMEngine's InfiniteSampler would go on where it was left
             self.sampler.indices = self.sampler._indices_of_rank()
         epoch, start = self.epoch, self.start
-        batches = self.batch_sampler if self.endless else itertools.islice(self.batch_sampler, self.length)
-        for number, indices in enumerate(batches):
-            if number >= start:
+        # MMDetection's AspectRatioBatchSampler keeps what a pass that was broken off has left: each pass has its own.
+        shared = {id(part): part for part in (self.sampler, getattr(self.sampler, 'dataset', None))}
+        for number, indices in enumerate(copy.deepcopy(self.batch_sampler, shared)):
+            if number >= start and (self.endless or number < self.length):
                 yield Batch(epoch, number, list(indices))
 
     def __len__(self) -> int:
@@ -90,13 +91,15 @@ class PlaceSeeded:
     def __init__(self, dataset: Dataset, seed: int, rank: int, max_broken: int):
         self.dataset, self.seed, self.rank, self.max_broken = dataset, seed, rank, max_broken
         self.told = multiprocessing.SimpleQueue()
+        # By this worker: it may stop by itself, as nobody empties the queue while a batch is loaded.
+        self.found: set[str] = set()
 
     def __call__(self, batch: Batch) -> list:
         return [self._load(batch, place, index) for place, index in enumerate(batch.indices)]
 
     def _load(self, batch: Batch, place: int, index: int) -> Any:
         seed_cpu(self.seed, self.rank, batch.epoch, batch.number, place)
-        for _ in range(self.max_broken + 1):
+        while True:
             info = self.dataset.get_data_info(index) if hasattr(self.dataset, 'get_data_info') else {}
             fault = broken_file(info, thorough=False)
             try:
@@ -106,9 +109,12 @@ class PlaceSeeded:
                 fault = broken_file(info, thorough=True)
                 if not fault:
                     raise
-            self.told.put(fault)
+            if fault not in self.found:
+                self.found.add(fault)
+                if len(self.found) > self.max_broken or len(self.found) == len(self.dataset):
+                    raise too_many_broken(fault, self.max_broken)
+                self.told.put(fault)
             index = random.randrange(len(self.dataset))
-        raise InputError(f'an image cannot be read: {fault}; restore it, or take it out of the annotations')
 
     def broken(self) -> list[str]:
         """Returns what was found to be broken since the last call, from all workers."""
@@ -116,6 +122,16 @@ class PlaceSeeded:
         while not self.told.empty():
             found.append(self.told.get())
         return found
+
+
+def too_many_broken(fault: str, allowed: int) -> InputError:
+    """Returns the error that ends a training of which more files than ``allowed`` are broken, the last by ``fault``."""
+    if not allowed:
+        return InputError(f'an image cannot be read: {fault}; restore it, or take it out of the annotations')
+    return InputError(
+        f'more than {allowed} images cannot be read, the last: {fault}; restore them, or allow more with '
+        'train_cfg.max_broken_images'
+    )
 
 
 def exact_loader(dataloader: DataLoader, seed: int, max_broken: int = 0) -> DataLoader:

@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
-from pvt_mm.engine.loading import exact_loader, ignoring_signals, reseed
+from pvt_mm.engine.loading import exact_loader, ignoring_signals, reseed, too_many_broken
 from pvt_mm.engine.randomness import seed_all
 from pvt_mm.errors import InputError
 from pvt_mm.registry import LOOPS
@@ -96,10 +96,7 @@ class ExactLoop:
             self._broken.add(fault)
             count = f'{len(self._broken)} of at most {self.max_broken_images}'
             if len(self._broken) > self.max_broken_images:
-                raise InputError(
-                    f'more than {self.max_broken_images} images cannot be read, the last: {fault}; restore them, or '
-                    'allow more with train_cfg.max_broken_images'
-                )
+                raise too_many_broken(fault, self.max_broken_images)
             # MMEngine shows nothing less than errors from the other processes
             level = logging.WARNING if is_main_process() else logging.ERROR
             print_log(f'skipped a broken image, {count}: {fault}', 'current', level)

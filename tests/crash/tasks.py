@@ -101,11 +101,11 @@ default_hooks = dict(logger=dict(interval=1), checkpoint=dict(max_keep_ckpts=2))
 STEPS_OF_EPOCH = 6  # 12 pictures, 2 a step
 
 
-def write_task(name: str, folder: Path, shapes: Path, epochs: int, workers: int = 0) -> Path:
-    """Writes the config of a task, for ``epochs`` of :data:`STEPS_OF_EPOCH`, and returns its path."""
+def write_task(name: str, folder: Path, shapes: Path, epochs: int, workers: int = 0, more: str = '') -> Path:
+    """Writes the config of a task, for ``epochs`` of :data:`STEPS_OF_EPOCH`, ``more`` at its end; returns its path."""
     filled = TASKS[name].format(root=ROOT, shapes=shapes, length=epochs, iterations=epochs * STEPS_OF_EPOCH)
     base, rest = filled.strip().split('\n', 1)
     path = folder / f'{name}_{workers}.py'
     loading = f'train_dataloader.update(num_workers={workers}, persistent_workers={workers > 0})'
-    path.write_text('\n'.join([base, COMMON, rest, loading, 'randomness = dict(seed=1)']) + '\n')
+    path.write_text('\n'.join([base, COMMON, rest, loading, 'randomness = dict(seed=1)', more]) + '\n')
     return path

@@ -5,6 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from mmdet.datasets.samplers import AspectRatioBatchSampler
 from mmengine.dataset import DefaultSampler, InfiniteSampler
 from torch.utils.data import DataLoader, Dataset
 
@@ -60,6 +61,28 @@ def test_the_seed_of_the_run_that_goes_on_is_taken_over(sampler):
     assert torch.equal(torch.cat(epoch(other, 1)), torch.cat(epoch(loader(0, sampler), 1)))
 
 
+class Shapes(Noisy):
+    """Of two aspect ratios."""
+
+    def get_data_info(self, index):
+        return dict(width=1, height=2 if index < 4 else 0.5)
+
+
+def test_batches_of_one_aspect_ratio_are_those_of_a_fresh_pass_in_every_epoch():
+    def by_shape() -> DataLoader:
+        dataset = Shapes()
+        batches = AspectRatioBatchSampler(DefaultSampler(dataset, seed=3), batch_size=2)
+        return exact_loader(DataLoader(dataset, batch_sampler=batches), 3)
+
+    kept = by_shape()
+    for number in range(3):
+        epoch(kept, number, batches=2)  # broken off
+        batches = epoch(kept, number, batches=9)
+        assert torch.equal(torch.cat(batches), torch.cat(epoch(by_shape(), number, batches=9)))
+        assert sorted(torch.cat(batches)[:, 0].tolist()) == list(range(10))
+        assert all(len(set((batch[:, 0] < 4).tolist())) == 1 for batch in batches)
+
+
 def pictures(root, max_broken: int) -> tuple[DataLoader, list]:
     from mmdet.datasets import CocoDataset
     from mmengine.registry import DefaultScope
@@ -99,3 +122,12 @@ def test_more_broken_images_than_allowed_stop_the_loading(tmp_path):
     paths[1].write_bytes(b'no picture')
     with pytest.raises(InputError, match=f'an image cannot be read: {paths[1]} is damaged'):
         next(iter(dataloader))
+
+
+def test_a_folder_that_is_gone_is_told_at_once_and_not_by_every_image(tmp_path):
+    dataloader, paths = pictures(tmp_path, max_broken=2)
+    for path in paths:
+        path.unlink()
+    with pytest.raises(InputError, match=r'more than 2 images cannot be read, the last: .* does not exist'):
+        next(iter(dataloader))
+    assert len(dataloader.dataset.__getitems__.broken()) == 2

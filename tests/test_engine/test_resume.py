@@ -70,31 +70,36 @@ def assert_same_bits(a: Path, b: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ('task', 'workers', 'step'), [('retinanet', 2, 9), ('semantic_fpn', 0, 4), ('classifier', 2, 6)]
+    ('task', 'workers', 'step', 'accumulated'),
+    [('retinanet', 2, 9, 1), ('semantic_fpn', 0, 4, 1), ('classifier', 2, 6, 1), ('classifier', 0, 4, 3)],
 )
-def test_a_run_stopped_at_any_step_ends_with_the_same_bits(task, workers, step, shapes, tmp_path):
-    config = write_task(task, tmp_path, shapes, epochs=2, workers=workers)
+def test_a_run_stopped_at_any_step_ends_with_the_same_bits(task, workers, step, accumulated, shapes, tmp_path):
+    more = f'optim_wrapper.update(accumulative_counts={accumulated})'
+    config = write_task(task, tmp_path, shapes, epochs=2, workers=workers, more=more)
     assert train(config, tmp_path / 'whole') == 0
     with pytest.raises(SystemExit) as stop:
         train(config, tmp_path / 'part', interrupt=dict(step=step))
     assert stop.value.code == STOPPED == 75
     left = Path((tmp_path / 'part/last_checkpoint').read_text())
+    step = -(-step // accumulated) * accumulated  # gradients that are being accumulated are waited for
     assert left.name == f'iter_{step}.pth'
     assert read_file(left)['meta']['iter'] == step
     # the data is loaded by other workers than before
-    other = write_task(task, tmp_path, shapes, epochs=2, workers=2 - workers)
+    other = write_task(task, tmp_path, shapes, epochs=2, workers=2 - workers, more=more)
     assert train(other, tmp_path / 'part', '--resume') == 0
     assert_same_bits(tmp_path / 'whole', tmp_path / 'part')
     assert not left.exists()  # the next checkpoint has replaced it
 
 
 def test_a_run_stopped_while_it_evaluates_evaluates_again(shapes, tmp_path):
-    config = write_task('retinanet', tmp_path, shapes, epochs=2)
+    more = 'default_hooks.checkpoint.update(interval=3)'
+    config = write_task('retinanet', tmp_path, shapes, epochs=3, more=more)
     assert train(config, tmp_path / 'whole') == 0
     with pytest.raises(SystemExit) as stop:
         train(config, tmp_path / 'part', interrupt=dict(step=12, evaluating=True, signal=signal.SIGINT))
     assert stop.value.code == STOPPED
-    assert (tmp_path / 'part/last_checkpoint').read_text().endswith('epoch_2.pth')
+    # with the trained weights, not the averaged ones that are evaluated
+    assert (tmp_path / 'part/last_checkpoint').read_text().endswith('iter_12.pth')
     assert not list((tmp_path / 'part').glob('best*'))
     assert train(config, tmp_path / 'part', '--resume') == 0
     assert_same_bits(tmp_path / 'whole', tmp_path / 'part')
@@ -104,7 +109,7 @@ def test_a_run_stopped_while_it_evaluates_evaluates_again(shapes, tmp_path):
         for folder in (tmp_path / 'whole', tmp_path / 'part')
     ]  # fmt: skip
     assert metrics[0] == metrics[1]
-    assert len(metrics[0]) == 1
+    assert len(metrics[0]) == 2
     assert len(list((tmp_path / 'part').glob('best*'))) == 1
 
 
