@@ -1,5 +1,6 @@
 """Errors that a command answers with one line and exit code 2."""
 
+import errno
 import functools
 import io
 import os
@@ -32,10 +33,15 @@ def command(main: Callable) -> Callable[[Sequence[str] | None], int]:
         try:
             return main(argv) or 0
         except (InputError, OSError) as error:
-            of_file = isinstance(error, InputError) or error.filename is not None
+            of_disk = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+            of_file = isinstance(error, InputError) or error.filename is not None or of_disk
             if os.environ.get('PVT_MM_DEBUG') == '1' or not of_file:
                 raise
-            message = str(error) if isinstance(error, InputError) else f'{error.filename}: {error.strerror}'
+            message = (
+                str(error)
+                if isinstance(error, InputError)
+                else ': '.join(filter(None, (error.filename, error.strerror)))
+            )
             if message.startswith('Caught InputError in DataLoader worker'):  # with its traceback before it
                 message = message.rsplit('InputError: ', 1)[-1]
             sys.stderr.write(f'error: {" ".join(message.split())}\n')

@@ -26,7 +26,8 @@ def broken_file(info: dict, thorough: bool) -> str | None:
                 with Image.open(path) as image:
                     image.load()
         except FileNotFoundError:
-            return f'{path} does not exist'
+            if thorough:  # else it may be the name of something that is in no file system
+                return f'{path} does not exist'
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow's, of many formats
             return f'{path} is damaged ({" ".join(str(error).replace(path, "").split())})'
     return None

@@ -69,7 +69,8 @@ class CheckpointHook(MMEngineCheckpointHook):
                 left = [path.name for path in Path(self.out_dir).glob('.*.pth.*.tmp')]
                 self._remove([*left, *runner.message_hub.runtime_info.get('outdated_ckpts', ())])
         if runner._resume:
-            self.last_ckpt, self.saved_at = runner._load_from, runner.iter
+            self.last_ckpt = runner._load_from or runner.message_hub.runtime_info.get('last_ckpt')
+            self.saved_at = runner.iter
         self.stop.listen()
 
     def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:

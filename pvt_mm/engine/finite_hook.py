@@ -77,7 +77,7 @@ class FiniteHook(Hook):
 
     def _parse_losses(self, parse_losses: Callable, losses: dict) -> tuple[Tensor, dict[str, Tensor]]:
         loss, self.logged = parse_losses(losses)
-        self.batches[-1]['losses'] = {name: value.detach() for name, value in self.logged.items()}
+        self.batches[-1]['losses'] = {name: torch.as_tensor(value).detach() for name, value in self.logged.items()}
         return loss, self.logged
 
     def _step(self, runner: Runner, **kwargs: Any) -> None:
@@ -160,7 +160,10 @@ class FiniteHook(Hook):
         config = Path(runner.work_dir, os.path.basename(runner.cfg.filename or f'{runner.timestamp}.py'))
         command = shlex.join(['tools/replay.py', str(config), str(paths[0])])
         saved = ', '.join(map(str, paths))
-        return f'Nothing was stepped, and no checkpoint changed; saved {saved}{failed}, see where it begins: {command}'
+        return (
+            f'Nothing was stepped, and no checkpoint changed; saved {saved}{failed}, see where it begins: {command}; '
+            'to leave out such steps, add --cfg-options default_hooks.finite.max_skips=N'
+        )
 
 
 def images_of(data_batch: Any) -> list[dict]:
@@ -189,9 +192,14 @@ def _worst_losses(losses: dict[str, float]) -> list[tuple[str, float]]:
 
 
 def _lowers_scale(wrapper: OptimWrapper) -> bool:
-    """Returns whether a step whose gradients overflow is left out by a scaler, which then lowers its scale."""
+    """Returns whether a step whose gradients overflow is left out by a scaler, which then lowers its scale.
+
+    One of 1 or less says that it is not the scale that they overflow by.
+    """
     scaler = getattr(wrapper, 'loss_scaler', None)
-    return scaler is not None and scaler.is_enabled() and wrapper._scale_update_param is None
+    if scaler is None or not scaler.is_enabled() or wrapper._scale_update_param is not None:
+        return False
+    return scaler.get_scale() > 1
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

@@ -15,6 +15,7 @@ import signal
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from mmengine.dataset import InfiniteSampler
 from mmengine.dist import all_gather_object, broadcast_object_list, get_rank, get_world_size
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -61,7 +62,7 @@ class NumberedBatches(Sampler[Batch]):
     def __iter__(self) -> Iterator[Batch]:
         if hasattr(self.sampler, 'set_epoch'):
             self.sampler.set_epoch(self.epoch)
-        if self.endless:  # MMEngine's InfiniteSampler would go on where it was left
+        if isinstance(self.sampler, InfiniteSampler):  # which would go on where it was left
             self.sampler.indices = self.sampler._indices_of_rank()
         epoch, start = self.epoch, self.start
         # MMDetection's AspectRatioBatchSampler keeps what a pass that was broken off has left: each pass has its own.
@@ -86,13 +87,18 @@ class PlaceSeeded:
         seed: The run's.
         rank: The process's.
         max_broken: How many broken files are put up with; the one after them raises.
+        context: What starts the workers, of :mod:`multiprocessing`.
     """
 
-    def __init__(self, dataset: Dataset, seed: int, rank: int, max_broken: int):
-        self.dataset, self.seed, self.rank, self.max_broken = dataset, seed, rank, max_broken
-        self.told = multiprocessing.SimpleQueue()
+    def __init__(self, dataset: Dataset, seed: int, rank: int, max_broken: int, context: Any):
+        self.dataset, self.seed, self.rank, self.max_broken, self.context = dataset, seed, rank, max_broken, context
+        self.told = context.SimpleQueue()
         # By this worker: it may stop by itself, as nobody empties the queue while a batch is loaded.
         self.found: set[str] = set()
+
+    def __deepcopy__(self, memo: dict) -> 'PlaceSeeded':
+        dataset = copy.deepcopy(self.dataset, memo)
+        return PlaceSeeded(dataset, self.seed, self.rank, self.max_broken, self.context)
 
     def __call__(self, batch: Batch) -> list:
         return [self._load(batch, place, index) for place, index in enumerate(batch.indices)]
@@ -149,7 +155,9 @@ def exact_loader(dataloader: DataLoader, seed: int, max_broken: int = 0) -> Data
             f'the training data has {len(dataset)} images, too few for {get_world_size()} processes with a batch of '
             f'{batches.batch_size}: lower train_dataloader.batch_size, or train in fewer processes'
         )
-    dataset.__getitems__ = PlaceSeeded(dataset, seed, get_rank(), max_broken)
+    dataset.__getitems__ = PlaceSeeded(
+        dataset, seed, get_rank(), max_broken, dataloader.multiprocessing_context or multiprocessing
+    )
     same = ('num_workers', 'collate_fn', 'pin_memory', 'timeout', 'multiprocessing_context', 'generator')
     more = ('prefetch_factor', 'persistent_workers') if dataloader.num_workers else ()
     return DataLoader(
@@ -163,8 +171,8 @@ def exact_loader(dataloader: DataLoader, seed: int, max_broken: int = 0) -> Data
 def reseed(dataloader: DataLoader, seed: int) -> None:
     """Makes an :func:`exact_loader` that of another seed: where a run resumes, that of the run that it goes on with."""
     dataset, sampler = dataloader.dataset, dataloader.batch_sampler.sampler
-    dataset.__getitems__.seed = seed
-    if hasattr(sampler, 'seed'):
+    before, dataset.__getitems__.seed = dataset.__getitems__.seed, seed
+    if hasattr(sampler, 'seed') and seed != before:
         seeds = [seed]
         broadcast_object_list(seeds)  # with diff_rank_seed processes have seeds of their own, but share out one order
         sampler.seed = seeds[0]

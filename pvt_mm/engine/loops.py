@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
-from mmengine.dist import all_gather_object, get_rank, get_world_size, is_main_process
+from mmengine.dist import all_gather_object, broadcast_object_list, get_rank, get_world_size, is_main_process
 from mmengine.logging import print_log
 from mmengine.runner import EpochBasedTrainLoop as MMEngineEpochBasedTrainLoop
 from mmengine.runner import IterBasedTrainLoop as MMEngineIterBasedTrainLoop
@@ -34,8 +34,11 @@ class ExactLoop:
 
     def __init__(self, runner: Runner, dataloader: DataLoader | dict, *, max_broken_images: int = 0, **kwargs: Any):
         if isinstance(dataloader, dict):
-            different = runner._randomness_cfg.get('diff_rank_seed', False)
-            dataloader = runner.build_dataloader(dataloader, seed=runner.seed, diff_rank_seed=different)
+            seeds = [runner.seed]
+            broadcast_object_list(
+                seeds
+            )  # with diff_rank_seed processes have seeds of their own, but share out one order
+            dataloader = runner.build_dataloader(dataloader, seed=seeds[0])
         super().__init__(runner, exact_loader(dataloader, runner.seed, max_broken_images), **kwargs)
         self.max_broken_images = max_broken_images
         self._broken: set[str] = set()
@@ -166,6 +169,10 @@ class EpochBasedTrainLoop(ExactLoop, MMEngineEpochBasedTrainLoop):
 @LOOPS.register_module()
 class IterBasedTrainLoop(ExactLoop, MMEngineIterBasedTrainLoop):
     """Trains for ``max_iters`` steps; see :class:`ExactLoop` and MMEngine's."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.dataloader_iterator = self.dataloader._iterator = None  # MMEngine 0.10.7's has begun to load
 
     def run(self) -> nn.Module:
         """Trains, from where the run was resumed."""

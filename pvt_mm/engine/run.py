@@ -356,14 +356,16 @@ def last_whole_checkpoint(work_dir: str) -> str | None:
     Raises:
         InputError: There were some, and none is whole.
     """
-    named = find_latest_checkpoint(work_dir)
-    if named is None:
-        return None
-    moved = Path(work_dir) / Path(named).name  # the folder, since it was written
-    candidates = [named if os.path.isfile(named) or not moved.is_file() else str(moved)]
-    written = [path for path in Path(work_dir).glob('*.pth') if re.fullmatch(r'(epoch|iter)_[0-9]+', path.stem)]
+    named, candidates = find_latest_checkpoint(work_dir), []
+    if named is not None:
+        moved = Path(work_dir) / Path(named).name  # the folder, since it was written
+        candidates = [named if os.path.isfile(named) or not moved.is_file() else str(moved)]
+    folder = Path(candidates[0]).parent if candidates else Path(work_dir)
+    written = [path for path in folder.glob('*.pth') if re.fullmatch(r'(epoch|iter)_[0-9]+', path.stem)]
     newest_first = sorted(written, key=lambda path: path.stat().st_mtime, reverse=True)
-    candidates += [str(path) for path in newest_first if path.absolute() != Path(candidates[0]).absolute()]
+    candidates += [str(path) for path in newest_first if str(path.absolute()) not in map(os.path.abspath, candidates)]
+    if not candidates:
+        return None
     faults = []
     for path in candidates:
         try:

@@ -23,7 +23,11 @@ train_pipeline = [
     dict(type='PhotoMetricDistortion'),
     dict(type='PackDetInputs'),
 ]
-train_dataloader = dict(batch_size=2, dataset=dict(data_root='{shapes}/', pipeline=train_pipeline))
+train_dataloader = dict(
+    batch_size=2,
+    batch_sampler=dict(type='AspectRatioBatchSampler'),
+    dataset=dict(data_root='{shapes}/', pipeline=train_pipeline),
+)
 val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(data_root='{shapes}/'))
 test_dataloader = val_dataloader
 val_evaluator = dict(ann_file='{shapes}/annotations/instances_val2017.json')
