@@ -49,7 +49,7 @@ test: setup  ## run the tests: about 10 minutes on two cores
 	$(PY) -m pytest $$($(PY) -c 'import xdist' 2> /dev/null && echo --numprocesses 2 --dist worksteal)
 
 test-fuzz: setup  ## try thousands of made-up inputs (SEED=0) on the backbone, reader, checks and tools: about 8 minutes
-	PVT_MM_FUZZ=full $(PY) -m pytest tests/fuzz --hypothesis-seed=$(or $(SEED),0) \
+	PVT_MM_FUZZ=full $(PY) -m pytest tests/fuzz --timeout=1200 --hypothesis-seed=$(or $(SEED),0) \
 	    $$($(PY) -c 'import xdist' 2> /dev/null && echo --numprocesses 2 --dist worksteal)
 
 test-slurm: setup  ## test what runs under Slurm on a real one, which it installs and starts: as root, 10 minutes

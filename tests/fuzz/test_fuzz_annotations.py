@@ -305,7 +305,7 @@ def test_damaged_files_are_named_or_train(shapes, annotations, data):
         assert_trains(config)
 
 
-@cases('annotations', 40, quick=3)(st.lists(st.tuples(places(), st.one_of(ODD, st.just(MISSING))), max_size=5))
+@cases('annotations', 15, quick=1)(st.lists(st.tuples(places(), st.one_of(ODD, st.just(MISSING))), max_size=5))
 def test_the_tool_reports_all_or_draws(shapes, annotations, mutations):
     content = json.loads(annotations)
     for place, value in mutations:
