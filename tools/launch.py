@@ -16,6 +16,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    signal.signal(signal.SIGUSR2, lambda *_: None)  # what submitit warns a job by, for the processes to act on
     try:
         run.main(argv)
     except SignalException as stop:

@@ -52,3 +52,4 @@ param_scheduler = [
 ]
 default_hooks = dict(logger=dict(interval=25), checkpoint=dict(max_keep_ckpts=1))
 randomness = dict(seed=0)
+auto_scale_lr = dict(base_batch_size=4)

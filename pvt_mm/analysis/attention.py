@@ -93,6 +93,10 @@ def find_layer(model: nn.Module, stage: int | None, layer: int | None) -> tuple[
     return backbone, stage, layer
 
 
+# No pipeline pads with it: the colour of a picture's pixels, beside where they are.
+MARK = 5000.0
+
+
 def choose_heads(head: str, count: int) -> list[int] | None:
     """Returns the heads, from 0, that ``head`` asks for: ``each``, a number from 1 on, or ``mean``, which is None.
 
@@ -128,15 +132,15 @@ def view(config: Config, model: nn.Module, picture: np.ndarray, path: str) -> Vi
     H, W = picture.shape[:2]
     # A picture whose colours say where they are goes the same way, as floats, which Pillow cannot resize.
     x, y = np.meshgrid(np.arange(W) + 0.5, np.arange(H) + 0.5)
-    places = np.stack([x, y, x], axis=-1).astype(np.float32)
+    places = np.stack([x, y, np.full_like(x, MARK)], axis=-1).astype(np.float32)
     try:
         packed, where = _run(steps, picture, path), _run([_by_opencv(step) for step in steps], places, path)['inputs']
-        columns, rows = where[0].mean(0).numpy(), where[1].mean(1).numpy()
+        inside = (where[2] - MARK).abs() < 1  # not what the pipeline pads with
         inputs = model.data_preprocessor(pseudo_collate([packed]))['inputs']
     except (*WRONG_CONFIG, IndexError) as error:
         raise InputError(f'the test pipeline cannot take one picture: {type(error).__name__}: {error}') from error
-    (scale_x, origin_x), (scale_y, origin_y) = (_line(line) for line in (columns, rows))
-    size = np.array([len(columns), len(rows)])
+    (scale_x, origin_x), (scale_y, origin_y) = (_line(where[axis], inside, axis) for axis in (0, 1))
+    size = np.array([inside.any(0).sum(), inside.any(1).sum()])
     return View(inputs, np.array([scale_x, scale_y]), np.array([origin_x, origin_y]), size)
 
 
@@ -156,11 +160,13 @@ def _by_opencv(step: object) -> object:
     return step
 
 
-def _line(places: np.ndarray) -> tuple[float, float]:
+def _line(places: Tensor, inside: Tensor, axis: int) -> tuple[float, float]:
     """Returns slope and value at 0 of places in a picture against pixels of the inputs, by the middle half of them."""
-    count = len(places)
+    at = inside.any(axis).nonzero()[:, 0].numpy()
+    places = ((places * inside).sum(axis) / inside.sum(axis).clamp(min=1)).numpy()[at]
+    count = len(at)
     middle = np.arange(count // 4, max(count - count // 4, count // 4 + 2)).clip(max=count - 1)
-    return tuple(np.polyfit(middle + 0.5, places[middle], 1))
+    return tuple(np.polyfit(at[middle] + 0.5, places[middle], 1))
 
 
 @torch.no_grad()

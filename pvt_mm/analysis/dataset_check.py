@@ -121,10 +121,11 @@ def check_datasets(config: Config) -> list[Split]:
             split.seen += seen
             split.others += others
             other, path = digests.setdefault(digest, (split, item.path)) if digest else (split, '')
-            if other is not split and (path != item.path or 'train' in (other.name, split.name)):
+            if other.name != split.name and (path != item.path or 'train' in (other.name, split.name)):
                 split.add('duplicate', f'{item.path} is the picture of the {other.name} data at {path}')
     for split in splits:
-        unseen = [name for i, name in enumerate(split.classes) if not split.seen[i]]
+        seen = sum((one.seen for one in splits if one.name == split.name), Counter())  # of data that is joined
+        unseen = [name for i, name in enumerate(split.classes) if not seen[i]]
         if unseen and split.items:
             names = ', '.join(unseen[:10]) + (' …' if len(unseen) > 10 else '')
             text = f'{len(unseen)} of {len(split.classes)} classes have no example: {names}'

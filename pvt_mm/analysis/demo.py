@@ -29,7 +29,7 @@ from pvt_mm.files import whole_file
 
 VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v')
 # Pictures are drawn on at so many pixels of their shorter side at least: names are not readable on less.
-LEAST_SIDE = 480
+LEAST_SIDE, MOST_SIDE = 480, 20000
 
 
 class Predictor:
@@ -90,7 +90,7 @@ class Predictor:
             sample = self._predict(picture)
         except ValueError as error:
             raise InputError(str(error)) from error
-        factor = -(-LEAST_SIDE // min(picture.shape[:2]))
+        factor = max(1, min(-(-LEAST_SIDE // min(picture.shape[:2])), MOST_SIDE // max(picture.shape[:2])))
         image = cv2.resize(picture[..., ::-1], None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
         if self.scope == 'mmengine':
             return self._scores(image, sample.pred_score.cpu().numpy())

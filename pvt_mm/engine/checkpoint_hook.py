@@ -201,7 +201,7 @@ class _RemovesNothing(WholeFiles):
 
 
 class StopSignal:
-    """SIGTERM and SIGINT, noted when they come and acted on when there is a good moment.
+    """SIGTERM, SIGINT and SIGUSR2, noted when they come and acted on when there is a good moment.
 
     Attributes:
         name: The signal that came, None before.
@@ -219,7 +219,7 @@ class StopSignal:
         """Notes signals from here on. All processes must."""
         self._listening = True
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):  # the last is submitit's
                 self._before[number] = signal.signal(number, self._note)
         if get_world_size() > 1 and torch.distributed.get_backend() != 'gloo':
             self.group = torch.distributed.new_group(backend='gloo')  # asks without waiting for the GPU

@@ -208,7 +208,8 @@ def ignoring_signals(worker_init: Callable[[int], None] | None) -> Callable[[int
 
 
 def _start_worker(worker_init: Callable[[int], None] | None, ending: Any, worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if ending.value else None)
     if worker_init is not None:
         worker_init(worker)

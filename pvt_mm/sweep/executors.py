@@ -23,6 +23,7 @@ class Local:
     """
 
     name = 'local'
+    every = 1.0  # seconds between looks at the jobs
 
     def __init__(self, jobs: int | None = None, gpus: int | None = None):
         import torch
@@ -85,7 +86,7 @@ class Slurm:
 
     Args:
         partition: The partition; None for the cluster's default.
-        gpus: GPUs of a trial; none if 0.
+        gpus: GPUs of a trial; none if 0. It has five cores for each, unless ``more`` says ``cpus-per-task``.
         minutes: The time limit. A trial that needs longer is resumed in as many jobs as it takes.
         more: Any other parameter of ``sbatch``, by its long name: ``dict(account='vision', mem='64G')``.
         jobs: How many are submitted at a time; all if None.
@@ -95,6 +96,7 @@ class Slurm:
     """
 
     name = 'slurm'
+    every = 10.0
     MAX_TIMEOUTS = 1000
 
     def __init__(
@@ -112,7 +114,15 @@ class Slurm:
                 )
         self.gpus, self.limit = gpus, jobs or sys.maxsize
         more = {'requeue': True, 'open_mode': 'append', **(more or {})}
-        self.parameters = dict(time=minutes, nodes=1, ntasks_per_node=1, additional_parameters=more)
+        cores = more.pop('cpus-per-task', more.pop('cpus_per_task', 5 * gpus or 1))
+        self.parameters = dict(
+            time=minutes,
+            nodes=1,
+            ntasks_per_node=1,
+            cpus_per_task=int(cores),
+            setup=['export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK'],  # which srun has not known of itself since 22.05
+            additional_parameters=more,
+        )
         self.parameters |= dict(partition=partition) if partition else {}
         self.parameters |= dict(gpus_per_node=gpus) if gpus else {}
 

@@ -58,7 +58,7 @@ def write_report(sweep: Sweep, statuses: dict[Trial, Status], folder: Path) -> d
     missing = {row['trial']: row['state'] for row in rows if row['state'] != 'finished'}
     for row in rows:
         if row['state'] == 'finished' and row[sweep.metric] is None:
-            missing[row['trial']] = 'finished, but cut off before its last validation: tools/test.py has its result'
+            missing[row['trial']] = f'finished, and its last validation has no {sweep.metric}: see tools/test.py'
     best = find_best(results, sweep.rule)
     try:
         with whole_file(folder / 'sweep.csv') as beside, open(beside, 'w', newline='') as file:

@@ -29,6 +29,7 @@ class Trial:
         options: Its ``--cfg-options``, each ``KEY=VALUE``.
         seed: Its seed.
         epochs: How many epochs it trains; None if it counts iterations.
+        gpus: How many GPUs make the batch that its learning rate is for; None if its config does not say.
     """
 
     setting: str
@@ -36,6 +37,7 @@ class Trial:
     options: tuple[str, ...]
     seed: int
     epochs: int | None = field(compare=False)
+    gpus: float | None = field(default=None, compare=False)
 
     @property
     def name(self) -> str:
@@ -86,10 +88,10 @@ def load_sweep(path: str, options: Sequence[str] = (), seeds: Sequence[int] | No
     if config.get('rule', 'greater') not in ('greater', 'less'):
         raise InputError(f"{path}: rule is 'greater' or 'less', not {config.rule!r}")
     trials = [
-        Trial('-'.join([name, *names]), base, (*options, *own), seed, epochs)
+        Trial('-'.join([name, *names]), base, (*options, *own), seed, epochs, gpus)
         for name, base in _named_configs(path, config).items()
         for names, own in _combinations(path, config.get('options') or {})
-        for epochs in [_epochs(path, base, (*options, *own))]
+        for epochs, gpus in [_length_and_gpus(path, base, (*options, *own))]
         for seed in seeds or config.get('seeds', (0,))
     ]
     names = [trial.name for trial in trials]
@@ -133,12 +135,15 @@ class _OptionParser(argparse.ArgumentParser):
         raise InputError(message)
 
 
-def _epochs(path: str, config: str, options: Sequence[str]) -> int | None:
-    """Returns how many epochs a config trains with options, which are thereby checked."""
+def _length_and_gpus(path: str, config: str, options: Sequence[str]) -> tuple[int | None, float | None]:
+    """Returns a trial's ``epochs`` and ``gpus`` by its config with options, which are thereby checked."""
     parser = _OptionParser()
     parser.add_argument('--cfg-options', nargs='+', action=CfgOptions, default={})
     try:
         parsed = parser.parse_args(['--cfg-options', *options] if options else []).cfg_options
-        return (load_config(config, parsed).get('train_cfg') or {}).get('max_epochs')
+        read = load_config(config, parsed)
     except InputError as error:
         raise InputError(f'{path}: {error}') from error
+    batch = (read.get('train_dataloader') or {}).get('batch_size')
+    base = (read.get('auto_scale_lr') or {}).get('base_batch_size')
+    return (read.get('train_cfg') or {}).get('max_epochs'), base / batch if base and batch else None

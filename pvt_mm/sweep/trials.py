@@ -75,8 +75,8 @@ class Trials:
         gpus: int | None = None,
     ):
         self.sweep, self.folder, self.executor = sweep, folder, executor
-        gpus = executor.gpus if executor else gpus or 0
-        self.commands = {t: train_command(t, folder / t.name, train, gpus, flags) for t in sweep.trials}
+        self.gpus = executor.gpus if executor else gpus or 0
+        self.commands = {t: train_command(t, folder / t.name, train, self.gpus, flags) for t in sweep.trials}
         self.flags = list(flags)
         for trial in sweep.trials:
             before, now = read_json(folder / trial.name / 'submitted.json').get('trial'), self._identity(trial)
@@ -142,14 +142,16 @@ class Trials:
         )
         write_json(folder / 'submitted.json', kept)
 
-    def run(self, show: Callable[[dict[Trial, Status]], None], every: float = 1.0) -> dict[Trial, Status]:
+    def run(self, show: Callable[[dict[Trial, Status]], None]) -> dict[Trial, Status]:
         """Runs what is not finished, to its end, and returns where every trial then stands.
 
-        Ctrl-C cancels what can be: see the executor.
+        Ctrl-C cancels what can be: see the executor. One that is refused waits for those that run.
 
         Args:
-            show: Called with every trial's status, every ``every`` seconds.
-            every: Seconds between looks.
+            show: Called with every trial's status, every ``executor.every`` seconds.
+
+        Raises:
+            InputError: Slurm refuses a trial while none runs.
         """
         statuses = self.statuses()
         waiting = [trial for trial, status in statuses.items() if status.state in ('new', 'failed', 'cut off')]
@@ -158,14 +160,20 @@ class Trials:
                 active = [s for t, s in statuses.items() if t not in waiting and s.state in ('queued', 'running')]
                 while waiting and len(active) < self.executor.limit:
                     environment = self.executor.environment({status.devices for status in active})
-                    self.submit(waiting.pop(0), environment)
+                    try:
+                        self.submit(waiting[0], environment)
+                    except InputError:
+                        if not active:
+                            raise
+                        break  # a limit on jobs, say
+                    waiting.pop(0)
                     active.append(Status('queued', devices=environment.get('CUDA_VISIBLE_DEVICES')))
                 statuses = self.statuses()
                 shown = {t: Status('waiting') if t in waiting else status for t, status in statuses.items()}
                 show(shown)
                 if not waiting and not any(status.state in ('queued', 'running') for status in statuses.values()):
                     return statuses
-                time.sleep(every)
+                time.sleep(self.executor.every)
         except KeyboardInterrupt:
             active = [s for s in self.statuses().values() if s.state in ('queued', 'running')]
             done = self.executor.cancel({s.job: s.state for s in active if s.executor == self.executor.name})
