@@ -105,10 +105,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     others = {trial.gpus for trial in sweep.trials} - {None, max(1, trials.gpus)}
     if others and not args.report and '--auto-scale-lr' not in flags:
         counts = ', '.join(f'{gpus:g}' for gpus in sorted(others))
-        note = f"note: the configs' learning rates are for the batch of {counts} GPUs, and a trial has"
-        sys.stderr.write(
-            f'{note} {max(1, trials.gpus)}: add --gpus {counts.split(",")[-1].strip()}, or -- --auto-scale-lr\n'
-        )
+        note = f"note: the configs' learning rates are for the batches of {counts} GPUs, and a trial has"
+        sys.stderr.write(f'{note} {max(1, trials.gpus)}: add --gpus {max(others):g}, or -- --auto-scale-lr\n')
     if args.dry_run:
         for trial, status in trials.statuses().items():
             print(f'{trial.name} ({status.state})\n  {shlex.join(trials.commands[trial])}')

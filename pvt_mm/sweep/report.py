@@ -58,7 +58,9 @@ def write_report(sweep: Sweep, statuses: dict[Trial, Status], folder: Path) -> d
     missing = {row['trial']: row['state'] for row in rows if row['state'] != 'finished'}
     for row in rows:
         if row['state'] == 'finished' and row[sweep.metric] is None:
-            missing[row['trial']] = f'finished, and its last validation has no {sweep.metric}: see tools/test.py'
+            cut_off = row[f'best {sweep.metric}'] is not None
+            why = 'but cut off before its last validation: tools/test.py has its result' if cut_off else None
+            missing[row['trial']] = f'finished, {why or f"and no {sweep.metric} was logged: is that the name?"}'
     best = find_best(results, sweep.rule)
     try:
         with whole_file(folder / 'sweep.csv') as beside, open(beside, 'w', newline='') as file:

@@ -46,6 +46,16 @@ def test_weights_sum_to_1_and_give_the_layers_own_output(stage, layer, out_type)
         torch.testing.assert_close(output, seen['output'][0, index], atol=1e-5, rtol=0)
 
 
+def test_what_the_pipeline_pads_with_is_no_part_of_the_picture():
+    config, model = build('demo/retinanet_shapes', {'model.neck.in_channels': [8, 16, 24, 32]})
+    pad = dict(type='Pad', size=(320, 320), pad_val=dict(img=(114, 114, 114)))
+    config.test_dataloader.dataset.pipeline.insert(2, pad)
+    seen = view(config, model, picture(120, 150), 'picture.png')
+    np.testing.assert_allclose(seen.scale, [150 / 160, 120 / 128], rtol=1e-3)
+    np.testing.assert_allclose(seen.origin, [0, 0], atol=0.02)
+    assert seen.size.tolist() == [160, 128]
+
+
 @pytest.mark.parametrize(('stage', 'layer'), LAYERS)
 def test_a_detector_sees_the_whole_picture_and_padding_right_and_below(stage, layer):
     options = {'model.neck.in_channels': [8, 16, 24, 32]}

@@ -232,6 +232,21 @@ def test_a_class_without_an_example_is_broken_in_training_alone(configs, shapes,
     assert 'remark: val, test: 1 of 3 classes have no example: square' in capsys.readouterr().out
 
 
+def test_training_data_that_is_joined_is_one(configs, shapes):
+    shutil.copytree(shapes, 'joined')
+    content = json.loads(Path('joined/annotations/instances_train2017.json').read_text())
+    parts = []
+    for name, labels in (('circles', [1]), ('others', [2, 3])):
+        kept = [one for one in content['annotations'] if one['category_id'] in labels]
+        Path(f'joined/annotations/{name}.json').write_text(json.dumps({**content, 'annotations': kept}))
+        parts.append(dict(ann_file=f'annotations/{name}.json'))
+    config = load_config(configs[0][0], {'data_root': 'joined'})
+    dataset = config.train_dataloader.dataset
+    config.train_dataloader.dataset = dict(type='ConcatDataset', datasets=[{**dataset, **part} for part in parts])
+    faults = [fault for split in dataset_check.check_datasets(config) for fault in split.faults]
+    assert faults == []
+
+
 def test_what_indices_leave_out_is_not_checked(configs, shapes, capsys):
     root = Path('shapes')
     shutil.copytree(shapes, root, symlinks=True)
