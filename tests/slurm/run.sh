@@ -116,10 +116,9 @@ cat "$state/demo/sweep.md"
 tail -n 1 "$state/sweep.log" | grep -q "\"finished\": ${#trials[@]}" || fail 'not every trial has finished'
 
 # Ctrl-C leaves what runs and cancels what waits.
-set -m  # or bash would have it ignore the signal
-"${sweep[@]}" --work-dir "$state/stopped" > "$state/stopped.log" 2>&1 &
+# bash, and whatever this itself runs in the background of, would have it ignore the signal
+env --default-signal=INT "${sweep[@]}" --work-dir "$state/stopped" > "$state/stopped.log" 2>&1 &
 watcher=$!
-set +m
 wait_for 60 'trials in the queue' bash -c '(($(squeue --noheader --states=PENDING | wc -l) >= 2))'
 kill -INT "$watcher"
 wait "$watcher" && fail 'an interrupted sweep ends with 0'
