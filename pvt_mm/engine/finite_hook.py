@@ -161,8 +161,8 @@ class FiniteHook(Hook):
         command = shlex.join(['tools/replay.py', str(config), str(paths[0])])
         saved = ', '.join(map(str, paths))
         return (
-            f'Nothing was stepped, and no checkpoint changed; saved {saved}{failed}, see where it begins: {command}; '
-            'to leave out such steps, add --cfg-options default_hooks.finite.max_skips=N'
+            f'Nothing was stepped, and no checkpoint changed; saved {saved}{failed}; such steps are left out with '
+            f'--cfg-options default_hooks.finite.max_skips=N; see where this one begins: {command}'
         )
 
 

@@ -138,7 +138,7 @@ def crash(task: str, workers: int, kills: int, shapes: Path, root: Path, seed: i
         else:
             time.sleep(chance.uniform(0, duration / 3))
         if chance.random() < 0.2:
-            os.kill(killed.process.pid, signal.SIGTERM)
+            killed.process.terminate()
             code = killed.end()
             if code not in (STOPPED, 0):
                 outcome.lost.append(f'exit code {code} at SIGTERM')
