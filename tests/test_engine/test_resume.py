@@ -92,7 +92,7 @@ def test_a_run_stopped_at_any_step_ends_with_the_same_bits(task, workers, step, 
 
 
 def test_a_run_stopped_while_it_evaluates_evaluates_again(shapes, tmp_path):
-    more = 'default_hooks.checkpoint.update(interval=3)'
+    more = "default_hooks['checkpoint'].update(interval=3)"
     config = write_task('retinanet', tmp_path, shapes, epochs=3, more=more)
     assert train(config, tmp_path / 'whole') == 0
     with pytest.raises(SystemExit) as stop:
