@@ -85,6 +85,18 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
+def note_batches(trials: Trials) -> None:
+    """Says where the trials' batches are not those that their configs' learning rates are for."""
+    gpus = max(1, trials.gpus)
+    others = {trial.gpus for trial in trials.sweep.trials} - {None, gpus}
+    if others and '--auto-scale-lr' not in trials.flags:
+        counts = ', '.join(f'{count:g}' for count in sorted(others))
+        sys.stderr.write(
+            f"note: the configs' learning rates are for the batches of {counts} GPUs, and a trial has {gpus}: add --gpus "
+            f'{max(others):g}, or -- --auto-scale-lr\n'
+        )
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -102,12 +114,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             gpus = 1 if args.gpus is None else args.gpus
             executor = Slurm(args.partition, gpus, args.time, dict(args.slurm), args.jobs)
     trials = Trials(sweep, folder, train, executor, flags, args.gpus)
-    others = {trial.gpus for trial in sweep.trials} - {None, max(1, trials.gpus)}
-    if others and not args.report and '--auto-scale-lr' not in flags:
-        counts = ', '.join(f'{gpus:g}' for gpus in sorted(others))
-        note = f"note: the configs' learning rates are for the batches of {counts} GPUs, and a trial has"
-        sys.stderr.write(f'{note} {max(1, trials.gpus)}: add --gpus {max(others):g}, or -- --auto-scale-lr\n')
     if args.dry_run:
+        note_batches(trials)
         for trial, status in trials.statuses().items():
             print(f'{trial.name} ({status.state})\n  {shlex.join(trials.commands[trial])}')
         print(json.dumps({'trials': len(sweep.trials)}))
@@ -116,6 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         statuses = trials.statuses()
     else:
         with trials.locked(), Display(sweep.metric) as display:
+            note_batches(trials)
             statuses = trials.run(display.show)
     for trial, status in statuses.items():
         if status.state in ('failed', 'cut off'):

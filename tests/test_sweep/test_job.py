@@ -33,6 +33,7 @@ def test_the_end_is_written_down(script, outcome, tmp_path):
 
 
 def test_ctrl_c_waits_for_the_checkpoint(tmp_path):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
     script = """
 import signal, sys, time
 from pathlib import Path
@@ -54,6 +55,7 @@ time.sleep(60)
     threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt):
         job()
+    signal.signal(signal.SIGINT, before)
     assert (tmp_path / 'written').exists()
     assert json.loads((tmp_path / 'outcome.json').read_text())['state'] == 'running'
 

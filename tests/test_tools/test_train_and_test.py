@@ -269,7 +269,8 @@ def test_an_image_that_cannot_be_read_is_named(fault, workers, config, tmp_path,
     image.unlink()
     if fault == 'damaged':
         image.write_bytes(b'no picture')
-    arguments = ['small.py', *options(tmp_path / 'shapes', f'train_dataloader.num_workers={workers}')]
+    strict = (f'train_dataloader.num_workers={workers}', 'train_cfg.max_broken_images=0')
+    arguments = ['small.py', *options(tmp_path / 'shapes', *strict)]
     assert train_tool.main(arguments) == 2
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith('error:')]
     assert len(error) == 1
