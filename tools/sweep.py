@@ -92,8 +92,8 @@ def note_batches(trials: Trials) -> None:
     if others and '--auto-scale-lr' not in trials.flags:
         counts = ', '.join(f'{count:g}' for count in sorted(others))
         sys.stderr.write(
-            f"note: the configs' learning rates are for the batches of {counts} GPUs, and a trial has {gpus}: add --gpus "
-            f'{max(others):g}, or -- --auto-scale-lr\n'
+            f"note: the configs' learning rates are for the batches of {counts} GPUs, and a trial has {gpus}: add "
+            f'--gpus {max(others):g}, or -- --auto-scale-lr\n'
         )
 
 
