@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from rich.console import Console
@@ -64,6 +65,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--steps', type=int, default=2000, help='default: 2000')
     args = parser.parse_args()
+    torch.set_num_threads(1)  # the maps are small
     root = Path(tempfile.mkdtemp(prefix='pvt_mm_soak_'))
     make_shapes(root / 'shapes', image_size=64, train=2 * STEPS_OF_EPOCH, val=4)
     config = write_task('retinanet', root, root / 'shapes', args.steps // STEPS_OF_EPOCH, workers=1)
