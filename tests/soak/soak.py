@@ -68,7 +68,7 @@ def main() -> int:
     torch.set_num_threads(1)  # the maps are small
     root = Path(tempfile.mkdtemp(prefix='pvt_mm_soak_'))
     make_shapes(root / 'shapes', image_size=64, train=2 * STEPS_OF_EPOCH, val=4)
-    config = write_task('retinanet', root, root / 'shapes', args.steps // STEPS_OF_EPOCH, workers=1)
+    config = write_task('retinanet', root, root / 'shapes', -(-args.steps // STEPS_OF_EPOCH), workers=1)
     with config.open('a') as file:
         file.write("custom_hooks.append(dict(type='Watch'))\ntrain_cfg.update(val_interval=10)\n")
         file.write('default_hooks.update(logger=dict(interval=100), checkpoint=dict(interval=5, max_keep_ckpts=2))\n')
