@@ -48,7 +48,7 @@ demo-pretraining: setup  ## train a classifier of shapes, and RetinaNet from it 
 test: setup  ## run the tests: about 20 minutes on two cores
 	$(PY) -m pytest $$($(PY) -c 'import xdist' 2> /dev/null && echo --numprocesses 2 --dist worksteal)
 
-test-fuzz: setup  ## try thousands of made-up inputs (SEED=0) on the backbone, reader, checks and tools: about 8 minutes
+test-fuzz: setup  ## try thousands of made-up inputs (SEED=0) on the backbone, reader, checks and tools: about 10 minutes
 	PVT_MM_FUZZ=full $(PY) -m pytest tests/fuzz --timeout=1200 --hypothesis-seed=$(or $(SEED),0) \
 	    $$($(PY) -c 'import xdist' 2> /dev/null && echo --numprocesses 2 --dist worksteal)
 
@@ -58,7 +58,7 @@ test-slurm: setup  ## test what runs under Slurm on a real one, which it install
 test-crash: setup  ## kill trainings 50 times, resume them and compare the weights bit for bit: about 10 minutes
 	$(PY) tests/crash/crash.py
 
-test-soak: setup  ## train for 2,000 steps, and see that memory, open files and threads stay: about 10 minutes
+test-soak: setup  ## train for 2,000 steps, and see that memory, open files and threads stay: about 4 minutes
 	$(PY) tests/soak/soak.py
 
 check: setup  ## lint, and check the formatting

@@ -132,6 +132,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(*(f'  {line}' for line in last_lines(folder / trial.name)), sep='\n')
     results = write_report(sweep, statuses, folder)
     counts = Counter(status.state for status in statuses.values())
+    if counts['finished'] and results['best'] is None:
+        sys.stderr.write(f'no finished trial has a {sweep.metric}: {folder / "sweep.md"} says why\n')
     print(json.dumps({'folder': str(folder), **counts, **results}))
     return 0 if args.report or counts['finished'] == len(statuses) else 1
 

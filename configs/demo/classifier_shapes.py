@@ -34,5 +34,5 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=True, begin=0, end=3, convert_to_iter_based=True),
     dict(type='CosineAnnealingLR', by_epoch=True, begin=3, end=30, eta_min=1e-6, convert_to_iter_based=True),
 ]
-default_hooks = dict(logger=dict(interval=18), checkpoint=dict(interval=30, max_keep_ckpts=1, save_best=None))
+default_hooks = dict(logger=dict(interval=18), checkpoint=dict(interval=30, max_keep_ckpts=2, save_best=None))
 randomness = dict(seed=0)

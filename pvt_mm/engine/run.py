@@ -374,7 +374,7 @@ def last_whole_checkpoint(work_dir: str) -> str | None:
             faults.append(str(error))
             continue
         for fault in faults:
-            print_log(f'{fault}: going on from {path}, the one before', level=logging.WARNING)
+            print_log(f'{fault}: going on from {path}, the newest that is whole', level=logging.WARNING)
         return path
     raise InputError(f'--resume: no checkpoint in {work_dir} is whole: {"; ".join(faults)}')
 
