@@ -34,10 +34,9 @@ class ExactLoop:
 
     def __init__(self, runner: Runner, dataloader: DataLoader | dict, *, max_broken_images: int = 0, **kwargs: Any):
         if isinstance(dataloader, dict):
+            # With diff_rank_seed processes have seeds of their own, but they share out one order of the data.
             seeds = [runner.seed]
-            broadcast_object_list(
-                seeds
-            )  # with diff_rank_seed processes have seeds of their own, but share out one order
+            broadcast_object_list(seeds)
             dataloader = runner.build_dataloader(dataloader, seed=seeds[0])
         super().__init__(runner, exact_loader(dataloader, runner.seed, max_broken_images), **kwargs)
         self.max_broken_images = max_broken_images
