@@ -65,7 +65,7 @@ check: setup  ## lint, and check the formatting
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 
-bench: setup  ## measure what docs/benchmarks.md claims, and write it: about 20 minutes, with nothing else running
+bench: setup  ## measure what docs/benchmarks.md claims, and write it: 20 to 40 minutes, with nothing else running
 	$(PY) tools/benchmark_report.py
 
 format: setup  ## format, and mend what the linter can mend

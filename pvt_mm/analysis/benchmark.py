@@ -184,12 +184,15 @@ def products(device: str, dtype: str, threads: int) -> list[Contender]:
 
 
 def machine(device: str) -> str:
-    """Returns what was measured on, in words."""
+    """Returns what was measured on, in words: names such as "AMD EPYC" are of many generations, so with the model."""
     if device == 'cuda':
         return f'{torch.cuda.get_device_name()}, torch {torch.__version__}'
-    name = platform.processor() or platform.machine()
+    facts = {}
     with contextlib.suppress(OSError):
-        name = re.search(r'model name\s*: (.*)', Path('/proc/cpuinfo').read_text()).group(1)
+        facts = dict(re.findall(r'^(.*?)\s*: (.*)$', Path('/proc/cpuinfo').read_text(), re.MULTILINE))
+    name = facts.get('model name') or platform.processor() or platform.machine()
+    if 'cpu family' in facts and 'model' in facts:
+        name += f' (family {facts["cpu family"]}, model {facts["model"]})'
     capability = torch.backends.cpu.get_cpu_capability()
     return f'{name}, {os.cpu_count()} cores, {capability}, torch {torch.__version__}'
 

@@ -71,7 +71,11 @@ class Local:
         return state not in 'ZX' and (b'submitit.local' in command or not command)  # it has none while it starts
 
     def cancel(self, jobs: Mapping[str, str]) -> str:
-        """Stops the running jobs, and says so."""
+        """Stops the running jobs, and says so before and after: each writes a checkpoint first."""
+        if jobs:
+            sys.stderr.write(
+                f'\nstopping {len(jobs)} running: a checkpoint is written first, which may take a minute\n'
+            )
         for job in jobs:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(job), signal.SIGINT)

@@ -1,0 +1,143 @@
+"""What is asked of this machine and of Slurm: GPUs and cores of a trial, states of jobs, and what is cancelled."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from pvt_mm.errors import InputError
+from pvt_mm.sweep.executors import Local, Slurm
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    def see(count: int, visible: str | None = None) -> None:
+        monkeypatch.setattr(torch.cuda, 'device_count', lambda: count)
+        monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+        monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
+        if visible is not None:
+            monkeypatch.setenv('CUDA_VISIBLE_DEVICES', visible)
+
+    return see
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    """Programs in the place of Slurm's, which write down what they are called with; squeue answers ``queue``."""
+    for name in ('sbatch', 'squeue', 'scancel'):
+        (tmp_path / name).write_text(f'#!/bin/sh\necho {name} "$@" >> {tmp_path}/calls\ncat {tmp_path}/{name}.out\n')
+        (tmp_path / name).chmod(0o755)
+        (tmp_path / f'{name}.out').touch()
+    monkeypatch.setenv('PATH', f'{tmp_path}:/usr/bin:/bin')
+    return tmp_path
+
+
+def test_trials_side_by_side_have_gpus_of_their_own(gpus):
+    gpus(4)
+    local = Local(gpus=2)
+    assert local.limit == 2
+    first = local.environment(set())
+    second = local.environment({first['CUDA_VISIBLE_DEVICES']})
+    assert (first, second) == ({'CUDA_VISIBLE_DEVICES': '0,1'}, {'CUDA_VISIBLE_DEVICES': '2,3'})
+    assert local.environment({'2,3'}) == first  # the first has ended
+
+
+def test_only_the_visible_gpus_are_given_out(gpus):
+    gpus(2, visible='5,7')
+    assert [Local().environment(taken)['CUDA_VISIBLE_DEVICES'] for taken in (set(), {'5'})] == ['5', '7']
+
+
+def test_on_cpus_trials_share_the_cores(gpus, monkeypatch):
+    gpus(0)
+    monkeypatch.setattr('os.cpu_count', lambda: 8)
+    assert Local().environment(set()) == {'CUDA_VISIBLE_DEVICES': '', 'OMP_NUM_THREADS': '8'}
+    assert Local(jobs=2).environment(set())['OMP_NUM_THREADS'] == '4'
+    monkeypatch.setenv('OMP_NUM_THREADS', '3')
+    assert Local(jobs=2).environment(set())['OMP_NUM_THREADS'] == '3'
+
+
+def test_more_gpus_than_there_are(gpus):
+    gpus(3)
+    with pytest.raises(InputError, match='--jobs 2 of --gpus 2 need 4, and 3 are here'):
+        Local(jobs=2, gpus=2)
+
+
+def test_stopping_says_so_before_the_wait_and_is_over_when_they_are(gpus, capsys):
+    gpus(0)
+    waiting = 'print(flush=True); time.sleep(60)'
+    script = f'import signal, time; signal.signal(signal.SIGINT, signal.default_int_handler); {waiting}'
+    process = subprocess.Popen([sys.executable, '-c', script, 'submitit.local'], stdout=subprocess.PIPE)
+    process.stdout.readline()
+    job, local = str(process.pid), Local()
+    assert local.alive([job]) == {job: 'running'}
+    assert local.cancel({job: 'running'}) == '1 running stopped'
+    assert 'stopping 1 running' in capsys.readouterr().err
+    assert local.alive([job]) == {}
+    process.communicate()
+
+
+def test_a_process_that_is_not_ours_is_no_job(gpus):
+    gpus(0)
+    process = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])
+    try:
+        until = time.time() + 10
+        while b'sleep' not in Path(f'/proc/{process.pid}/cmdline').read_bytes():
+            assert time.time() < until
+        assert Local.alive([str(process.pid)]) == {}  # another took the id of a job of before
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+def test_nothing_to_stop_says_nothing(gpus, capsys):
+    gpus(0)
+    assert Local().cancel({}) == '0 running stopped'
+    assert not capsys.readouterr().err
+
+
+def test_a_job_of_slurm_has_cores_for_its_gpus(slurm):
+    assert Slurm(gpus=8).parameters | dict(setup=None, additional_parameters=None) == dict(
+        time=1440,
+        nodes=1,
+        ntasks_per_node=1,
+        cpus_per_task=40,
+        gpus_per_node=8,
+        setup=None,
+        additional_parameters=None,
+    )
+    none = Slurm('cpu', gpus=0, minutes=30)
+    assert (none.parameters['cpus_per_task'], none.parameters['partition'], none.parameters['time']) == (1, 'cpu', 30)
+    assert 'gpus_per_node' not in none.parameters
+
+
+def test_options_of_sbatch_win(slurm):
+    more = {'cpus-per-task': '12', 'account': 'vision', 'requeue': False}
+    parameters = Slurm(gpus=1, more=more).parameters
+    assert parameters['cpus_per_task'] == 12
+    assert parameters['additional_parameters'] == dict(requeue=False, open_mode='append', account='vision')
+
+
+def test_states_of_slurm_jobs(slurm):
+    (slurm / 'squeue.out').write_text('1 RUNNING\n2 PENDING\n3 COMPLETED\n4 REQUEUED\n5 TIMEOUT\n6 COMPLETING\n')
+    states = Slurm.alive([str(i) for i in range(1, 8)])
+    assert states == {'1': 'running', '2': 'queued', '4': 'queued', '6': 'running'}
+
+
+def test_a_slurm_that_does_not_answer_does_not_cut_trials_off(slurm):
+    (slurm / 'squeue').write_text('#!/bin/sh\nexit 1\n')
+    assert Slurm.alive(['1', '2']) == {'1': 'running', '2': 'running'}
+    assert Slurm.alive([]) == {}
+
+
+def test_ctrl_c_cancels_what_waits_alone(slurm):
+    assert Slurm(gpus=0).cancel({'1': 'running', '2': 'queued', '3': 'queued'}) == '2 queued cancelled, 1 running go on'
+    assert (slurm / 'calls').read_text().splitlines() == ['scancel --state=PENDING 2 3']
+
+
+def test_nothing_queued_is_not_cancelled(slurm):
+    assert Slurm(gpus=0).cancel({'1': 'running'}) == '0 queued cancelled, 1 running go on'
+    assert not (slurm / 'calls').exists()

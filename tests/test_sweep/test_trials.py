@@ -1,0 +1,104 @@
+"""Where trials stand, as their folders and logs say."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pvt_mm.errors import InputError
+from pvt_mm.files import write_json
+from pvt_mm.sweep.executors import Local, Slurm
+from pvt_mm.sweep.spec import Sweep, Trial
+from pvt_mm.sweep.trials import Status, Trials, last_lines
+
+EPOCHS = Trial('pvt_s', 'pvt_s.py', (), 0, 12)
+ITERATIONS = Trial('fpn', 'fpn.py', (), 0, None)
+SWEEP = Sweep('two', 'Two', 'coco/bbox_mAP', 'greater', (EPOCHS, ITERATIONS))
+LOG = """\
+11/26 12:00:00 - mmengine - INFO - Epoch(train)   [1][ 50/100]  lr: 1.0000e-04  eta: 1 day, 2:03:04  time: 1.0
+11/26 12:00:00 - mmengine - INFO - Epoch(val)   [1][10/10]    coco/bbox_mAP: 0.1230  coco/bbox_mAP_50: 0.9990  time: 1.0
+11/26 12:00:00 - mmengine - INFO - Epoch(train)   [2][ 50/100]  lr: 1.0000e-04  eta: 0:03:04  time: 1.0
+"""
+
+
+@pytest.fixture
+def alive(monkeypatch) -> dict[str, str]:
+    """The states of jobs, by id, of either executor."""
+    states = {}
+    for executor in (Local, Slurm):
+        monkeypatch.setattr(executor, 'alive', lambda jobs: {job: states[job] for job in jobs if job in states})
+    return states
+
+
+@pytest.fixture
+def trials(tmp_path) -> Trials:
+    return Trials(SWEEP, tmp_path, Path('tools/train.py'))
+
+
+def submitted(trials: Trials, trial: Trial, executor: str = 'local', log: str = '', outcome: str | None = None) -> None:
+    folder = trials.folder / trial.name
+    folder.mkdir()
+    identity = dict(config=trial.config, options=[], seed=trial.seed, flags=[])
+    write_json(folder / 'submitted.json', dict(trial=identity, executor=executor, job='7', devices=''))
+    (folder / 'train.log').write_text(log)
+    if outcome:
+        write_json(folder / 'outcome.json', dict(state=outcome))
+
+
+def test_a_trial_that_was_never_run_is_new(trials, alive):
+    assert trials.statuses() == {EPOCHS: Status('new'), ITERATIONS: Status('new')}
+
+
+@pytest.mark.parametrize('executor', ['local', 'slurm'])
+def test_a_running_trial_says_how_far_it_is(executor, trials, alive):
+    submitted(trials, EPOCHS, executor, LOG, outcome='running')
+    alive['7'] = 'running'
+    status = trials.statuses()[EPOCHS]
+    assert status == Status('running', executor, '7', '', 'epoch 2/12', 0.123, '0:03:04')
+
+
+def test_days_are_part_of_the_time_to_go(trials, alive):
+    submitted(trials, EPOCHS, log=LOG.splitlines()[0])
+    alive['7'] = 'running'
+    status = trials.statuses()[EPOCHS]
+    assert (status.progress, status.metric, status.eta) == ('epoch 1/12', None, '1 day, 2:03:04')
+
+
+def test_iterations_are_counted_where_there_are_no_epochs(trials, alive):
+    submitted(trials, ITERATIONS, log='mmengine - INFO - Iter(train) [ 1000/80000]  lr: 1e-4  eta: 9:00:00  time: 1')
+    alive['7'] = 'running'
+    assert trials.statuses()[ITERATIONS].progress == '1000/80000'
+
+
+def test_one_whose_job_is_gone_was_cut_off_and_has_no_time_to_go(trials, alive):
+    submitted(trials, EPOCHS, log=LOG, outcome='running')
+    status = trials.statuses()[EPOCHS]
+    assert (status.state, status.eta) == ('cut off', '')
+
+
+@pytest.mark.parametrize('outcome', ['finished', 'failed'])
+def test_an_outcome_outlives_the_job(outcome, trials, alive):
+    submitted(trials, EPOCHS, log=LOG, outcome=outcome)
+    alive['7'] = 'running'  # Slurm still completes it, or another process has its id
+    assert trials.statuses()[EPOCHS].state == outcome
+
+
+def test_a_folder_of_another_trial_is_refused(trials, tmp_path):
+    submitted(trials, EPOCHS)
+    other = Trial('pvt_s', 'pvt_s.py', ('optim_wrapper.optimizer.lr=1',), 0, 12)
+    with pytest.raises(InputError, match='was run with options'):
+        Trials(Sweep('two', 'Two', 'coco/bbox_mAP', 'greater', (other,)), tmp_path, Path('tools/train.py'))
+
+
+def test_the_last_lines_are_of_the_last_start(tmp_path):
+    (tmp_path / 'train.log').write_text('$ train\nold\n$ train --resume\n\nfirst\nsecond\n')
+    assert last_lines(tmp_path) == ['first', 'second']
+    assert last_lines(tmp_path, count=1) == ['second']
+
+
+def test_where_training_never_began_the_last_lines_are_the_jobs(tmp_path):
+    (tmp_path / 'submitit').mkdir()
+    for age, name in enumerate(('1_0_log.err', '2_0_log.err')):
+        (tmp_path / 'submitit' / name).write_text(f'{name} broke\n')
+        os.utime(tmp_path / 'submitit' / name, (age, age))
+    assert last_lines(tmp_path) == ['1_0_log.err broke', '2_0_log.err broke']
