@@ -1,10 +1,11 @@
 """A trained model as ONNX, with any height, width and batch, and only where onnxruntime computes what PyTorch does."""
 
+import contextlib
 import json
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from unittest import mock
@@ -12,8 +13,6 @@ from unittest import mock
 import numpy as np
 import torch
 import torch.nn.functional as F
-from mmseg.models.utils import Upsample
-from mmseg.models.utils.embed import AdaptivePadding
 from torch import Tensor, nn
 
 from pvt_mm.errors import InputError
@@ -101,10 +100,7 @@ def _export(model: nn.Module, names: Sequence[str]) -> torch.onnx.ONNXProgram:
     axes[3] = torch.export.Dim('width', **side)
     for name in ('torch.onnx', 'onnxscript', 'onnx_ir'):  # they name each operator that is not there or not folded
         logging.getLogger(name).setLevel(logging.ERROR)
-    # the sizes that MMSegmentation computes with `int` and `math.ceil` are constants to torch.export
-    upsample = mock.patch.object(Upsample, 'forward', _upsample)
-    pad = mock.patch.object(AdaptivePadding, 'forward', _pad)
-    with warnings.catch_warnings(), torch.no_grad(), upsample, pad:
+    with warnings.catch_warnings(), torch.no_grad(), _symbolic_sizes():
         warnings.simplefilter('ignore')
         return torch.onnx.export(
             model,
@@ -117,12 +113,25 @@ def _export(model: nn.Module, names: Sequence[str]) -> torch.onnx.ONNXProgram:
         )
 
 
-def _upsample(self: Upsample, x: Tensor) -> Tensor:
+@contextlib.contextmanager
+def _symbolic_sizes() -> Iterator[None]:
+    """Has MMSegmentation, where it is here, compute sizes without `int` and `math.ceil`: constants to torch.export."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(ImportError):
+            from mmseg.models.utils import Upsample
+            from mmseg.models.utils.embed import AdaptivePadding
+
+            stack.enter_context(mock.patch.object(Upsample, 'forward', _upsample))
+            stack.enter_context(mock.patch.object(AdaptivePadding, 'forward', _pad))
+        yield
+
+
+def _upsample(self: nn.Module, x: Tensor) -> Tensor:
     size = self.size or [side * int(self.scale_factor) for side in x.shape[2:]]
     return F.interpolate(x, size, None, self.mode, self.align_corners)
 
 
-def _pad(self: AdaptivePadding, x: Tensor) -> Tensor:
+def _pad(self: nn.Module, x: Tensor) -> Tensor:
     (H, W), (patch_h, patch_w) = x.shape[2:], self.stride
     return F.pad(x, (0, -W % patch_w, 0, -H % patch_h))
 
@@ -148,7 +157,8 @@ def compare(model: nn.Module, path: str | os.PathLike) -> float:
             for mine, theirs in zip(expected, found, strict=True):
                 if mine.shape != theirs.shape:
                     raise ValueError(f'an output is {theirs.shape}, and with PyTorch {mine.shape}')
-                worst = max(worst, float(np.abs(mine - theirs).max() / np.abs(mine).max()))
+                # `max` would pass over what is not a number
+                worst = float(np.maximum(worst, np.abs(mine - theirs).max() / np.abs(mine).max()))
     except Exception as error:  # onnxruntime's exceptions have no parent of their own
         what = ' '.join(str(error).split())[:300]
         raise InputError(f'a {type(model).__name__} cannot be exported with dynamic sizes: {what}') from error

@@ -7,15 +7,17 @@ import re
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pvt_mm.errors import command
+from pvt_mm.errors import InputError, command
 from pvt_mm.sweep.display import Display
 from pvt_mm.sweep.executors import Local, Slurm, submitit
 from pvt_mm.sweep.report import write_report
 from pvt_mm.sweep.spec import load_sweep
 from pvt_mm.sweep.trials import Trials, last_lines
+
+TAKEN = ('--seed', '--work-dir', '--launcher', '--resume', '--cfg-options')
 
 
 def minutes(text: str) -> int:
@@ -33,10 +35,13 @@ def key_value(text: str) -> tuple[str, str]:
     return key, value
 
 
-def positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'{text} is no number of at least 1')
-    return int(text)
+def at_least(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isdigit() or int(text) < least:
+            raise argparse.ArgumentTypeError(f'{text} is no number of at least {least}')
+        return int(text)
+
+    return parse
 
 
 def parse_args(argv: Sequence[str]) -> argparse.Namespace:
@@ -56,12 +61,12 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument('--executor', choices=('local', 'slurm'), default='local', help='default: %(default)s')
     parser.add_argument(
         '--jobs',
-        type=positive,
+        type=at_least(1),
         metavar='N',
         help='how many run at a time (default: locally, as many as have GPUs; 1 on CPUs)',
     )
     parser.add_argument(
-        '--gpus', type=int, metavar='N', help='GPUs of a trial (default: 1, locally 0 where there is none)'
+        '--gpus', type=at_least(0), metavar='N', help='GPUs of a trial (default: 1, locally 0 where there is none)'
     )
     parser.add_argument(
         '--cfg-options',
@@ -102,6 +107,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     split = argv.index('--') if '--' in argv else len(argv)
     args, flags = parse_args(argv[:split]), argv[split + 1 :]
+    if taken := [flag for flag in flags if flag.split('=')[0] in TAKEN]:
+        raise InputError(
+            f'-- {taken[0]}: the sweep sets that for each trial; give it before the --, if it is an option'
+        )
     sweep = load_sweep(args.sweep, args.cfg_options, args.seeds)
     folder = Path(args.work_dir or Path('work_dirs/sweeps') / sweep.name)
     train = Path(__file__).with_name('train.py')

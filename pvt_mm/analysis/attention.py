@@ -222,7 +222,8 @@ def _token(seen: View, query: tuple[float, float], picture: tuple[int, int], str
     """Returns column and row of the token in whose patch a point of the picture is."""
     point = np.array(query)
     place = (point + 0.5 - seen.origin) / seen.scale
-    if min(*point, *place) < 0 or (point >= picture[::-1]).any() or (place >= seen.size).any():
+    inside = (point >= 0) & (place >= 0) & (point < picture[::-1]) & (place < seen.size)
+    if not inside.all():
         ends = np.sort([seen.origin, seen.origin + seen.size * seen.scale], axis=0)
         low = np.ceil(ends[0].clip(0) - 1e-3).astype(int)
         high = np.ceil(np.minimum(ends[1], picture[::-1]) - 1e-3).astype(int) - 1

@@ -132,7 +132,10 @@ def _forget(run: Run, iteration: int) -> None:
 
 
 def _add(run: Run, records: list[dict]) -> None:
-    iteration, epoch = max(run.loss, default=0), None
+    # A run that goes on may begin with the evaluation that it was cut off in.
+    epochs = any(point.epoch is not None for points in run.metrics.values() for point in points)
+    epoch = next((record.get('epoch') for record in records if 'iter' in record), math.inf if epochs else None)
+    iteration = max(run.loss, default=0)
     for record in records:
         step = int(record['step'])
         if 'iter' in record:
@@ -145,7 +148,10 @@ def _add(run: Run, records: list[dict]) -> None:
         for name, value in record.items():
             if name not in NOT_METRICS and isinstance(value, (int, float)):
                 point = Point(iteration, step, float(value)) if by_epoch else Point(step, None, float(value))
-                run.metrics.setdefault(name, []).append(point)
+                points = run.metrics.setdefault(name, [])
+                if points and points[-1][:2] == point[:2]:
+                    points.pop()  # repeated
+                points.append(point)
 
 
 def choose_metric(runs: Sequence[Run], metric: str | None = None) -> str | None:
@@ -164,10 +170,11 @@ def choose_metric(runs: Sequence[Run], metric: str | None = None) -> str | None:
 
 
 def last_and_best(run: Run, metric: str) -> tuple[Point, Point]:
-    """Returns the last and the best (highest, the first of equals) validation of a run that has any."""
+    """Returns the last and the best (the first of equals) validation of a run: of an error or a loss, the lowest."""
     points = run.metrics[metric]
     finite = [point for point in points if math.isfinite(point.value)]
-    return points[-1], max(finite, key=lambda point: point.value, default=points[-1])
+    best = min if re.search(r'error|loss', metric) else max
+    return points[-1], best(finite, key=lambda point: point.value, default=points[-1])
 
 
 # ----------------------------------------------------------------------------------------------------------- drawing

@@ -170,9 +170,6 @@ def _map(threads: ThreadPoolExecutor, function: Any, work: Iterable, at_once: in
 
 def _open(name: str, cfg: dict, config: Config) -> Split:
     """Lists what a data set reads, without reading images."""
-    from mmdet.datasets import CocoDataset
-    from mmseg.datasets import BaseSegDataset
-
     try:
         with DATASETS.switch_scope_and_registry(None) as registry:
             dataset = registry.build({**cfg, 'pipeline': [], 'lazy_init': True})
@@ -181,7 +178,15 @@ def _open(name: str, cfg: dict, config: Config) -> Split:
     except WRONG_CONFIG as error:
         raise InputError(f'the {name} data cannot be built: {type(error).__name__}: {error}') from error
     split = Split(name, list(dataset.metainfo.get('classes') or ()))
-    readers = {CocoDataset: _list_coco, BaseSegDataset: _list_maps, ImageFolder: _list_folders}
+    readers = {ImageFolder: _list_folders}
+    with contextlib.suppress(ImportError):  # either may be absent
+        from mmdet.datasets import CocoDataset
+
+        readers[CocoDataset] = _list_coco
+    with contextlib.suppress(ImportError):
+        from mmseg.datasets import BaseSegDataset
+
+        readers[BaseSegDataset] = _list_maps
     reader = next((reader for kind, reader in readers.items() if isinstance(dataset, kind)), None)
     if reader is None:
         raise InputError(f'the {name} data is a {cfg["type"]}: COCO, MMSegmentation maps and ImageFolder are read')

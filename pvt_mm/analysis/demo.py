@@ -57,6 +57,11 @@ class Predictor:
         self.score_thr = score_thr
         model = load_model(config, checkpoint)
         self.classes, palette = _classes(checkpoint, dataset)
+        if (count := _count_classes(model)) not in (None, len(self.classes)):
+            raise InputError(
+                f'the model has {count} classes, and the names of {len(self.classes)} are known: set '
+                'test_dataloader.dataset.metainfo.classes'
+            )
         model.dataset_meta = dict(classes=self.classes, palette=palette)
         if self.scope == 'mmengine':
             self.steps, self.model, self.visualizer = image_steps(config)[1:], model, Visualizer()
@@ -183,6 +188,14 @@ def _classes(checkpoint: str, dataset: dict) -> tuple[list[str], list | str]:
     if not isinstance(palette, (list, tuple)):
         palette = np.random.default_rng(0).integers(40, 256, (len(classes), 3)).tolist()
     return classes, [tuple(color) for color in palette]
+
+
+def _count_classes(model: torch.nn.Module) -> int | None:
+    """Returns how many classes a model's head tells apart; None where it does not say."""
+    heads = dict(model.named_modules())
+    names = ('bbox_head', 'roi_head.bbox_head', 'decode_head', 'head.fc')
+    head = next((heads[name] for name in names if name in heads), None)
+    return getattr(head, 'num_classes', getattr(head, 'out_features', None))
 
 
 def _enlarged(sample: BaseDataElement, factor: int) -> BaseDataElement:

@@ -1,5 +1,6 @@
 """Pictures of what was measured: time against the scale of the input, and the times of contenders side by side."""
 
+import itertools
 from collections.abc import Sequence
 
 import matplotlib
@@ -20,7 +21,8 @@ def plot_scales(results: Sequence[Result], machine: str) -> Figure:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10.5, 4.6), layout='constrained')
         left, right = figure.subplots(1, 2)
-        for (name, line), color, marker in zip(lines.items(), COLORS, MARKERS, strict=False):
+        looks = itertools.cycle(zip(COLORS, MARKERS, strict=True))
+        for (name, line), (color, marker) in zip(lines.items(), looks, strict=False):
             line = sorted(line, key=lambda result: result.contender.shape)
             sides = [result.contender.shape[0] for result in line]
             style = dict(color=color, marker=marker, markersize=5, linewidth=2, label=name)

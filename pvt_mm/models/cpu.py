@@ -1,11 +1,11 @@
 """float32 on a CPU: the products, the attention and the feed-forward layer of the backbone, for speed and memory.
 
-PyTorch gives float32 matrix products to MKL, which on an AMD EPYC reaches half the rate of oneDNN (Zen 5) to nine
-tenths of it (Zen 4), and convolutions to oneDNN. The products here are oneDNN's. :func:`attention` and :func:`ffn` walk the tokens in chunks
-whose scores or hidden values stay in a core's cache, and compute them again in the backward pass: what would else go to
-memory and back is 16 times the tokens at 800 x 1344 pixels. They are operators of PyTorch, which ``torch.compile``
-takes as they are, and have no second derivatives, as PyTorch's own attention has none. Tuned on two cores of an AMD
-EPYC (Zen 5); not measured on Intel's and ARM's processors.
+PyTorch gives float32 matrix products to MKL, which on AMD's Zen 5 reaches half the rate of oneDNN, on Zen 4 nine tenths
+of it, and convolutions to oneDNN. The products here are oneDNN's. :func:`attention` and :func:`ffn` walk the tokens in
+chunks whose scores or hidden values stay in a core's cache, and compute them again in the backward pass: what would
+else go to memory and back is 16 times the tokens at 800 x 1344 pixels. They are operators of PyTorch, which
+``torch.compile`` takes as they are, and have no second derivatives, as PyTorch's own attention has none. Tuned on two
+cores of an AMD EPYC, of either kind; not measured on Intel's and ARM's processors.
 """
 
 import math

@@ -30,9 +30,9 @@ class Local:
 
         visible = os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',')
         count = torch.cuda.device_count()
-        visible = visible if len(visible) == count and visible != [''] else [str(i) for i in range(count)]
+        visible = visible[:count] if len(visible) >= count and visible != [''] else [str(i) for i in range(count)]
         self.gpus = min(1, count) if gpus is None else gpus
-        self.limit = jobs or max(1, count // max(1, self.gpus))
+        self.limit = jobs or (max(1, count // self.gpus) if self.gpus else 1)
         if self.limit * self.gpus > count:
             raise InputError(
                 f'--jobs {self.limit} of --gpus {self.gpus} need {self.limit * self.gpus}, and {count} are here'
@@ -76,13 +76,14 @@ class Local:
             sys.stderr.write(
                 f'\nstopping {len(jobs)} running: a checkpoint is written first, which may take a minute\n'
             )
-        for job in jobs:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(job), signal.SIGINT)
-        until = time.time() + GRACE + 10
-        while self.alive(list(jobs)) and time.time() < until:
-            time.sleep(0.1)
-        return f'{len(jobs)} running stopped'
+        left, until = list(jobs), time.time() + GRACE + 10
+        while left and time.time() < until:
+            for job in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(job), signal.SIGTERM)  # SIGINT is submitit's to kill the job a second later
+            time.sleep(0.5)
+            left = list(self.alive(left))
+        return f'{len(jobs) - len(left)} running stopped' + (f', {len(left)} go on' if left else '')
 
 
 class Slurm:

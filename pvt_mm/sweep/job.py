@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,18 +44,27 @@ class Job:
         folder, started = Path(self.work_dir), time.time()
         command = [*self.command, *(['--resume'] if self.can_resume() else [])]
         write_json(folder / 'outcome.json', dict(state='running', host=socket.gethostname()))
-        stopped = []
+        on_slurm, stopped = os.environ.get('SUBMITIT_EXECUTOR') == 'slurm', []
         before = signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))
         with open(folder / 'train.log', 'ab', buffering=0) as log:
             log.write(f'$ {shlex.join(command)}\n'.encode())
             process = subprocess.Popen(
                 command, stdout=log, stderr=log, cwd=self.cwd, env={**os.environ, **self.environment}
             )
+
+        def stop(*_: Any) -> None:
+            stopped.append(True)
+            _end(process)
+
+        if not on_slurm:  # which tells the training itself
+            signal.signal(signal.SIGTERM, stop)
+            if stopped:
+                _end(process)
         try:
             code = process.wait()
             if stopped or code in STOPPED:
                 # Slurm warns a job that it is to preempt, and one that then ends of itself is not queued again.
-                time.sleep(600 if os.environ.get('SUBMITIT_EXECUTOR') == 'slurm' else 0)
+                time.sleep(600 if on_slurm else 0)
                 return
         finally:
             process.terminate()  # where Ctrl-C or submitit's signal for a requeue ends the waiting
@@ -75,6 +85,14 @@ class Job:
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
+
+
+def _end(process: subprocess.Popen) -> None:
+    """Tells training to stop, and kills it where it has not in :data:`GRACE` seconds; to tell it twice does nothing."""
+    process.terminate()
+    timer = threading.Timer(GRACE, process.kill)
+    timer.daemon = True
+    timer.start()
 
 
 def train_command(trial: Trial, work_dir: Path, train: Path, gpus: int = 0, flags: Sequence[str] = ()) -> list[str]:

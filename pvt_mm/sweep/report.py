@@ -56,8 +56,11 @@ def write_report(sweep: Sweep, statuses: dict[Trial, Status], folder: Path) -> d
     rows = [_row(sweep, trial, status, folder / trial.name) for trial, status in statuses.items()]
     results = collect(sweep, {row['trial']: row[sweep.metric] for row in rows if row['state'] == 'finished'})
     missing = {row['trial']: row['state'] for row in rows if row['state'] != 'finished'}
-    for row in rows:
-        if row['state'] == 'finished' and row[sweep.metric] is None:
+    for row in [row for row in rows if row['state'] == 'finished']:
+        value = row[sweep.metric]
+        if value is not None and not math.isfinite(value):
+            missing[row['trial']] = f'finished, and its last {sweep.metric} is {value}'
+        if value is None:
             cut_off = row[f'best {sweep.metric}'] is not None
             why = 'but cut off before its last validation: tools/test.py has its result' if cut_off else None
             missing[row['trial']] = f'finished, {why or f"and no {sweep.metric} was logged: is that the name?"}'
@@ -82,8 +85,8 @@ def _row(sweep: Sweep, trial: Trial, status: Status, folder: Path) -> dict:
     with contextlib.suppress(InputError):  # nothing is logged yet
         points = read_run(folder).metrics.get(sweep.metric, ())
         finite = [point.value for point in points if math.isfinite(point.value)]
-        if finite:
-            best = (max if sweep.rule == 'greater' else min)(finite)
+        if points:
+            best = (max if sweep.rule == 'greater' else min)(finite, default=None)
             # A run that was cut off between its last checkpoint and its last validation has nothing left to resume.
             ended = status.state != 'finished' or points[-1].epoch in (None, trial.epochs)
             last = points[-1].value if ended else None
@@ -113,9 +116,11 @@ def collect(sweep: Sweep, values: dict[str, float | None]) -> list[Result]:
 
 
 def find_best(results: list[Result], rule: str) -> Result | None:
-    """Returns the result of the best mean, if any has one."""
+    """Returns the result of the best mean, of those of all seeds if there are any; None where nothing has a value."""
     choose = max if rule == 'greater' else min
-    return choose((result for result in results if result.values), key=lambda result: result.mean, default=None)
+    some = [result for result in results if result.values]
+    whole = [result for result in some if len(result.values) == result.seeds]
+    return choose(whole or some, key=lambda result: result.mean, default=None)
 
 
 def to_markdown(sweep: Sweep, results: list[Result], missing: dict[str, str]) -> str:

@@ -87,6 +87,7 @@ def load_sweep(path: str, options: Sequence[str] = (), seeds: Sequence[int] | No
             raise InputError(f'{path}: a sweep has no {key}; did you mean {near[0]}?')
     if config.get('rule', 'greater') not in ('greater', 'less'):
         raise InputError(f"{path}: rule is 'greater' or 'less', not {config.rule!r}")
+    _check_types(path, config)
     trials = [
         Trial('-'.join([name, *names]), base, (*options, *own), seed, epochs, gpus)
         for name, base in _named_configs(path, config).items()
@@ -106,11 +107,23 @@ def load_sweep(path: str, options: Sequence[str] = (), seeds: Sequence[int] | No
     return Sweep(name, config.get('title', name), config.metric, config.get('rule', 'greater'), tuple(kept))
 
 
+def _check_types(path: str, config: Config) -> None:
+    configs = config.configs
+    named = isinstance(configs, Mapping)
+    are_paths = _is_list(list(configs.values()) if named else configs, str)
+    if not are_paths or (not named and len({Path(base).stem for base in configs}) < len(configs)):
+        raise InputError(f'{path}: configs is a list of paths of different names, or a dict of paths by name')
+    for name in configs if named else ():
+        _check_name(path, name)
+    if not _is_list(config.get('seeds', [0]), int) or not config.get('seeds', [0]):
+        raise InputError(f'{path}: seeds is a list of numbers, such as [0, 1, 2], not {config.seeds!r}')
+    if not _is_list(config.get('exclude', []), str):
+        raise InputError(f"{path}: exclude is a list of patterns, such as ['pvt_l*-seed2'], not {config.exclude!r}")
+
+
 def _named_configs(path: str, config: Config) -> dict[str, str]:
     configs = config.configs
     if not isinstance(configs, Mapping):
-        if isinstance(configs, str) or len({Path(base).stem for base in configs}) < len(configs):
-            raise InputError(f'{path}: configs is a list of paths of different names, or a dict of paths by name')
         configs = {Path(base).stem: base for base in configs}
     return {name: os.path.relpath(Path(path).parent / base) for name, base in configs.items()}
 
@@ -119,15 +132,23 @@ def _combinations(path: str, options: Any) -> Iterator[tuple[list[str], list[str
     """Yields the names and the options of every combination."""
     axes = [axis for axis in (options if isinstance(options, (list, tuple)) else [options]) if axis != {}]
     for axis in axes:
-        if not isinstance(axis, Mapping) or any(isinstance(values, str) for values in axis.values()):
+        if not isinstance(axis, Mapping) or not all(_is_list(values, str) for values in axis.values()):
             raise InputError(
                 f"{path}: options is a dict of lists by name: dict(slow=['optim_wrapper.optimizer.lr=1e-5'])"
             )
         for name in axis:
-            if not re.fullmatch(r'[\w.+-]+', name):
-                raise InputError(f'{path}: {name!r} names options, and folders: letters, digits and . _ + - alone')
+            _check_name(path, name)
     for chosen in itertools.product(*(axis.items() for axis in axes)):
         yield [name for name, _ in chosen], [value for _, values in chosen for value in values]
+
+
+def _check_name(path: str, name: str) -> None:
+    if not re.fullmatch(r'[\w.+-]+', name) or name.startswith('.'):
+        raise InputError(f'{path}: {name!r} names a part of trials, and folders: letters, digits and . _ + - alone')
+
+
+def _is_list(values: Any, kind: type) -> bool:
+    return isinstance(values, (list, tuple, range)) and all(isinstance(value, kind) for value in values)
 
 
 class _OptionParser(argparse.ArgumentParser):

@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -134,13 +135,14 @@ class Trials:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / 'outcome.json').unlink(missing_ok=True)
         job = Job(self.commands[trial], str(folder.absolute()), os.getcwd(), environment)
-        kept = dict(
-            trial=self._identity(trial),
-            executor=self.executor.name,
-            job=self.executor.submit(job, f'{self.sweep.name}/{trial.name}'),
-            devices=environment.get('CUDA_VISIBLE_DEVICES'),
-        )
-        write_json(folder / 'submitted.json', kept)
+        with _ctrl_c_later():
+            kept = dict(
+                trial=self._identity(trial),
+                executor=self.executor.name,
+                job=self.executor.submit(job, f'{self.sweep.name}/{trial.name}'),
+                devices=environment.get('CUDA_VISIBLE_DEVICES'),
+            )
+            write_json(folder / 'submitted.json', kept)
 
     def run(self, show: Callable[[dict[Trial, Status]], None]) -> dict[Trial, Status]:
         """Runs what is not finished, to its end, and returns where every trial then stands.
@@ -179,6 +181,16 @@ class Trials:
             done = self.executor.cancel({s.job: s.state for s in active if s.executor == self.executor.name})
             sys.stderr.write(f'\n{done}, {len(waiting)} not started. The same command goes on from here.\n')
             raise
+
+
+@contextlib.contextmanager
+def _ctrl_c_later() -> Iterator[None]:
+    """Has Ctrl-C wait until a job is on record, and keeps it from what is started: a terminal sends it to all."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def last_lines(folder: Path, count: int = 8) -> list[str]:

@@ -5,7 +5,16 @@ import pytest
 import torch
 from mmengine.registry import MODELS, DefaultScope
 
-from pvt_mm.analysis.attention import attend, attention_of, choose_heads, find_layer, panels, plot_attention, view
+from pvt_mm.analysis.attention import (
+    Attention,
+    attend,
+    attention_of,
+    choose_heads,
+    find_layer,
+    panels,
+    plot_attention,
+    view,
+)
 from pvt_mm.engine.run import load_config
 from pvt_mm.errors import InputError
 from pvt_mm.models import PVT
@@ -76,6 +85,39 @@ def test_a_detector_sees_the_whole_picture_and_padding_right_and_below(stage, la
         found = attention_of(model.backbone, stage, layer, view(config, model, image, 'x.png'), (5, 5), image.shape[:2])
         assert found.weights.shape[1:] == (5, w)
         assert (found.padding > 0.01).all() == padded
+
+
+@torch.no_grad()
+def test_the_token_at_the_point_asks():
+    config, model = build('demo/retinanet_shapes', {'model.neck.in_channels': [8, 16, 24, 32]})
+    attn, kept = model.backbone.stages[1].layers[0].attn, {}
+    for parameter in attn.parameters():
+        parameter.normal_(std=0.3)
+    image = picture(120, 150)  # resized to 128 x 160: 16 x 20 tokens of 8 pixels
+    attn.register_forward_pre_hook(lambda _, inputs: kept.update(x=inputs[0], size=inputs[1]))
+    found = attention_of(model.backbone, 1, 0, view(config, model, image, 'x.png'), (100, 30), image.shape[:2])
+    column, row = int(100.5 * 160 / 150 // 8), int(30.5 * 128 / 120 // 8)
+    expected, _ = attend(attn, kept['x'], kept['size'], row * 20 + column)
+    np.testing.assert_array_equal(found.weights.reshape(attn.num_heads, -1), expected)
+    other, _ = attend(attn, kept['x'], kept['size'], column * 16 + row)
+    assert abs(other - expected).max() > 1e-3
+
+
+def test_the_map_lies_on_the_picture_as_it_is():
+    image = np.zeros((60, 80, 3), np.uint8)
+    image[..., 0] = 255  # blue
+    weights = np.full((1, 3, 4), 0.01)
+    weights[0, 0, 3] = 0.9  # of the corner above on the right
+    cells = (np.arange(5) * 20.0, np.arange(4) * 20.0)
+    found = Attention(weights, None, cells, np.zeros(1), (5.0, 15.0))
+    first, second = plot_attention(image, found, None, 'title').axes[:2]
+    assert first.images[0].get_array()[0, 0].tolist() == [0, 0, 255]
+    drawn = second.images[1]
+    assert drawn.get_extent() == [0, 80, 60, 0]
+    assert drawn.origin == 'upper'
+    assert np.unravel_index(drawn.get_array()[..., 3].argmax(), (3, 4)) == (0, 3)
+    assert second.get_ylim() == (60, 0)
+    assert second.lines[0].get_xydata().tolist() == [[5.0, 15.0]]
 
 
 def test_a_classifier_sees_the_central_crop_and_its_class_token_asks():

@@ -6,7 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pvt_mm.analysis.curves import Run, choose_metric, last_and_best, plot_curves, read_run, read_runs, smooth, spread
+from pvt_mm.analysis.curves import (
+    Point,
+    Run,
+    choose_metric,
+    last_and_best,
+    plot_curves,
+    read_run,
+    read_runs,
+    smooth,
+    spread,
+)
 from pvt_mm.errors import InputError
 
 
@@ -33,6 +43,22 @@ def test_a_resumed_log_goes_on_from_where_it_resumed(tmp_path):
     assert list(run.loss) == list(range(1, 21))
     assert [run.loss[10], run.loss[11], run.loss[20]] == [3.0, 1.0, 1.0]
     assert [(p.iteration, p.epoch, p.value) for p in run.metrics['coco/bbox_mAP']] == [(10, 1, 0.1), (20, 2, 0.3)]
+
+
+def test_a_resumed_log_that_begins_with_an_evaluation_repeats_it(tmp_path):
+    write_log(tmp_path, '20260101_000000', [*training(1, 10, 3.0), validation(1, 0.1)])
+    records = [validation(1, 0.2), *training(11, 20, 1.0), validation(2, 0.3)]
+    write_log(tmp_path, '20260102_000000', records, resumed=True)
+    write_log(tmp_path, '20260103_000000', [validation(2, 0.4)], resumed=True)  # the evaluation alone was left
+    run = read_run(tmp_path)
+    assert [(p.iteration, p.epoch, p.value) for p in run.metrics['coco/bbox_mAP']] == [(10, 1, 0.2), (20, 2, 0.4)]
+
+
+def test_evaluations_by_iteration_stay_so_where_a_log_resumes(tmp_path):
+    steps = [dict(loss=1.0, iter=step, step=step) for step in range(1, 41)]
+    write_log(tmp_path, '20260101_000000', [*steps[:20], {'mIoU': 1.0, 'step': 20}])
+    write_log(tmp_path, '20260102_000000', [{'mIoU': 2.0, 'step': 20}, *steps[20:], {'mIoU': 3.0, 'step': 40}], True)
+    assert read_run(tmp_path).metrics['mIoU'] == [(20, None, 2.0), (40, None, 3.0)]
 
 
 def test_a_log_that_began_anew_replaces_the_one_before(tmp_path):
@@ -75,6 +101,11 @@ def test_metric_and_its_best(tmp_path):
     with pytest.raises(InputError, match='has no metric mIoU; it has coco/bbox_mAP'):
         choose_metric([run], 'mIoU')
     assert choose_metric([Run('empty', {1: 1.0})]) is None
+
+
+def test_the_best_error_is_the_lowest():
+    run = Run('a', {1: 1.0}, {'accuracy/error1': [Point(1, 1, 60.0), Point(2, 2, 30.0), Point(3, 3, 40.0)]})
+    assert last_and_best(run, 'accuracy/error1')[1].value == 30.0
 
 
 def test_smoothing_keeps_a_level_and_leaves_out_what_is_not_finite():

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from pvt_mm.errors import InputError
+from pvt_mm.files import read_json
 from pvt_mm.sweep.executors import Local, Slurm
+from pvt_mm.sweep.job import Job
 
 
 @pytest.fixture
@@ -49,6 +51,9 @@ def test_trials_side_by_side_have_gpus_of_their_own(gpus):
 def test_only_the_visible_gpus_are_given_out(gpus):
     gpus(2, visible='5,7')
     assert [Local().environment(taken)['CUDA_VISIBLE_DEVICES'] for taken in (set(), {'5'})] == ['5', '7']
+    gpus(2, visible='5,7,-1,2')  # CUDA sees those before the first that is none
+    assert Local().devices == ['5', '7']
+    assert Local(gpus=0).limit == 1
 
 
 def test_on_cpus_trials_share_the_cores(gpus, monkeypatch):
@@ -66,18 +71,33 @@ def test_more_gpus_than_there_are(gpus):
         Local(jobs=2, gpus=2)
 
 
-def test_stopping_says_so_before_the_wait_and_is_over_when_they_are(gpus, capsys):
+TRAINING = """
+import signal, sys, time
+from pathlib import Path
+def stop(*_):
+    time.sleep(3)
+    Path('saved').touch()
+    sys.exit(75)
+signal.signal(signal.SIGTERM, stop)
+Path('ready').touch()
+time.sleep(60)
+"""
+
+
+def test_stopping_waits_until_training_has_saved(gpus, tmp_path, capsys):
     gpus(0)
-    waiting = 'print(flush=True); time.sleep(60)'
-    script = f'import signal, time; signal.signal(signal.SIGINT, signal.default_int_handler); {waiting}'
-    process = subprocess.Popen([sys.executable, '-c', script, 'submitit.local'], stdout=subprocess.PIPE)
-    process.stdout.readline()
-    job, local = str(process.pid), Local()
+    local, command = Local(), [sys.executable, '-c', TRAINING]
+    job = local.submit(Job(command, str(tmp_path), str(tmp_path)), 'a trial')
+    until = time.time() + 60
+    while not (tmp_path / 'ready').exists():
+        assert time.time() < until
+        time.sleep(0.1)
     assert local.alive([job]) == {job: 'running'}
     assert local.cancel({job: 'running'}) == '1 running stopped'
-    assert 'stopping 1 running' in capsys.readouterr().err
+    assert (tmp_path / 'saved').exists()
+    assert 'stopping 1 running: a checkpoint is written first' in capsys.readouterr().err
     assert local.alive([job]) == {}
-    process.communicate()
+    assert read_json(tmp_path / 'outcome.json')['state'] == 'running'  # cut off, neither finished nor failed
 
 
 def test_a_process_that_is_not_ours_is_no_job(gpus):

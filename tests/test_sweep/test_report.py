@@ -66,6 +66,23 @@ def test_a_run_without_its_last_validation_has_no_result(sweep, tmp_path):
     assert '- pvt_s-seed1: finished, but cut off before its last validation' in text
 
 
+def test_the_last_validation_counts_and_one_that_diverged_is_named(sweep, tmp_path):
+    runs = ([0.5, 0.4], [0.5, float('nan')], [0.3, 0.3], [0.3, 0.2])  # of two seeds of two settings
+    for trial, values in zip(sweep.trials, runs, strict=False):
+        log = tmp_path / trial.name / '20260101_000000/vis_data/scalars.json'
+        log.parent.mkdir(parents=True)
+        lines = []
+        for epoch, value in zip((11, 12), values, strict=True):
+            lines += [dict(iter=epoch, epoch=epoch, loss=1.0, step=epoch), {'coco/bbox_mAP': value, 'step': epoch}]
+        log.write_text('\n'.join(json.dumps(line) for line in lines))
+    results = report.write_report(sweep, {trial: Status('finished') for trial in sweep.trials[:4]}, tmp_path)
+    assert results['means'] == pytest.approx({'pvt_s': 0.4, 'r50': 0.25})
+    assert results['best'] == 'r50'  # of both seeds
+    assert '- pvt_s-seed1: finished, and its last coco/bbox_mAP is nan' in (tmp_path / 'sweep.md').read_text()
+    with open(tmp_path / 'sweep.csv') as file:
+        assert [row['best coco/bbox_mAP'] for row in csv.DictReader(file)] == ['0.5', '0.5', '0.3', '0.3']
+
+
 def test_nothing_finished_is_a_report_too(sweep, tmp_path):
     results = report.write_report(sweep, {trial: Status('new') for trial in sweep.trials}, tmp_path / 'out')
     assert results == {'metric': 'coco/bbox_mAP', 'best': None, 'means': {}}

@@ -43,6 +43,7 @@ def test_attention_is_drawn(trained, shapes, tmp_path, capsys):
     ('flags', 'message'),
     [
         (['--query', '64', '0'], '--query 64 0 is outside of what the model sees of the picture: X is from 0 to 63'),
+        (['--query', 'nan', '5'], '--query nan 5 is outside of what the model sees'),
         (['--query', '-1', '0'], 'X is from 0 to 63, Y from 0 to 63'),
         (['--query', '1', '1', '--stage', '5'], '--stage 5: the model has stages 1 to 4'),
         (['--query', '1', '1', '--layer', '9'], '--layer 9: stage 4 has layers 1 to 1'),

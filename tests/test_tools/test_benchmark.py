@@ -1,7 +1,10 @@
 """The benchmark: that it measures what it says, in every mode, and says what is wrong. No time is tested."""
 
 import json
+import platform
 import statistics
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ from pvt_mm.analysis.benchmark import Contender, Result
 from pvt_mm.analysis.flops import count
 from pvt_mm.analysis.latency import plot_scales, plot_times
 from pvt_mm.engine.run import load_config
+from pvt_mm.errors import InputError
 from tests.conftest import ROOT
 from tools import benchmark as tool
 from tools import benchmark_report as report
@@ -88,6 +92,45 @@ def test_multiply_adds_are_those_of_flops():
     alone = sum(2 * 2 * (N // 4**i) * (N // 64) * C for i, C in enumerate((64, 128, 320))) / 1e9
     alone += 2 * 2 * (N // 64) ** 2 * 512 / 1e9
     assert benchmark._build(Contender('tiny', at, mode='attention'))[1] == pytest.approx(alone)
+
+
+@pytest.mark.parametrize('peer', ['mmdet', 'hf'])
+def test_peers_are_the_same_network(peer):
+    ours, theirs = (benchmark._build(Contender('small', (224, 224), peer=one)) for one in ('', peer))
+    counts = [sum(p.numel() for p in model.parameters() if p.dim() == 2) for model, _ in (ours, theirs)]
+    counts += [sum(p.numel() for p in model.parameters() if p.dim() == 4) for model, _ in (ours, theirs)]
+    print(counts)
+    assert ours[1] == theirs[1]
+
+
+class Recording(torch.nn.Module):
+    """Notes how it is called, and is slow in one of the memory formats."""
+
+    def __init__(self, slow):
+        super().__init__()
+        self.conv, self.slow, self.calls = torch.nn.Conv2d(3, 4, 1), slow, []
+
+    def forward(self, image):
+        channels_last = image.is_contiguous(memory_format=torch.channels_last)
+        time.sleep(0.03 if channels_last == (self.slow == 'channels_last') else 0)
+        y = self.conv(image)
+        self.calls.append((self.training, torch.is_grad_enabled(), y.dtype, channels_last))
+        return y
+
+
+@pytest.mark.parametrize(('slow', 'faster'), [('contiguous', 'channels_last'), ('channels_last', 'contiguous')])
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('mode', ['forward', 'train'])
+def test_a_step_is_what_was_asked_for(mode, dtype, slow, faster, monkeypatch):
+    model = Recording(slow)
+    monkeypatch.setattr(benchmark, '_build', lambda contender: (model, 1.0))
+    contender = Contender('tiny', (8, 8), mode, batch=2, dtype=dtype, memory_format='better')
+    step, _, facts = benchmark._prepare(contender)
+    assert facts == dict(images=2, gflops=6.0 if mode == 'train' else 2.0, memory_format=faster)
+    step()
+    train = mode == 'train'
+    assert model.calls[-1] == (train, train, getattr(torch, dtype), faster == 'channels_last')
+    assert model.conv.weight.grad is None  # as an optimizer leaves them
 
 
 @pytest.mark.filterwarnings('ignore::UserWarning')  # they say why no kernel fits
@@ -346,6 +389,35 @@ def test_the_report_is_what_was_measured(measured, tmp_path, capsys):
     shapes = {contender.shape for contender in measured}
     assert {(800, 1344), (640, 1088), (1600, 2688), (1120, 1120)} <= shapes
     assert all(contender.memory_format == 'better' for contender in measured if contender.mode != 'product')
+
+
+def test_the_machine_is_named_with_its_model_where_linux_says_it(monkeypatch):
+    def machine(cpuinfo: str) -> str:
+        monkeypatch.setattr(Path, 'read_text', lambda path: cpuinfo)
+        return benchmark.machine('cpu')
+
+    zen4 = 'processor\t: 0\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: AMD EPYC\n'
+    assert machine(zen4).startswith('AMD EPYC (family 25, model 17), ')
+    arm = machine('processor\t: 0\nBogoMIPS\t: 243.75\nFeatures\t: fp asimd\n')
+    assert arm.startswith(f'{platform.processor() or platform.machine()}, ')
+
+
+def test_what_a_gpu_cannot_hold_is_not_measured_and_the_rest_is(measured, tmp_path, monkeypatch, capsys):
+    def measure(group, rounds, note):
+        if group[0].device == 'cuda' and group[0].batch == 16:
+            raise InputError('out of memory')
+        return measure_all(group, rounds, note)
+
+    measure_all = benchmark.measure
+    monkeypatch.setattr(benchmark, 'measure', measure)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(report, 'devices', lambda: ['cpu'])
+    assert report.main(['--rounds', '2', '--out', str(tmp_path)]) == 1
+    text = (tmp_path / 'benchmarks.md').read_text()
+    assert '## GPU, train, bfloat16, batch 2\n' in text
+    assert '## GPU, train, bfloat16, batch 16\n' not in text
+    assert '| GPU, bf16, training throughput: ours / mmdet | >= 2.00 | not measured |  |' in text
+    assert 'GPU, train, bfloat16, batch 16: not measured: out of memory' in capsys.readouterr().err
 
 
 def test_a_report_whose_figures_reach_their_bounds_is_no_failure(measured, tmp_path, monkeypatch):

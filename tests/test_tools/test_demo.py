@@ -151,6 +151,17 @@ def test_the_frames_of_a_video(trained, shapes, tmp_path, capsys):
     assert film.read()[1].std() > 5
 
 
+@pytest.mark.parametrize('task', TASKS)
+def test_names_of_another_number_of_classes_are_refused(task, trained, shapes, tmp_path, capsys):
+    config, checkpoint = trained(task)
+    content = torch.load(checkpoint, weights_only=True)
+    content['meta']['dataset_meta']['classes'] = ('circle', 'square')
+    torch.save(content, checkpoint)
+    assert demo.main([str(next((shapes / 'val2017').iterdir())), config, checkpoint, '--out', 'drawn']) == 2
+    assert 'the model has 3 classes, and the names of 2 are known: set' in capsys.readouterr().err
+    assert not (tmp_path / 'drawn').exists()
+
+
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [

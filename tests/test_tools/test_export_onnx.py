@@ -1,6 +1,7 @@
 """What is exported computes what PyTorch does, at other sizes and batches too; what differs is not written."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -106,9 +107,17 @@ def test_what_differs_or_cannot_be_exported_is_not_written(tmp_path):
         def forward(self, x):
             return x if x.sum() > 0 else -x
 
+    class Broken(torch.nn.Module):
+        def forward(self, x):
+            return x * math.nan
+
     path = tmp_path / 'out.onnx'
     path.write_bytes(b'the one before')
-    for module, message in ((Fixed(), 'dynamic sizes|differs from PyTorch'), (Branching(), 'dynamic sizes')):
+    for module, message in (
+        (Fixed(), 'dynamic sizes|differs from PyTorch'),
+        (Branching(), 'dynamic sizes'),
+        (Broken(), 'differs from PyTorch by nan'),
+    ):
         with pytest.raises(export.InputError, match=message):
             export.export(module, path)
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [('out.onnx', b'the one before')]

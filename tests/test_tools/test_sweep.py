@@ -31,11 +31,13 @@ import time
 from pathlib import Path
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
+from pvt_mm.engine.checkpoint_hook import CheckpointHook
 
 @HOOKS.register_module()
 class WaitForGo(Hook):
     def before_train_epoch(self, runner):
-        while runner.epoch == 1 and not Path('go').exists():
+        stop = next(hook.stop for hook in runner.hooks if isinstance(hook, CheckpointHook))
+        while runner.epoch == 1 and not Path('go').exists() and not stop.name:
             time.sleep(0.1)
 """
 SWEEP = """
@@ -155,6 +157,8 @@ def test_a_sweep_goes_on_where_it_was_cut_off(sweep, shapes, capsys):
         (['two.py', '--executor', 'slurm'], 'there is no sbatch here'),
         (['two.py', '--cfg-options', 'model.backbone'], "takes KEY=VALUE pairs, got 'model.backbone"),
         (['two.py', '--work-dir', 'two.py/x'], 'two.py/x cannot be written'),
+        (['two.py', '--', '--amp', '--seed', '3'], '-- --seed: the sweep sets that for each trial'),
+        (['two.py', '--', '--work-dir=x'], '-- --work-dir=x: the sweep sets that for each trial'),
     ],
 )
 def test_bad_input_gets_one_line_and_exit_code_2(arguments, message, sweep, monkeypatch, capsys):
@@ -171,6 +175,7 @@ def test_bad_input_gets_one_line_and_exit_code_2(arguments, message, sweep, monk
     [
         (['--time', '90:00'], '90:00 is no time limit'),
         (['--jobs', '0'], '0 is no number of at least 1'),
+        (['--gpus', '-1'], '-1 is no number of at least 0'),
         (['--executor', 'slurm', '--slurm', 'mem'], 'mem is no KEY=VALUE'),
         (['--partition', 'gpu'], 'go with --executor slurm'),
         (['--dry-run', '--report'], 'not allowed with'),
