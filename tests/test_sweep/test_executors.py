@@ -30,7 +30,7 @@ def gpus(monkeypatch):
 @pytest.fixture
 def slurm(tmp_path, monkeypatch):
     """Programs in the place of Slurm's, which write down what they are called with; squeue answers ``queue``."""
-    for name in ('sbatch', 'squeue', 'scancel'):
+    for name in ('sbatch', 'squeue', 'scancel', 'srun'):
         (tmp_path / name).write_text(f'#!/bin/sh\necho {name} "$@" >> {tmp_path}/calls\ncat {tmp_path}/{name}.out\n')
         (tmp_path / name).chmod(0o755)
         (tmp_path / f'{name}.out').touch()
@@ -139,6 +139,24 @@ def test_options_of_sbatch_win(slurm):
     parameters = Slurm(gpus=1, more=more).parameters
     assert parameters['cpus_per_task'] == 12
     assert parameters['additional_parameters'] == dict(requeue=False, open_mode='append', account='vision')
+
+
+def test_what_slurm_is_asked_for(slurm, tmp_path):
+    (slurm / 'sbatch.out').write_text('Submitted batch job 12\n')
+    executor = Slurm('gpu', gpus=2, minutes=90, more=dict(account='vision'))
+    assert executor.submit(Job(['true'], str(tmp_path), str(tmp_path)), 'two/a-seed0') == '12'
+    (script,) = tmp_path.glob('submitit/*submission*.sh')
+    lines = script.read_text().splitlines()
+    asked = ['requeue', 'open-mode=append', 'time=90', 'gpus-per-node=2', 'cpus-per-task=10', 'partition=gpu']
+    for option in [*asked, 'account=vision', 'nodes=1', 'ntasks-per-node=1', 'job-name=two/a-seed0']:
+        assert f'#SBATCH --{option}' in lines
+    assert 'export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK' in lines
+
+
+def test_what_slurm_refuses_is_one_line(slurm, tmp_path):
+    (slurm / 'sbatch').write_text('#!/bin/sh\necho "sbatch: error: invalid partition specified: gpu" >&2\nexit 1\n')
+    with pytest.raises(InputError, match=r'Slurm refuses a: (?s:.*)invalid partition specified: gpu'):
+        Slurm('gpu').submit(Job(['true'], str(tmp_path), str(tmp_path)), 'a')
 
 
 def test_states_of_slurm_jobs(slurm):

@@ -45,6 +45,10 @@ def test_shipped_sweeps_load_with_their_configs_and_options(path):
         assert {str(Path(trial.config).resolve().relative_to(ROOT)) for trial in sweep.trials} == expected
 
 
+def test_the_gpus_that_a_recipe_is_for():
+    assert {trial.gpus for trial in load_sweep(str(ROOT / 'configs/sweeps/retinanet_backbones.py')).trials} == {8.0}
+
+
 CONFIGS = f"metric = 'loss'\nrule = 'less'\nconfigs = dict(a='{ROOT}/configs/retinanet/pvt_t_1x.py')\n"
 LR, EPOCHS = 'optim_wrapper.optimizer.lr', 'train_cfg.max_epochs'
 

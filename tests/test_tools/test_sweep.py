@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from pvt_mm.sweep.spec import Sweep, Trial
+from pvt_mm.sweep.trials import Trials
 from tests.conftest import ROOT, TINY_ARCH
 from tools import sweep as sweep_tool
 
@@ -168,6 +170,18 @@ def test_bad_input_gets_one_line_and_exit_code_2(arguments, message, sweep, monk
     assert len(error) == 1
     assert error[0].startswith('error: ')
     assert message in error[0]
+
+
+def test_another_batch_than_the_recipes_is_told(tmp_path, capsys):
+    trial = Trial('a', 'a.py', (), 0, gpus=8.0)
+
+    def note(gpus: int, *flags: str) -> str:
+        swept = Sweep('one', 'One', 'mIoU', 'greater', (trial,))
+        sweep_tool.note_batches(Trials(swept, tmp_path, Path('train.py'), flags=flags, gpus=gpus))
+        return capsys.readouterr().err
+
+    assert note(1).endswith('for the batches of 8 GPUs, and a trial has 1: add --gpus 8, or -- --auto-scale-lr\n')
+    assert note(1, '--auto-scale-lr') == note(8) == ''
 
 
 @pytest.mark.parametrize(
