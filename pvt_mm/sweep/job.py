@@ -53,8 +53,9 @@ class Job:
             )
 
         def stop(*_: Any) -> None:
+            if not stopped:
+                _end(process)
             stopped.append(True)
-            _end(process)
 
         if not on_slurm:  # which tells the training itself
             signal.signal(signal.SIGTERM, stop)
@@ -88,7 +89,7 @@ class Job:
 
 
 def _end(process: subprocess.Popen) -> None:
-    """Tells training to stop, and kills it where it has not in :data:`GRACE` seconds; to tell it twice does nothing."""
+    """Tells training to stop, and kills it where it has not in :data:`GRACE` seconds."""
     process.terminate()
     timer = threading.Timer(GRACE, process.kill)
     timer.daemon = True

@@ -145,8 +145,7 @@ def test_what_slurm_is_asked_for(slurm, tmp_path):
     (slurm / 'sbatch.out').write_text('Submitted batch job 12\n')
     executor = Slurm('gpu', gpus=2, minutes=90, more=dict(account='vision'))
     assert executor.submit(Job(['true'], str(tmp_path), str(tmp_path)), 'two/a-seed0') == '12'
-    (script,) = tmp_path.glob('submitit/*submission*.sh')
-    lines = script.read_text().splitlines()
+    lines = (tmp_path / 'submitit/12_submission.sh').read_text().splitlines()
     asked = ['requeue', 'open-mode=append', 'time=90', 'gpus-per-node=2', 'cpus-per-task=10', 'partition=gpu']
     for option in [*asked, 'account=vision', 'nodes=1', 'ntasks-per-node=1', 'job-name=two/a-seed0']:
         assert f'#SBATCH --{option}' in lines

@@ -97,9 +97,11 @@ def test_multiply_adds_are_those_of_flops():
 @pytest.mark.parametrize('peer', ['mmdet', 'hf'])
 def test_peers_are_the_same_network(peer):
     ours, theirs = (benchmark._build(Contender('small', (224, 224), peer=one)) for one in ('', peer))
-    counts = [sum(p.numel() for p in model.parameters() if p.dim() == 2) for model, _ in (ours, theirs)]
-    counts += [sum(p.numel() for p in model.parameters() if p.dim() == 4) for model, _ in (ours, theirs)]
-    print(counts)
+    weights, others = (
+        [p.numel() for p in model.parameters() if p.dim() in dims]
+        for (model, _), dims in ((ours, (2,)), (theirs, (2, 4)))
+    )
+    assert sum(weights) == sum(others)
     assert ours[1] == theirs[1]
 
 

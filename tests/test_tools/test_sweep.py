@@ -173,7 +173,7 @@ def test_bad_input_gets_one_line_and_exit_code_2(arguments, message, sweep, monk
 
 
 def test_another_batch_than_the_recipes_is_told(tmp_path, capsys):
-    trial = Trial('a', 'a.py', (), 0, gpus=8.0)
+    trial = Trial('a', 'a.py', (), 0, 12, gpus=8.0)
 
     def note(gpus: int, *flags: str) -> str:
         swept = Sweep('one', 'One', 'mIoU', 'greater', (trial,))
