@@ -39,12 +39,12 @@ def plot_scales(results: Sequence[Result], machine: str) -> Figure:
             axes.set_xticks(sorted({result.contender.shape[0] for result in results}))
         handles, names = left.get_legend_handles_labels()
         figure.legend(handles, names, loc='outside lower center', ncols=len(names), frameon=False)
-        figure.text(0.995, 0.995, machine, ha='right', va='top', fontsize=7.5, color='0.5')
+        figure.suptitle(machine, x=0.995, ha='right', fontsize=7.5, color='0.5')
     return figure
 
 
 def plot_times(results: Sequence[Result], machine: str) -> Figure:
-    """Draws each result's median step as a bar, with its quartiles and how many times the first's it is."""
+    """Draws each result's median step as a bar, its spread to either side, and how many times the first's it is."""
     with matplotlib.rc_context({**STYLE, 'axes.spines.left': False}):
         figure = Figure(figsize=(8.5, 1.5 + 0.5 * len(results)), layout='constrained')
         axes = figure.subplots()
@@ -64,7 +64,6 @@ def plot_times(results: Sequence[Result], machine: str) -> Figure:
             )
         axes.set_yticks(places, [result.contender.name for result in results])
         axes.invert_yaxis()
-        H, W = results[0].contender.shape
         first = results[0].contender
         H, W = first.shape
         size = '' if first.mode == 'end2end' else f' of {H} x {W} pixels'
