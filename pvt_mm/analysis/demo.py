@@ -56,12 +56,7 @@ class Predictor:
         config.test_dataloader.dataset = dataset
         self.score_thr = score_thr
         model = load_model(config, checkpoint)
-        self.classes, palette = _classes(checkpoint, dataset)
-        if (count := _count_classes(model)) not in (None, len(self.classes)):
-            raise InputError(
-                f'the model has {count} classes, and the names of {len(self.classes)} are known: set '
-                'test_dataloader.dataset.metainfo.classes'
-            )
+        self.classes, palette = _classes(checkpoint, dataset, _count_classes(model))
         model.dataset_meta = dict(classes=self.classes, palette=palette)
         if self.scope == 'mmengine':
             self.steps, self.model, self.visualizer = image_steps(config)[1:], model, Visualizer()
@@ -172,16 +167,19 @@ def _inferencer(scope: str, config: Config, model: torch.nn.Module) -> object:
         logger.setLevel(level)
 
 
-def _classes(checkpoint: str, dataset: dict) -> tuple[list[str], list | str]:
-    """Returns the names of the classes, by the checkpoint or else by the data set, and their colours."""
+def _classes(checkpoint: str, dataset: dict, count: int | None) -> tuple[list[str], list | str]:
+    """Returns the names of ``count`` classes, by the checkpoint or else by the data set, and their colours."""
     meta = (read_file(checkpoint).get('meta') or {}).get('dataset_meta') or {}
     try:
         known = DATASETS.build({**dataset, 'lazy_init': True}).metainfo
     except Exception:  # the data need not be here
         known = {}
-    classes = list(meta.get('classes') or known.get('classes') or dataset.get('metainfo', {}).get('classes') or ())
+    named = [one.get('classes') or () for one in (meta, known, dataset.get('metainfo', {}))]
+    classes = next((list(names) for names in named if names and count in (None, len(names))), None)
     if not classes:
-        raise InputError(f'{checkpoint} does not name the classes: set test_dataloader.dataset.metainfo.classes')
+        others = ''.join(f', but {len(names)} others' for names in named[:1] if names)
+        which = f'the {count} classes{others}' if count else 'the classes'
+        raise InputError(f'{checkpoint} does not name {which}: set test_dataloader.dataset.metainfo.classes')
     palette = meta.get('palette') or known.get('palette')
     if len(classes) <= len(COLORS):
         palette = [tuple(round(255 * part) for part in to_rgb(color)) for color in COLORS[: len(classes)]]

@@ -1,6 +1,6 @@
 """float32 on a CPU: the products, the attention and the feed-forward layer of the backbone, for speed and memory.
 
-PyTorch gives float32 matrix products to MKL, which on AMD's Zen 5 reaches half the rate of oneDNN, on Zen 4 nine tenths
+PyTorch gives float32 matrix products to MKL, which on AMD's Zen 5 reaches half the rate of oneDNN, on Zen 4 four fifths
 of it, and convolutions to oneDNN. The products here are oneDNN's. :func:`attention` and :func:`ffn` walk the tokens in
 chunks whose scores or hidden values stay in a core's cache, and compute them again in the backward pass: what would
 else go to memory and back is 16 times the tokens at 800 x 1344 pixels. They are operators of PyTorch, which

@@ -49,7 +49,12 @@ class Local:
         """Starts a job, and returns the process's id."""
         executor = submitit().LocalExecutor(Path(job.work_dir) / 'submitit')
         executor.update_parameters(timeout_min=60 * 24 * 365, tasks_per_node=1)
-        return executor.submit(job).job_id
+        # A terminal sends Ctrl-C to all that was started from it, and submitit would kill the job a second later.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return executor.submit(job).job_id
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     @classmethod
     def alive(cls, jobs: Sequence[str]) -> dict[str, str]:

@@ -45,6 +45,9 @@ class Job:
         command = [*self.command, *(['--resume'] if self.can_resume() else [])]
         write_json(folder / 'outcome.json', dict(state='running', host=socket.gethostname()))
         on_slurm, stopped = os.environ.get('SUBMITIT_EXECUTOR') == 'slurm', []
+        if os.environ.get('SUBMITIT_EXECUTOR') == 'local':
+            os.setpgrp()  # out of reach of a terminal's Ctrl-C, and so
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # see Local.submit
         before = signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))
         with open(folder / 'train.log', 'ab', buffering=0) as log:
             log.write(f'$ {shlex.join(command)}\n'.encode())
@@ -53,9 +56,9 @@ class Job:
             )
 
         def stop(*_: Any) -> None:
-            if not stopped:
-                _end(process)
             stopped.append(True)
+            if len(stopped) == 1:
+                _end(process)
 
         if not on_slurm:  # which tells the training itself
             signal.signal(signal.SIGTERM, stop)
@@ -63,7 +66,7 @@ class Job:
                 _end(process)
         try:
             code = process.wait()
-            if stopped or code in STOPPED:
+            if code and (stopped or code in STOPPED):
                 # Slurm warns a job that it is to preempt, and one that then ends of itself is not queued again.
                 time.sleep(600 if on_slurm else 0)
                 return

@@ -143,7 +143,7 @@ def _combinations(path: str, options: Any) -> Iterator[tuple[list[str], list[str
 
 
 def _check_name(path: str, name: str) -> None:
-    if not re.fullmatch(r'[\w.+-]+', name) or name.startswith('.'):
+    if not isinstance(name, str) or not re.fullmatch(r'[\w.+-]+', name) or name.startswith('.'):
         raise InputError(f'{path}: {name!r} names a part of trials, and folders: letters, digits and . _ + - alone')
 
 

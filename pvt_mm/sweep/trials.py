@@ -162,13 +162,14 @@ class Trials:
                 active = [s for t, s in statuses.items() if t not in waiting and s.state in ('queued', 'running')]
                 while waiting and len(active) < self.executor.limit:
                     environment = self.executor.environment({status.devices for status in active})
+                    trial = waiting.pop(0)
                     try:
-                        self.submit(waiting[0], environment)
+                        self.submit(trial, environment)
                     except InputError:
+                        waiting.insert(0, trial)
                         if not active:
                             raise
                         break  # a limit on jobs, say
-                    waiting.pop(0)
                     active.append(Status('queued', devices=environment.get('CUDA_VISIBLE_DEVICES')))
                 statuses = self.statuses()
                 shown = {t: Status('waiting') if t in waiting else status for t, status in statuses.items()}
@@ -185,12 +186,15 @@ class Trials:
 
 @contextlib.contextmanager
 def _ctrl_c_later() -> Iterator[None]:
-    """Has Ctrl-C wait until a job is on record, and keeps it from what is started: a terminal sends it to all."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """Has Ctrl-C wait until a job is on record."""
+    came = []
+    before = signal.signal(signal.SIGINT, lambda *_: came.append(True))
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, before)
+        if came and before is not signal.SIG_IGN:
+            raise KeyboardInterrupt
 
 
 def last_lines(folder: Path, count: int = 8) -> list[str]:

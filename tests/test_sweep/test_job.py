@@ -60,6 +60,25 @@ time.sleep(60)
     assert json.loads((tmp_path / 'outcome.json').read_text())['state'] == 'running'
 
 
+def test_training_that_ends_although_it_is_told_to_stop_has_finished(tmp_path):
+    script = """
+import signal, sys, time
+from pathlib import Path
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+Path('ready').touch()
+time.sleep(60)
+"""
+
+    def stop():
+        while not (tmp_path / 'ready').exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop).start()
+    Job([sys.executable, '-c', script], str(tmp_path), str(tmp_path))()
+    assert json.loads((tmp_path / 'outcome.json').read_text())['state'] == 'finished'
+
+
 def test_it_resumes_from_a_checkpoint_that_is_there(tmp_path):
     job = Job(['true'], str(tmp_path), str(tmp_path))
     assert not job.can_resume()

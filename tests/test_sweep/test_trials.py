@@ -1,12 +1,14 @@
 """Where trials stand, as their folders and logs say."""
 
 import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
 
 from pvt_mm.errors import InputError
-from pvt_mm.files import write_json
+from pvt_mm.files import read_json, write_json
 from pvt_mm.sweep.executors import Local, Slurm
 from pvt_mm.sweep.spec import Sweep, Trial
 from pvt_mm.sweep.trials import Status, Trials, last_lines
@@ -81,6 +83,33 @@ def test_an_outcome_outlives_the_job(outcome, trials, alive):
     submitted(trials, EPOCHS, log=LOG, outcome=outcome)
     alive['7'] = 'running'  # Slurm still completes it, or another process has its id
     assert trials.statuses()[EPOCHS].state == outcome
+
+
+def test_ctrl_c_waits_until_a_job_is_on_record(trials, alive, monkeypatch, capsys):
+    class Executor:
+        name, limit, every, gpus = 'local', 1, 0.0, 0
+
+        def environment(self, taken):
+            return {}
+
+        def submit(self, job, name):
+            alive['9'] = 'running'
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)
+            return '9'
+
+        def cancel(self, jobs):
+            return f'{list(jobs)} stopped'
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    trials.executor = Executor()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            trials.run(lambda statuses: None)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert read_json(trials.folder / EPOCHS.name / 'submitted.json')['job'] == '9'
+    assert "['9'] stopped, 1 not started." in capsys.readouterr().err
 
 
 def test_a_folder_of_another_trial_is_refused(trials, tmp_path):

@@ -114,7 +114,7 @@ class Recording(torch.nn.Module):
 
     def forward(self, image):
         channels_last = image.is_contiguous(memory_format=torch.channels_last)
-        time.sleep(0.03 if channels_last == (self.slow == 'channels_last') else 0)
+        time.sleep(0.1 if channels_last == (self.slow == 'channels_last') else 0)
         y = self.conv(image)
         self.calls.append((self.training, torch.is_grad_enabled(), y.dtype, channels_last))
         return y

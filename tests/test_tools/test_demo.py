@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -157,9 +158,16 @@ def test_names_of_another_number_of_classes_are_refused(task, trained, shapes, t
     content = torch.load(checkpoint, weights_only=True)
     content['meta']['dataset_meta']['classes'] = ('circle', 'square')
     torch.save(content, checkpoint)
-    assert demo.main([str(next((shapes / 'val2017').iterdir())), config, checkpoint, '--out', 'drawn']) == 2
-    assert 'the model has 3 classes, and the names of 2 are known: set' in capsys.readouterr().err
-    assert not (tmp_path / 'drawn').exists()
+    Path('unnamed.py').write_text(
+        f"_base_ = '{config}'\ntest_dataloader = dict(dataset=dict(metainfo=dict(classes=('a', 'b'))))\n"
+    )
+    image = str(next((shapes / 'val2017').iterdir()))
+    assert demo.main([image, 'unnamed.py', checkpoint, '--out', 'drawn']) == 2
+    assert 'does not name the 3 classes, but 2 others: set test_dataloader' in capsys.readouterr().err
+    assert not Path('drawn').exists()
+    # What it says is what helps.
+    names = "test_dataloader.dataset.metainfo.classes=('x','y','z')"
+    assert demo.main([image, 'unnamed.py', checkpoint, '--out', 'drawn', '--cfg-options', names]) == 0
 
 
 @pytest.mark.parametrize(

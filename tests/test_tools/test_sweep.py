@@ -95,13 +95,14 @@ def test_a_sweep_goes_on_where_it_was_cut_off(sweep, shapes, capsys):
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background inherit none
+        start_new_session=True,
     )
     wait_for(lambda: state('tiny-late-seed0'), 'the first trial does not start')
     assert sweep_tool.main([sweep, *data]) == 2
     assert 'another tools/sweep.py runs the sweep in work_dirs/sweeps/two' in capsys.readouterr().err
     wait_for(Path('work_dirs/sweeps/two/held-plain-seed0/last_checkpoint').exists, 'the second trial does not train')
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    os.killpg(process.pid, signal.SIGINT)  # to all that was started, as a terminal does
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert '1 running stopped, 0 not started. The same command goes on from here.' in err
     lines = [re.sub(r'^[\d:]+ ', '', line) for line in out.splitlines()]
