@@ -13,6 +13,7 @@ from pvt_mm.errors import InputError
 from pvt_mm.files import read_json
 from pvt_mm.sweep.executors import Local, Slurm
 from pvt_mm.sweep.job import Job
+from tests.test_sweep.test_job import training
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def gpus(monkeypatch):
 
 @pytest.fixture
 def slurm(tmp_path, monkeypatch):
-    """Programs in the place of Slurm's, which write down what they are called with; squeue answers ``queue``."""
+    """Programs in the place of Slurm's, which write down what they are called with; each answers its ``.out``."""
     for name in ('sbatch', 'squeue', 'scancel', 'srun'):
         (tmp_path / name).write_text(f'#!/bin/sh\necho {name} "$@" >> {tmp_path}/calls\ncat {tmp_path}/{name}.out\n')
         (tmp_path / name).chmod(0o755)
@@ -71,23 +72,10 @@ def test_more_gpus_than_there_are(gpus):
         Local(jobs=2, gpus=2)
 
 
-TRAINING = """
-import signal, sys, time
-from pathlib import Path
-def stop(*_):
-    time.sleep(3)
-    Path('saved').touch()
-    sys.exit(75)
-signal.signal(signal.SIGTERM, stop)
-Path('ready').touch()
-time.sleep(60)
-"""
-
-
 def test_stopping_waits_until_training_has_saved(gpus, tmp_path, capsys):
     gpus(0)
-    local, command = Local(), [sys.executable, '-c', TRAINING]
-    job = local.submit(Job(command, str(tmp_path), str(tmp_path)), 'a trial')
+    local = Local()
+    job = local.submit(Job(training(saves=3, code=75), str(tmp_path), str(tmp_path)), 'a trial')
     until = time.time() + 60
     while not (tmp_path / 'ready').exists():
         assert time.time() < until

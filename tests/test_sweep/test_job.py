@@ -14,6 +14,22 @@ from pvt_mm.sweep.job import Job, train_command
 from pvt_mm.sweep.spec import Trial
 
 
+def training(saves: float, code: int) -> list[str]:
+    """Returns the command of a training that takes ``saves`` seconds to save and ends with ``code`` when it is told."""
+    script = f"""
+import signal, sys, time
+from pathlib import Path
+def stop(*_):
+    time.sleep({saves})
+    Path('saved').touch()
+    sys.exit({code})
+signal.signal(signal.SIGTERM, stop)
+Path('ready').touch()
+time.sleep(60)
+"""
+    return [sys.executable, '-c', script]
+
+
 @pytest.mark.parametrize(
     ('script', 'outcome'),
     [
@@ -34,18 +50,7 @@ def test_the_end_is_written_down(script, outcome, tmp_path):
 
 def test_ctrl_c_waits_for_the_checkpoint(tmp_path):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
-    script = """
-import signal, sys, time
-from pathlib import Path
-def stop(*_):
-    time.sleep(0.5)
-    Path('written').touch()
-    sys.exit(75)
-signal.signal(signal.SIGTERM, stop)
-Path('ready').touch()
-time.sleep(60)
-"""
-    job = Job([sys.executable, '-c', script], str(tmp_path), str(tmp_path))
+    job = Job(training(saves=0.5, code=75), str(tmp_path), str(tmp_path))
 
     def interrupt():
         while not (tmp_path / 'ready').exists():
@@ -56,26 +61,18 @@ time.sleep(60)
     with pytest.raises(KeyboardInterrupt):
         job()
     signal.signal(signal.SIGINT, before)
-    assert (tmp_path / 'written').exists()
+    assert (tmp_path / 'saved').exists()
     assert json.loads((tmp_path / 'outcome.json').read_text())['state'] == 'running'
 
 
 def test_training_that_ends_although_it_is_told_to_stop_has_finished(tmp_path):
-    script = """
-import signal, sys, time
-from pathlib import Path
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-Path('ready').touch()
-time.sleep(60)
-"""
-
     def stop():
         while not (tmp_path / 'ready').exists():
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=stop).start()
-    Job([sys.executable, '-c', script], str(tmp_path), str(tmp_path))()
+    Job(training(saves=0, code=0), str(tmp_path), str(tmp_path))()
     assert json.loads((tmp_path / 'outcome.json').read_text())['state'] == 'finished'
 
 
