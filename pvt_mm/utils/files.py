@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def whole_file(path: str | os.PathLike) -> Iterator[Path]:
+def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     """Gives a path beside ``path`` to write to, which replaces ``path`` at the end; a block that fails leaves neither.
 
     What is there at the end is there after a power cut: it is on disk before it has the name, and then so is the name.
@@ -47,5 +47,5 @@ def read_json(path: Path) -> dict:
 
 def write_json(path: Path, values: dict) -> None:
     """Writes an object to a file, whole or not at all."""
-    with whole_file(path) as beside:
+    with atomic_write(path) as beside:
         beside.write_text(json.dumps(values, indent=2) + '\n')

@@ -1,0 +1,1 @@
+"""What the tools call: configs, launching, checks, inference, export and replay."""

@@ -1,0 +1,172 @@
+"""Reading a config file and overriding settings in it."""
+
+import argparse
+import difflib
+import inspect
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.runner import Runner
+
+from pvt_mm.utils.errors import InputError, config_errors
+from pvt_mm.utils.text import shorten
+
+# Settings that take effect in addition to the arguments of MMEngine's Runner.
+READ_BY_TOOLS = ('data_root', 'auto_scale_lr', 'runner_type', 'tta_model', 'tta_pipeline')
+SPLITS = ('train', 'val', 'test')
+
+
+class CfgOptions(DictAction):
+    """MMEngine's ``--cfg-options`` action, with a usage error in place of a traceback."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option_string: str | None = None):
+        try:
+            super().__call__(parser, namespace, values, option_string)
+        except (ValueError, AssertionError, RecursionError) as error:
+            parser.error(f'--cfg-options takes KEY=VALUE pairs, got {" ".join(values)!r} ({error})')
+
+
+def add_cfg_options(parser: argparse.ArgumentParser, more: str = '') -> None:
+    """Adds ``--cfg-options``, with ``more`` at the end of its help."""
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=CfgOptions,
+        metavar='KEY=VALUE',
+        help=f'override settings of the config{more}',
+    )
+
+
+def load_config(path: str, options: dict | None = None, needs: tuple[str, ...] = ('model',)) -> Config:
+    """Reads a config and overrides settings in it.
+
+    ``data_root`` among the options moves the data sets and evaluators whose paths begin with the config's own.
+
+    Args:
+        path: The config file.
+        options: Settings by their dotted names.
+        needs: Top-level settings that must be there.
+
+    Raises:
+        InputError: The file does not exist or is not a config, an option begins with a name that no config has, or a
+            part is missing or not a dict.
+    """
+    check_file('config', path)
+    try:
+        config = Config.fromfile(path)
+    except Exception as error:  # a config is Python: it can fail in any way
+        raise InputError(f'the config {path} cannot be read: {type(error).__name__}: {error}') from error
+    options = dict(options or {})
+    _check_option_names(options, config)
+    if 'data_root' in options:
+        _move_data(config, config.get('data_root'), options['data_root'])
+    for key in options:
+        _open(config, key.split('.'))
+    with config_errors(f'--cfg-options do not fit {path}', RecursionError):
+        config.merge_from_dict(options)
+    _check_parts(path, config, needs)
+    return config
+
+
+def check_file(kind: str, path: str) -> None:
+    """Raises an InputError if a file of the given kind, such as ``'config'``, does not exist; names a similar one."""
+    if not os.path.isfile(path):
+        what = 'is a folder' if os.path.isdir(path) else 'does not exist'
+        raise InputError(f'the {kind} {path} {what}{_suggest_path(path)}')
+
+
+def check_checkpoint_exists(path: str) -> None:
+    """Raises an InputError if a checkpoint is a path, not a URL, and does not exist."""
+    if '://' not in path:
+        check_file('checkpoint', path)
+
+
+def leaf_datasets(dataset: dict) -> Iterator[dict]:
+    """Yields the data sets inside wrappers such as RepeatDataset and ConcatDataset, or the data set itself."""
+    inner = [dataset['dataset']] if 'dataset' in dataset else dataset.get('datasets')
+    if inner is None:
+        yield dataset
+    else:
+        for part in inner:
+            yield from leaf_datasets(part)
+
+
+def innermost_dataset(dataset: dict) -> dict:
+    """Returns the data set inside any number of wrappers of one data set, such as RepeatDataset."""
+    while 'dataset' in dataset:
+        dataset = dataset['dataset']
+    return dataset
+
+
+def _suggest_path(path: str) -> str:
+    """Returns '; did you mean ...?' with a similar path of the same suffix, or '' if there is none."""
+    folder = Path(path).parent
+    if not folder.is_dir():
+        folders = [str(other) for other in folder.parent.glob('*/')]
+        folder = Path(*difflib.get_close_matches(str(folder), folders, n=1))
+    others = [str(other) for other in folder.glob(f'*{Path(path).suffix or ".*"}')]
+    near = difflib.get_close_matches(path, others, n=1, cutoff=0.5)
+    return f'; did you mean {near[0]}?' if near else ''
+
+
+def _check_parts(path: str, config: Config, needs: tuple[str, ...]) -> None:
+    """Raises an InputError where the config lacks what it needs, or a part that is read from it is not a dict."""
+    loaders = [f'{split}_dataloader' for split in SPLITS]
+    parts = {name: config.get(name) for name in ('model', *loaders)}
+    parts |= {f'{name}.dataset': parts[name].get('dataset') for name in loaders if isinstance(parts[name], dict)}
+    for name, part in parts.items():
+        if part is None and (name in needs or name.endswith('.dataset')):
+            raise InputError(f'{path} has no {name}: is it the config of a model?')
+        if part is not None and not isinstance(part, dict):
+            raise InputError(f'{path}: {name} is {part!r:.80}, and must be a dict')
+
+
+def _check_option_names(options: dict, config: Config) -> None:
+    read = {*inspect.signature(Runner.__init__).parameters, *READ_BY_TOOLS}
+    for key in options:
+        name = key.split('.')[0]
+        if name in read:
+            continue
+        if name in config:
+            raise InputError(
+                f'--cfg-options {key}: {name} is a variable inside the config, which is read before the options are: '
+                'override the settings that use it, as in train_dataloader.dataset.metainfo.classes'
+            )
+        near = difflib.get_close_matches(name, [*read, *config.keys()], n=1)
+        hint = f'; did you mean {near[0]}?' if near else f'; it has {shorten(sorted(config.keys()), 50)}'
+        raise InputError(f'--cfg-options {key}: the config has no {name}{hint}')
+
+
+def _open(config: Config, names: list[str]) -> None:
+    """Replaces None above an option by an empty dict, such as ``init_cfg=None`` where ``init_cfg.type`` is set."""
+    part = config._cfg_dict
+    for name in names[:-1]:
+        if not isinstance(part, dict) or name not in part:
+            return
+        if part[name] is None:
+            part[name] = ConfigDict()
+        part = part[name]
+
+
+def _move_data(config: Config, old: str | None, new: str) -> None:
+    """Replaces the data root ``old`` at the start of every path of a config's data sets and evaluators by ``new``."""
+    if not old:
+        raise InputError('--cfg-options data_root=...: data_root is not set in the config, so it cannot be moved')
+    new = str(new).rstrip('/') + '/'
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: moved(inner) for key, inner in value.items()}
+        if isinstance(value, (list, tuple)):
+            return type(value)(moved(inner) for inner in value)
+        if isinstance(value, str) and (value == old or value.startswith(old.rstrip('/') + '/')):
+            return new + value[len(old) :].lstrip('/')
+        return value
+
+    for split in SPLITS:
+        for part in (f'{split}_dataloader', f'{split}_evaluator'):
+            if config.get(part):
+                config[part] = moved(config[part])

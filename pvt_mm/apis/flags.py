@@ -1,0 +1,165 @@
+"""The command-line flags of tools/train.py and tools/test.py, and what each changes in the config."""
+
+import argparse
+import logging
+import os
+import re
+from pathlib import Path
+
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.logging import print_log
+from mmengine.runner.checkpoint import find_latest_checkpoint
+
+from pvt_mm.apis.checks import check_resumable
+from pvt_mm.apis.config import add_cfg_options, check_file, innermost_dataset
+from pvt_mm.utils.errors import CheckpointError, InputError
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--trust``, which lifts the allow-list of :func:`pvt_mm.checkpoint.reader.safe_reading`."""
+    parser.add_argument(
+        '--trust',
+        action='store_true',
+        help='read checkpoints without the allow-list: a file may then run any code on this machine; use it only for '
+        'files whose author you trust',
+    )
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that training and testing share."""
+    parser.add_argument('--work-dir', help='folder for logs and results (default: work_dirs/<name of the config>)')
+    more = (
+        ', e.g. model.backbone.drop_path_rate=0.2; lists as key="[a,b]" or key=a,b; data_root=PATH moves all data sets '
+        'of the config'
+    )
+    add_cfg_options(parser, more)
+    add_trust(parser)
+    parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none', help='job launcher')
+    # torchrun and torch.distributed.launch pass it in either spelling
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+
+
+# ------------------------------------------------------------------------------------------------------------ training
+
+
+def set_randomness(config: Config, seed: int | None, deterministic: bool) -> None:
+    """Sets ``--seed`` and ``--deterministic``; what is not given stays as the config has it."""
+    randomness = {'seed': None, **(config.get('randomness') or {})}
+    if seed is not None:
+        randomness['seed'] = seed
+    if deterministic:
+        randomness['deterministic'] = True
+    config.randomness = randomness
+
+
+def use_amp(config: Config, dtype: str) -> None:
+    """Turns on mixed precision: ``'fp16'`` with a dynamic loss scale or ``'bf16'`` without one."""
+    if not torch.cuda.is_available():
+        raise InputError(f'--amp {dtype} needs a GPU, and none is visible: leave it out to train in fp32')
+    half = dtype == 'fp16'
+    config.optim_wrapper.type = 'AmpOptimWrapper'
+    config.optim_wrapper.dtype = 'float16' if half else 'bfloat16'
+    config.optim_wrapper.loss_scale = 'dynamic' if half else dict(enabled=False)
+
+
+def scale_lr(config: Config) -> None:
+    """Scales the learning rate by the total batch size over ``auto_scale_lr.base_batch_size``."""
+    if 'base_batch_size' not in config.get('auto_scale_lr', {}):
+        raise InputError('--auto-scale-lr: auto_scale_lr.base_batch_size is not set in the config')
+    config.auto_scale_lr.enable = True
+
+
+def skip_validation(config: Config) -> None:
+    """Removes the evaluation during training."""
+    config.val_cfg = config.val_dataloader = config.val_evaluator = None
+
+
+def resume(config: Config, what: str) -> str | None:
+    """Makes the run resume from the checkpoint ``what``, or for ``'auto'`` from the last one in its work directory.
+
+    Returns:
+        The checkpoint, or None where ``'auto'`` found none and the run starts from the beginning.
+
+    Raises:
+        InputError: The checkpoint does not exist, or ``'auto'`` found damaged ones only.
+    """
+    checkpoint = find_resumable_checkpoint(config.work_dir) if what == 'auto' else what
+    if checkpoint is not None:
+        check_file('checkpoint', checkpoint)
+    config.resume = checkpoint is not None
+    config.load_from = checkpoint
+    return checkpoint
+
+
+def find_resumable_checkpoint(work_dir: str) -> str | None:
+    """Returns the checkpoint that ``last_checkpoint`` names or, if it is damaged or missing, the newest intact one.
+
+    Returns:
+        The checkpoint's path, or None where the run has not written one.
+
+    Raises:
+        InputError: There are checkpoints, and all are damaged.
+    """
+    named, candidates = find_latest_checkpoint(work_dir), []
+    if named is not None:
+        moved = Path(work_dir) / Path(named).name  # the work directory may have been moved since
+        candidates = [named if os.path.isfile(named) or not moved.is_file() else str(moved)]
+    folder = Path(candidates[0]).parent if candidates else Path(work_dir)
+    written = [path for path in folder.glob('*.pth') if re.fullmatch(r'(epoch|iter)_[0-9]+', path.stem)]
+    newest_first = sorted(written, key=lambda path: path.stat().st_mtime, reverse=True)
+    candidates += [str(path) for path in newest_first if str(path.absolute()) not in map(os.path.abspath, candidates)]
+    faults = []
+    for path in candidates:
+        try:
+            check_resumable(path)
+        except CheckpointError as error:
+            faults.append(str(error))
+            continue
+        for fault in faults:
+            print_log(f'{fault}: resuming from {path}, the newest intact checkpoint', level=logging.WARNING)
+        return path
+    if faults:
+        raise InputError(f'--resume: all checkpoints in {work_dir} are damaged: {"; ".join(faults)}')
+    return None
+
+
+# ------------------------------------------------------------------------------------------------------------- testing
+
+
+def draw_predictions(config: Config, show: bool, show_dir: str | None, wait_time: float) -> None:
+    """Draws the predictions of the test in windows (``show``, each for ``wait_time`` seconds), into files or both."""
+    hook = config.get('default_hooks', {}).get('visualization')
+    if hook is None:
+        raise InputError(
+            '--show and --show-dir: default_hooks.visualization is not set in the config, as in all classifiers: use '
+            'tools/demo.py'
+        )
+    hook.draw = True
+    hook.show, hook.wait_time = show, wait_time
+    if show_dir and hook.type.startswith('Det'):
+        hook.test_out_dir = show_dir
+    elif show_dir:
+        config.visualizer.save_dir = show_dir
+
+
+def use_tta(config: Config) -> None:
+    """Wraps the model and the test pipeline of a config in its test-time augmentation."""
+    for key in ('tta_model', 'tta_pipeline'):
+        if key not in config:
+            raise InputError(f'--tta: {key} is not set in the config')
+    config.model = ConfigDict(**config.tta_model, module=config.model)
+    innermost_dataset(config.test_dataloader.dataset).pipeline = config.tta_pipeline
+
+
+def dump_predictions(config: Config, out: str) -> None:
+    """Writes the predictions of the test to a pickle or, of segmentors also, to a folder of label maps."""
+    metrics = config.test_evaluator if isinstance(config.test_evaluator, list) else [config.test_evaluator]
+    if out.endswith(('.pkl', '.pickle')):
+        kind = 'DumpDetResults' if config.get('default_scope') == 'mmdet' else 'DumpResults'
+        config.test_evaluator = [*metrics, dict(type=kind, out_file_path=out)]
+    elif all(metric.type == 'IoUMetric' for metric in metrics):
+        for metric in metrics:
+            metric.update(output_dir=out, keep_results=True)
+    else:
+        raise InputError(f'--out {out}: name a .pkl file (a folder of label maps is for segmentation)')

@@ -1,0 +1,1 @@
+"""Helpers for all other packages: errors, atomic writes, text."""

@@ -1,0 +1,80 @@
+"""Errors that a command reports as one line, with exit code 2."""
+
+import contextlib
+import errno
+import functools
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+
+# What building a part of a config raises where its type or an argument is wrong. Running out of memory is not included.
+WRONG_CONFIG = (AssertionError, AttributeError, ImportError, LookupError, TypeError, ValueError, OSError)
+
+
+class InputError(ValueError):
+    """The user's input is invalid. The message is one line: what is wrong, where, and what to do."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint cannot be read, is damaged, contains no PVT, or does not fit the model."""
+
+
+@contextlib.contextmanager
+def config_errors(what: str, *more: type[Exception]) -> Iterator[None]:
+    """Turns errors from building a part of a config into an InputError; one that is an InputError passes unchanged.
+
+    Args:
+        what: The start of the message, such as ``'the test pipeline cannot be built'``.
+        more: Further exception types to turn.
+
+    Raises:
+        InputError: ``{what}: {type of the error}: {its message}``.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (*WRONG_CONFIG, *more) as error:
+        raise InputError(f'{what}: {type(error).__name__}: {error}') from error
+
+
+def command(main: Callable) -> Callable[[Sequence[str] | None], int]:
+    """Makes a tool's ``main(argv=None)`` print an :class:`InputError` as one line on stderr and return 2.
+
+    So is an OSError that names a file or says that the disk is full or read-only. With ``PVT_MM_DEBUG=1`` in the
+    environment the traceback is shown instead. Ctrl-C returns 130, as in shells.
+    """
+
+    @functools.wraps(main)
+    def run(argv: Sequence[str] | None = None) -> int:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors='backslashreplace')  # for file names that are not valid text
+        try:
+            return main(argv) or 0
+        except (InputError, OSError) as error:
+            message = _message(error)
+            if message is None or os.environ.get('PVT_MM_DEBUG') == '1':
+                raise
+            sys.stderr.write(f'error: {" ".join(message.split())}\n')
+            return 2
+        except (KeyboardInterrupt, SyntaxError) as error:
+            # MMEngine turns any exception while it formats a config, Ctrl-C included, into a SyntaxError.
+            if not isinstance(error, KeyboardInterrupt) and not isinstance(error.__context__, KeyboardInterrupt):
+                raise
+            sys.stderr.write('interrupted\n')
+            return 130
+
+    return run
+
+
+def _message(error: InputError | OSError) -> str | None:
+    """Returns what to tell the user of an error, or None if it is not about the user's files."""
+    if isinstance(error, InputError):
+        message = str(error)
+        if message.startswith('Caught InputError in DataLoader worker'):  # followed by the worker's traceback
+            return message.rsplit('InputError: ', 1)[-1]
+        return message
+    if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return None
+    return ': '.join(str(part) for part in (error.filename, error.strerror) if part is not None)
