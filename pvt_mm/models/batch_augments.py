@@ -1,9 +1,9 @@
-"""The augmentations of ImageNet training, on whole batches and on their device, by kornia's operators (section 5.1).
+"""ImageNet augmentations of batches, on their device, with kornia's operators (section 5.1 of the paper).
 
-The paper follows DeiT (Touvron et al., 2021), whose figures these functions take as their arguments. kornia's own
-classes draw otherwise: one operation of RandAugment for a whole batch at one strength, mixup from a uniform
-distribution, CutMix with boxes that lie inside the image and so are 1.6 times as large, erasing with one colour. So the
-drawing is done here, as DeiT draws: mixup and CutMix once for a batch, the others for each image.
+The paper follows DeiT (Touvron et al., 2021). kornia's own classes sample differently: RandAugment applies one
+operation at one strength to a whole batch, mixup is uniform, CutMix's boxes lie inside the image (and are 1.6 times as
+large), and erasing fills with one colour. These functions therefore sample as DeiT does, mixup and CutMix once per
+batch and the others per image, and leave only the image operations to kornia.
 """
 
 import torch
@@ -12,7 +12,7 @@ from kornia import augmentation, enhance
 from kornia.geometry.transform import get_rotation_matrix2d, warp_affine
 from torch import Tensor
 
-# RandAugment's operations, each the stronger the greater the magnitude, 0 to 1.
+# RandAugment's operations; DeiT's set, in which each gets stronger with the magnitude.
 OPERATIONS = (
     'auto_contrast',
     'equalize',
@@ -35,15 +35,15 @@ OPERATIONS = (
 def rand_augment(
     images: Tensor, fill: Tensor, num_ops: int = 2, magnitude: float = 9, magnitude_std: float = 0.5, prob: float = 0.5
 ) -> Tensor:
-    """RandAugment (Cubuk et al., 2020): applies ``num_ops`` operations, drawn for each image with replacement.
+    """Applies RandAugment (Cubuk et al., 2020): operations sampled for each image, with replacement.
 
     Args:
-        images: (B, 3, H, W), RGB from 0 to 1.
-        fill: (3,), the colour of what comes from outside an image.
-        num_ops: How many operations are drawn; each is applied with ``prob``.
-        magnitude: Mean of the magnitude of each, from 0 to 10.
-        magnitude_std: Its standard deviation.
-        prob: See above.
+        images: (B, 3, H, W), RGB in the range 0 to 1.
+        fill: (3,), the colour of pixels from outside an image.
+        num_ops: Number of operations sampled for an image.
+        magnitude: Mean of an operation's magnitude, 0 to 10.
+        magnitude_std: Standard deviation of the magnitude.
+        prob: Probability with which each sampled operation is applied.
     """
     for _ in range(num_ops):
         drawn = torch.randint(len(OPERATIONS), (len(images),))
@@ -60,10 +60,12 @@ def rand_augment(
 
 
 def apply_operation(name: str, images: Tensor, level: Tensor, fill: Tensor) -> Tensor:
-    """Applies one of :data:`OPERATIONS` to images (B, 3, H, W) from 0 to 1, at ``level`` (B,) from 0 to 1.
+    """Applies one of :data:`OPERATIONS` to images (B, 3, H, W) at strengths ``level`` (B,), both from 0 to 1.
 
-    The strongest are 30 degrees, shears by 0.3, translations by 0.45 of a side, 0 of 8 bits, all above 0 inverted, 110
-    of 255 added to what is below 128, and colour, contrast, brightness and sharpness times 0.1 or 1.9.
+    At level 1 an image is rotated by 30 degrees, sheared by 0.3, translated by 0.45 of a side, posterised to 0 bits,
+    solarised above 0, or gets 110 / 255 added to values below 128 / 255; colour, contrast, brightness and sharpness are
+    scaled by 0.1 or 1.9. Geometric operations and scalings get a random sign. ``fill`` (3,) is the colour of pixels
+    from outside an image.
     """
     sign = torch.randint(0, 2, level.shape, device=level.device) * 2 - 1
     height, width = images.shape[2:]
@@ -102,10 +104,10 @@ def apply_operation(name: str, images: Tensor, level: Tensor, fill: Tensor) -> T
 
 
 def random_erasing(images: Tensor, prob: float) -> Tensor:
-    """Erases a rectangle (Zhong et al., 2020) of each image with ``prob``: standard normal noise takes its place.
+    """Replaces a rectangle of each image by standard normal noise, with probability ``prob`` (Zhong et al., 2020).
 
-    A rectangle has 2% to a third of the image's area and an aspect ratio from 0.3 to 1 / 0.3. ``images`` (B, 3, H, W)
-    are normalised ones.
+    A rectangle has 2% to a third of the image's area and an aspect ratio of 0.3 to 1 / 0.3. ``images`` (B, 3, H, W) are
+    normalised.
     """
     erase = augmentation.RandomErasing(scale=(0.02, 1 / 3), ratio=(0.3, 1 / 0.3), value=1.0, p=prob)
     mask = erase(torch.zeros_like(images[:, :1]))
@@ -115,18 +117,18 @@ def random_erasing(images: Tensor, prob: float) -> Tensor:
 def mix(
     images: Tensor, labels: Tensor, num_classes: int, mixup: float, cutmix: float, switch_prob: float
 ) -> tuple[Tensor, Tensor]:
-    """Mixes a batch with itself in reverse, by mixup (Zhang et al., 2018) or CutMix (Yun et al., 2019).
+    """Mixes a batch with its reverse, by mixup (Zhang et al., 2018) or CutMix (Yun et al., 2019).
 
     Args:
         images: (B, 3, H, W).
         labels: (B,), integers.
         num_classes: K.
-        mixup: Both parameters of the Beta distribution of an image's share in mixup; 0 for no mixup.
-        cutmix: Those of its share of the area in CutMix; 0 for no CutMix.
-        switch_prob: How often it is CutMix where both are there.
+        mixup: Alpha of mixup's Beta(alpha, alpha) distribution; 0 turns mixup off.
+        cutmix: Alpha of CutMix's; 0 turns CutMix off.
+        switch_prob: Probability of CutMix if both are on.
 
     Returns:
-        The mixed images, and the shares of the classes in them (B, K).
+        The mixed images, and their soft labels (B, K).
     """
     cut = cutmix and (not mixup or torch.rand(()).item() < switch_prob)
     alpha = cutmix if cut else mixup
@@ -138,14 +140,14 @@ def mix(
         share = 1 - (rows.stop - rows.start) * (columns.stop - columns.start) / (images.shape[2] * images.shape[3])
     else:
         images = images.flip(0).lerp(images, share)
-    shares = F.one_hot(labels, num_classes).float()
-    return images, shares.flip(0).lerp(shares, share)
+    targets = F.one_hot(labels, num_classes).float()
+    return images, targets.flip(0).lerp(targets, share)
 
 
 def draw_box(height: int, width: int, area: float) -> tuple[slice, slice]:
-    """Returns the rows and columns of a box of the image's shape and a share ``area`` of it, cut off at its border.
+    """Returns the rows and columns of a random box with the image's aspect ratio and a share ``area`` of its area.
 
-    The centre is drawn uniformly from the whole image.
+    The centre is uniform over the image, and the box is clipped to the image.
     """
     sides = []
     for length in (height, width):

@@ -1,32 +1,33 @@
-"""The ImageNet classifier that pre-trains PVT (sections 4.1 and 5.1): a class token and a linear head."""
+"""ImageNet classification with PVT (sections 4.1 and 5.1 of the paper): a class token and a linear head."""
 
 import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModel, BaseModule
 from torch import Tensor, nn
 
+from pvt_mm.checkpoint.loading import load_classifier
 from pvt_mm.registry import MODELS
 from pvt_mm.structures import DataSample
 
 
 @MODELS.register_module()
 class ImageClassifier(BaseModel):
-    """A classifier of images, as MMPretrain's configs have it.
+    """An image classifier: a backbone and a linear head, configured as in MMPretrain.
 
-    Its checkpoint loads into a detector's or segmentor's ``PVT`` by ``init_cfg`` as it is. The training loss is the
-    cross entropy with the soft labels that :class:`ClsDataPreprocessor` mixes, smoothed.
+    The ``PVT`` of a detector or segmentor can name its checkpoint in ``init_cfg``; nothing needs to be converted.
 
     Args:
-        backbone: One that returns a (B, C) feature last: a ``PVT`` with ``out_type='cls_token'``.
+        backbone: A ``PVT`` with ``out_type='cls_token'``, or any backbone whose last output is a (B, C) feature.
         head: ``dict(type='pvt_mm.LinearClsHead', num_classes=..., in_channels=...)``.
-        data_preprocessor: A :class:`ClsDataPreprocessor`, which gets the head's ``num_classes``.
-        init_cfg: ``dict(type='Pretrained', checkpoint=...)`` loads a whole classifier strictly, head and all, from the
-            authors' release, Hugging Face's or ours. A backbone alone is its own ``init_cfg``'s.
+        data_preprocessor: A :class:`ClsDataPreprocessor`. Its ``num_classes`` defaults to the head's.
+        init_cfg: ``dict(type='Pretrained', checkpoint=...)`` loads the backbone and the head, strictly, from a
+            classifier's checkpoint of ours, the authors' or Hugging Face's. To load the backbone alone, set
+            ``backbone.init_cfg``.
 
     Shape:
         - Input: (B, 3, H, W) normalised images.
-        - Output: (B, num_classes) scores before the softmax with ``mode='tensor'``, a dict of the loss with ``loss``,
-          and with ``predict`` the samples with ``pred_score`` and ``pred_label``.
+        - Output: (B, num_classes) logits with ``mode='tensor'``; ``dict(loss=...)`` with ``mode='loss'``; the samples
+          with ``pred_score`` and ``pred_label`` with ``mode='predict'``.
     """
 
     def __init__(self, backbone: dict, head: dict, data_preprocessor: dict | None = None, init_cfg: dict | None = None):
@@ -45,30 +46,30 @@ class ImageClassifier(BaseModel):
         return self.head.predict(scores, data_samples) if mode == 'predict' else scores
 
     def init_weights(self) -> None:
-        """Initialises the parts, or loads the whole classifier that ``init_cfg`` names.
+        """Initialises backbone and head, or loads both from the checkpoint in ``init_cfg``.
 
         Raises:
-            CheckpointError: The weights cannot be read, or do not fit.
+            CheckpointError: The checkpoint is unreadable, or does not fit.
         """
-        from pvt_mm.checkpoint import load_classifier  # it needs the backbone's module
-
-        if (self.init_cfg or {}).get('type') != 'Pretrained':
+        init_cfg = dict(self.init_cfg or {})
+        if init_cfg.pop('type', None) == 'Pretrained':
+            load_classifier(self.backbone, self.head.fc, **init_cfg)
+        else:
             super().init_weights()
-            return
-        load_classifier(
-            self.backbone, self.head.fc, **{key: value for key, value in self.init_cfg.items() if key != 'type'}
-        )
 
 
 @MODELS.register_module()
 class LinearClsHead(BaseModule):
-    """One linear layer from the class token's feature to the scores of the classes.
+    """A linear layer from the class token's feature to the logits, with a cross-entropy loss.
 
     Args:
-        num_classes: Of the data.
-        in_channels: C of the feature, 512 for all of Table 1's.
-        label_smoothing: How much of each label is spread over all classes.
+        num_classes: Number of classes.
+        in_channels: Channels C of the feature: 512 for all models of Table 1.
+        label_smoothing: Share of each label that is spread evenly over all classes, in [0, 1).
         init_cfg: An initialiser of MMEngine.
+
+    Raises:
+        ValueError: ``label_smoothing`` is out of range.
     """
 
     def __init__(self, num_classes: int, in_channels: int, label_smoothing: float = 0.0, init_cfg: dict | None = None):
@@ -84,7 +85,7 @@ class LinearClsHead(BaseModule):
         return self.fc(feats[-1])
 
     def loss(self, scores: Tensor, data_samples: list[DataSample]) -> Tensor:
-        """Returns the cross entropy of scores (B, num_classes) with ``gt_score``, or unmixed with ``gt_label``."""
+        """Returns the cross entropy of logits (B, num_classes) with ``gt_score`` if it is set, else ``gt_label``."""
         if 'gt_score' in data_samples[0]:
             target = torch.stack([sample.gt_score for sample in data_samples])
         else:
@@ -92,7 +93,7 @@ class LinearClsHead(BaseModule):
         return F.cross_entropy(scores, target.to(scores.device), label_smoothing=self.label_smoothing)
 
     def predict(self, scores: Tensor, data_samples: list[DataSample] | None = None) -> list[DataSample]:
-        """Returns the samples with ``pred_score`` (num_classes,), probabilities, and ``pred_label`` (1,)."""
+        """Returns the samples with ``pred_score``, probabilities (num_classes,), and ``pred_label`` (1,)."""
         samples = data_samples or [DataSample() for _ in scores]
         for sample, probabilities in zip(samples, scores.softmax(-1), strict=True):
             sample.pred_score = probabilities

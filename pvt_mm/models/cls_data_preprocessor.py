@@ -1,8 +1,7 @@
-"""Whole batches of images and labels for a classifier: normalised, and in training augmented, on the device."""
+"""Normalisation and augmentation of a classifier's batches, on the device."""
 
 import inspect
 from collections.abc import Sequence
-from importlib.util import find_spec
 
 import torch
 from mmengine.dist import get_rank
@@ -15,22 +14,26 @@ from pvt_mm.structures import DataSample
 
 @MODELS.register_module()
 class ClsDataPreprocessor(ImgDataPreprocessor):
-    """Normalises images, and in training augments them and mixes their labels (section 5.1).
+    """Normalises images; in training also augments them and mixes their labels (section 5.1).
 
-    Each augmentation is left out where its argument is None (or 0). In order: RandAugment, normalisation, random
-    erasing, and mixup or CutMix, which leave the shares of the classes in each sample's ``gt_score``.
+    The order is RandAugment, normalisation, random erasing, then mixup or CutMix, which write soft labels to each
+    sample's ``gt_score``. An augmentation whose argument is None or 0 is off. They need kornia.
 
     Args:
-        num_classes: Of the head, which :class:`ImageClassifier` passes on.
-        mean, std: Of the channels, in RGB where ``bgr_to_rgb``, from 0 to 255.
-        rand_augment: The keyword arguments of :func:`batch_augments.rand_augment`.
+        num_classes: Number of classes; :class:`ImageClassifier` passes its head's.
+        mean, std: Per channel, in the range 0 to 255; in RGB order if ``bgr_to_rgb``.
+        rand_augment: Keyword arguments of :func:`batch_augments.rand_augment`.
         erasing: Probability that a rectangle of an image is replaced by noise.
         mixup, cutmix, switch_prob: See :func:`batch_augments.mix`.
-        kwargs: Those of MMEngine's ``ImgDataPreprocessor``: ``bgr_to_rgb``, ``non_blocking``.
+        kwargs: Arguments of MMEngine's ``ImgDataPreprocessor``: ``bgr_to_rgb``, ``non_blocking``.
 
     Shape:
-        - Input: ``inputs``, images of one size (3, H, W) from 0 to 255, and ``data_samples`` with ``gt_label``.
+        - Input: ``inputs``, images (3, H, W) of one size in the range 0 to 255, and ``data_samples`` with ``gt_label``.
         - Output: ``inputs`` (B, 3, H, W), and the samples.
+
+    Raises:
+        ValueError: A rate is out of range, or an augmentation is on and kornia is not installed.
+        TypeError: ``rand_augment`` has an unknown key.
     """
 
     def __init__(
@@ -56,13 +59,12 @@ class ClsDataPreprocessor(ImgDataPreprocessor):
                 raise ValueError(f'{name} must be None or not negative, and a probability at most 1; got {rate!r}')
 
         self.augments = bool(rand_augment or any((self.erasing, self.mixup, self.cutmix)))
-        if self.augments and not find_spec('kornia'):
-            raise ValueError('the augmentations need kornia: `pip install kornia`, or set them all to None')
-        if rand_augment:
-            from pvt_mm.models import batch_augments
-
-            # a misspelt key is an error
-            inspect.signature(batch_augments.rand_augment).bind(None, None, **rand_augment)
+        if self.augments:
+            try:
+                from pvt_mm.models import batch_augments
+            except ModuleNotFoundError as error:
+                raise ValueError('the augmentations need kornia: `pip install kornia`, or set all to None') from error
+            inspect.signature(batch_augments.rand_augment).bind(None, None, **(rand_augment or {}))  # checks the keys
 
     def forward(self, data: dict, training: bool = False) -> dict:
         data = self.cast_data(data)
@@ -73,14 +75,14 @@ class ClsDataPreprocessor(ImgDataPreprocessor):
         images = images.float()
         if not training or not self.augments:
             return dict(inputs=(images - self.mean) / self.std, data_samples=samples)
-        # Processes have one seed, and would all draw the same: an image's repeats would be augmented alike.
+        # All ranks have one seed. Without its rank, each would augment the repeats of an image in the same way.
         seed = torch.randint(2**31, ()).item() + get_rank()
         with torch.random.fork_rng([images.device] if images.is_cuda else []):
             torch.manual_seed(seed)
             return dict(inputs=self._augment(images, samples), data_samples=samples)
 
     def _augment(self, images: Tensor, samples: list[DataSample]) -> Tensor:
-        from pvt_mm.models import batch_augments  # kornia takes a second to load, and only training needs it
+        from pvt_mm.models import batch_augments  # imports kornia, which only this needs
 
         if self.rand_augment:
             fill = self.mean.flatten() / 255
@@ -90,9 +92,9 @@ class ClsDataPreprocessor(ImgDataPreprocessor):
             images = batch_augments.random_erasing(images, self.erasing)
         if self.mixup or self.cutmix:
             labels = torch.cat([sample.gt_label for sample in samples])
-            images, shares = batch_augments.mix(
+            images, targets = batch_augments.mix(
                 images, labels, self.num_classes, self.mixup, self.cutmix, self.switch_prob
             )
-            for sample, share in zip(samples, shares, strict=True):
-                sample.gt_score = share
+            for sample, target in zip(samples, targets, strict=True):
+                sample.gt_score = target
         return images

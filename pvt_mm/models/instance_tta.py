@@ -1,4 +1,4 @@
-"""Test-time augmentation of detectors with masks, which MMDetection's own model refuses."""
+"""Test-time augmentation for Mask R-CNN; MMDetection's own has no masks."""
 
 from typing import Any
 
@@ -12,24 +12,24 @@ from torch import Tensor
 
 from pvt_mm.registry import MODELS
 
-# What flips a map (..., H, W) back.
-FLIPPED_AXES = {'horizontal': (-1,), 'vertical': (-2,), 'diagonal': (-2, -1)}
+# The axes of a map (..., H, W) that each flip direction reverses.
+FLIP_AXES = {'horizontal': (-1,), 'vertical': (-2,), 'diagonal': (-2, -1)}
 
 
 @MODELS.register_module()
 class InstanceTTAModel(DetTTAModel):
-    """Averages a Mask R-CNN over scaled and flipped views of an image: its boxes as MMDetection does, and its masks.
+    """Averages the boxes and masks of a Mask R-CNN over scaled and flipped views of an image.
 
-    Every view's boxes are brought back to the image and merged by NMS (``tta_cfg``, as in ``DetTTAModel``). The mask
-    head then looks at the merged boxes in every view, and the mean of the probabilities is the mask. The feature maps
-    of all views are kept until then: about 0.6 GB an image for six views of COCO's sizes.
+    The boxes of all views are mapped to the original image and merged by NMS, as in ``DetTTAModel``. The mask head then
+    predicts a mask for each merged box in each view, and the mean of their probabilities is the result. The feature
+    maps of all views stay in memory until then: about 0.6 GB an image for six views of COCO's sizes.
 
     Args:
         tta_cfg: ``dict(nms=..., max_per_img=...)``, as in ``DetTTAModel``.
         kwargs: ``module``, the detector's config, as in ``DetTTAModel``.
 
     Raises:
-        ValueError: The detector is no Mask R-CNN: it has no box and mask head of one stage.
+        ValueError: The detector has no single-stage RoI head with masks.
     """
 
     def __init__(self, tta_cfg: dict, **kwargs):
@@ -42,18 +42,18 @@ class InstanceTTAModel(DetTTAModel):
         """Predicts a batch.
 
         Args:
-            data: ``inputs`` and ``data_samples``, a list over the views, each a list over the images.
+            data: ``inputs`` and ``data_samples``, each a list over the views of a list over the images.
 
         Returns:
-            For each image its sample, with the ``bboxes``, ``scores``, ``labels`` and ``masks`` of its
-            ``pred_instances`` at the image's original size.
+            A sample for each image; its ``pred_instances`` has ``bboxes``, ``scores``, ``labels`` and ``masks`` at the
+            image's original size.
         """
         module = self.module
         views = [dict(zip(data, view, strict=True)) for view in zip(*data.values(), strict=True)]
-        features, samples = zip(*(self._boxes_of(view) for view in views), strict=True)
+        features, samples = zip(*(self._predict_boxes(view) for view in views), strict=True)
         merged = self.merge_preds(list(zip(*samples, strict=True)))
         instances = [sample.pred_instances for sample in merged]
-        probabilities = sum(map(self._mask_probabilities, features, samples, [instances] * len(views))) / len(views)
+        probabilities = sum(map(self._predict_masks, features, samples, [instances] * len(views))) / len(views)
         metas = [dict(ori_shape=sample.ori_shape, scale_factor=(1.0, 1.0)) for sample in merged]
         results = module.roi_head.mask_head.predict_by_feat(  # which takes the sigmoid
             probabilities.logit().split([len(boxes) for boxes in instances]),
@@ -64,8 +64,8 @@ class InstanceTTAModel(DetTTAModel):
         )
         return module.add_pred_to_datasample(merged, results)
 
-    def _boxes_of(self, view: dict[str, Any]) -> tuple[tuple[Tensor, ...], list[DetDataSample]]:
-        """Returns the feature maps of one view of the images, and samples with the boxes found in original pixels."""
+    def _predict_boxes(self, view: dict[str, Any]) -> tuple[tuple[Tensor, ...], list[DetDataSample]]:
+        """Returns the feature maps of one view, and samples with its boxes in pixels of the original images."""
         module = self.module
         view = module.data_preprocessor(view, False)
         features, samples = module.extract_feat(view['inputs']), view['data_samples']
@@ -74,14 +74,14 @@ class InstanceTTAModel(DetTTAModel):
         boxes = module.roi_head.predict_bbox(features, metas, proposals, module.roi_head.test_cfg, rescale=True)
         return features, module.add_pred_to_datasample(samples, boxes)
 
-    def _mask_probabilities(
+    def _predict_masks(
         self, features: tuple[Tensor, ...], samples: list[DetDataSample], instances: list[InstanceData]
     ) -> Tensor:
-        """Returns the mask probabilities of all images' boxes in one view, flipped back: (boxes, classes, 28, 28)."""
+        """Returns the mask probabilities (boxes, classes, 28, 28) of all boxes in one view, with its flip undone."""
         module, boxes = self.module, []
         for sample, found in zip(samples, instances, strict=True):
-            there = found.bboxes * found.bboxes.new_tensor(sample.scale_factor).repeat(2)
-            boxes.append(bbox_flip(there, sample.img_shape, sample.flip_direction) if sample.flip else there)
+            scaled = found.bboxes * found.bboxes.new_tensor(sample.scale_factor).repeat(2)
+            boxes.append(bbox_flip(scaled, sample.img_shape, sample.flip_direction) if sample.flip else scaled)
         rois = bbox2roi(boxes)
         if not len(rois):
             return rois.new_empty(0, module.roi_head.mask_head.num_classes, 1, 1)
@@ -89,7 +89,7 @@ class InstanceTTAModel(DetTTAModel):
         parts = masks.split([len(part) for part in boxes])
         return torch.cat(
             [
-                part.flip(FLIPPED_AXES[sample.flip_direction]) if sample.flip else part
+                part.flip(FLIP_AXES[sample.flip_direction]) if sample.flip else part
                 for part, sample in zip(parts, samples, strict=True)
             ]
         )

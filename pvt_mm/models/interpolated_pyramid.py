@@ -1,4 +1,4 @@
-"""A feature pyramid out of the layers of a columnar backbone, by interpolation alone (footnote 3)."""
+"""A feature pyramid interpolated from the layers of a backbone of one stride, such as ViT (footnote 3 of the paper)."""
 
 from collections.abc import Sequence
 
@@ -10,13 +10,13 @@ from pvt_mm.registry import MODELS
 
 @MODELS.register_module()
 class InterpolatedPyramid(nn.Module):
-    """Resamples each map of a backbone by a scale of its own; has no parameters.
+    """Resizes each feature map by its own factor. It has no parameters.
 
-    ViT's layers all have the stride of its patches; footnote 3 of the paper interpolates four of them to the strides of
-    a pyramid. MMSegmentation's necks that do so add convolutions, which Table 8's parameters have no room for.
+    All layers of ViT have the stride of its patches; footnote 3 of the paper interpolates four of them to the strides
+    of a pyramid. MMSegmentation's necks for that add convolutions, which the parameters of Table 8 exclude.
 
     Args:
-        scales: What each map's height and width are multiplied with, first map first.
+        scales: Factor of the height and width of each map, in the order of the maps.
     """
 
     def __init__(self, scales: Sequence[float]):
@@ -27,7 +27,7 @@ class InterpolatedPyramid(nn.Module):
         """Returns the maps, each (B, C, H, W), at (B, C, H * scale, W * scale), floored.
 
         Raises:
-            ValueError: There are not as many maps as scales.
+            ValueError: The number of maps is not the number of scales.
         """
         return tuple(
             x if scale == 1 else F.interpolate(x, scale_factor=scale, mode='bilinear', align_corners=False)

@@ -1,6 +1,6 @@
 """Trans2Seg (Xie et al., 2021, arXiv 2101.08461) as a decode head for MMSegmentation (section 5.4, Table 7).
 
-Letters: B images, h x w the last map (N = h * w), H x W the stride-4 map, C the transformer's channels, K classes.
+Shapes: B images; h x w the last feature map, N = h * w; H x W the stride-4 map; C the transformer's width; K classes.
 """
 
 import math
@@ -16,23 +16,26 @@ from pvt_mm.registry import MODELS
 
 @MODELS.register_module()
 class Trans2SegHead(BaseDecodeHead):
-    """Segments by attention: a transformer encoder over the last map, and a decoder with one learnt query per class.
+    """Segments by attention: a transformer encoder on the last feature map, and a decoder with a query per class.
 
-    What a class's query attends to, its attention map, is the class's shape at the last map's resolution; a small
-    convolutional head fuses the maps of all classes with the encoder's output and the stride-4 features. The classes
-    are channels of that head from its first layer on: no tensor has the size B x K x C x H x W, as the original's have,
-    which runs its head once for each class. Positions are sine encodings, so that images may have any size, where the
-    original has learnt tables, and in its ResNet form MLPs over positions, of one size.
+    The attention map of a class's query is the class's shape at the resolution of the last feature map. A small
+    convolutional head fuses the attention maps with the encoder's output and the stride-4 features. It differs from the
+    original in two ways:
+
+    - The classes are channels of the convolutional head. The original runs its head once for each class, on tensors of
+      B x K x C x H x W.
+    - Positions are sine encodings, so that images may have any size. The original has position tables, and with a
+      ResNet also MLPs over positions, of one size.
 
     Args:
         in_channels: Channels of the stride-4 map and of the last map.
-        channels: Of the map that the class scores come from; 152 is what Table 7's parameters and GFLOPs leave.
+        channels: Channels of the last convolution. 152 fits the parameters and GFLOPs of Table 7.
         embed_dims: C.
-        num_layers: Encoder layers, and decoder layers.
-        num_heads: Attention heads.
-        mlp_ratio: Width of the feed-forward layers over C.
-        dropout: Of the transformer.
-        kwargs: Those of MMSegmentation's ``BaseDecodeHead``: ``num_classes``, ``in_index``, ``norm_cfg``, ...
+        num_layers: Number of encoder layers, and of decoder layers.
+        num_heads: Number of attention heads.
+        mlp_ratio: Hidden width of the feed-forward layers as a multiple of C.
+        dropout: Dropout rate of the transformer.
+        kwargs: Arguments of MMSegmentation's ``BaseDecodeHead``: ``num_classes``, ``in_index``, ``norm_cfg``, ...
     """
 
     def __init__(
@@ -72,7 +75,7 @@ class Trans2SegHead(BaseDecodeHead):
         self.fuse = ConvModule(embed_dims, channels, 3, padding=1, **conv)
 
     def init_weights(self) -> None:
-        """Draws the weights after Xavier, as section 5.3 does new layers; MMSegmentation's last layer keeps its own."""
+        """Initialises weights by Xavier (section 5.3), except the class queries and MMSegmentation's last layer."""
         super().init_weights()
         for name, parameter in self.named_parameters():
             if parameter.dim() > 1 and not name.startswith(('class_queries', 'conv_seg')):
@@ -81,7 +84,7 @@ class Trans2SegHead(BaseDecodeHead):
                 nn.init.zeros_(parameter)
 
     def forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
-        """Returns the class scores (B, K, H, W) of the backbone's maps, at the stride of the first selected."""
+        """Returns class logits (B, K, H, W), at the stride of the first selected map, from the backbone's maps."""
         low, high = self._transform_inputs(inputs)
         h, w = high.shape[2:]
         tokens = self.project(high).flatten(2).transpose(1, 2)  # (B, N, C)
@@ -96,16 +99,16 @@ class Trans2SegHead(BaseDecodeHead):
 
 
 class AttentionMaps(nn.Module):
-    """What each query attends to: the softmax of equation 4 on its own, in units of even attention.
+    """Multi-head attention weights of queries over a memory, times the number of tokens N.
 
-    A weight of 1 is what every token would get if all got the same, so that the maps do not fade as images grow.
+    With uniform attention every weight is 1, so that the maps do not fade as images grow.
     """
 
     def __init__(self, embed_dims: int, num_heads: int):
         super().__init__()
         self.num_heads = num_heads
         self.q = nn.Linear(embed_dims, embed_dims)
-        self.k = nn.Linear(embed_dims, embed_dims, bias=False)  # the softmax would take a bias out
+        self.k = nn.Linear(embed_dims, embed_dims, bias=False)  # a bias would cancel in the softmax
 
     def forward(self, queries: Tensor, memory: Tensor) -> Tensor:
         """Returns the maps (B, heads, K, N) of queries (B, K, C) over a memory (B, N, C)."""
@@ -116,10 +119,10 @@ class AttentionMaps(nn.Module):
 
 
 def sine_positions(h: int, w: int, channels: int, device: torch.device) -> Tensor:
-    """Returns DETR's sine encoding (1, h * w, channels) of the positions of an h x w map, row by row.
+    """Returns DETR's sine encoding (1, h * w, channels) of the positions of an h x w map, in row-major order.
 
-    Half of the channels encode the row and half the column, each as a fraction of the whole times 2 pi, at wavelengths
-    that rise geometrically to 10000 times the first.
+    Half of the channels encode the row and half the column, each as a fraction of the map's side times 2 pi,
+    divided by wavelengths that rise geometrically from 1 towards 10000.
     """
     wavelengths = 10000 ** (torch.arange(channels // 4, device=device) * 4 / channels)  # (channels / 4,)
     waves = []
