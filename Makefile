@@ -1,13 +1,15 @@
-# VENV=DIR     the environment to make and use (.venv)
-# PYTHON=EXE   the Python to make it with (python3)
-# An active virtualenv or conda environment in which the OpenMMLab stack works is used as it is, unless one of these is given.
+# VENV=DIR     virtual environment to create and use (default: .venv)
+# PYTHON=EXE   Python to create it with (default: python3)
+# If neither is set, an active virtualenv or conda environment with a working OpenMMLab stack is used unchanged.
 
-# The interpreter that `setup` settled on.
+# The interpreter that `setup` selected.
 PY = "$$(cat build/python)"
+# pytest's options for two processes, if pytest-xdist is installed.
+PARALLEL = $$($(PY) -c 'import xdist' 2> /dev/null && echo --numprocesses 2 --dist worksteal)
 DEMO = work_dirs/demo
 PRETRAINING = work_dirs/demo_pretraining
 
-# What an environment of the user's own needs to find the package; .venv has it installed.
+# .venv has the package installed; an environment of the user's own finds it here.
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 .DEFAULT_GOAL := help
@@ -17,11 +19,11 @@ help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@sed -n '/^# VENV/,/^$$/s/^# /  /p' $(firstword $(MAKEFILE_LIST))
 
-setup:  ## install the exact versions of requirements/ where they are missing
+setup:  ## install the exact versions of requirements/ if they are missing
 	@mkdir -p build
 	@VENV='$(VENV)' PYTHON='$(PYTHON)' tools/install.sh > build/python
 
-demo: setup  ## train, evaluate and draw a PVT RetinaNet on generated shapes: about 4 minutes on two cores
+demo: setup  ## train and evaluate a PVT RetinaNet on generated shapes and plot the results: about 4 minutes on two cores
 	$(PY) tools/make_shapes.py data/shapes
 	$(PY) tools/train.py configs/demo/retinanet_shapes.py --work-dir $(DEMO)
 	$(PY) tools/plot.py curves $(DEMO) --out $(DEMO)/curves.png > $(DEMO)/curves.txt
@@ -33,7 +35,7 @@ demo: setup  ## train, evaluate and draw a PVT RetinaNet on generated shapes: ab
 	@echo "predictions  $(DEMO)/predictions.png"
 	@sed -n 's/.*bbox_mAP": \([-0-9.]*\).*/bbox AP      \1/p' $(DEMO)/curves.txt
 
-demo-pretraining: setup  ## train a classifier of shapes, and RetinaNet from it and from scratch: about 10 minutes
+demo-pretraining: setup  ## train a classifier on shapes, then RetinaNet from its weights and from scratch: about 10 minutes
 	$(PY) tools/make_shapes.py data/shapes
 	$(PY) tools/train.py configs/demo/classifier_shapes.py --work-dir $(PRETRAINING)/classifier
 	$(PY) tools/train.py configs/demo/retinanet_shapes_pretrained.py --work-dir $(PRETRAINING)/pretrained
@@ -46,32 +48,33 @@ demo-pretraining: setup  ## train a classifier of shapes, and RetinaNet from it 
 	done
 
 test: setup  ## run the tests: about 20 minutes on two cores
-	$(PY) -m pytest $$($(PY) -c 'import xdist' 2> /dev/null && echo --numprocesses 2 --dist worksteal)
+	$(PY) -m pytest $(PARALLEL)
 
-test-fuzz: setup  ## try thousands of made-up inputs (SEED=0) on the backbone, reader, checks and tools: about 10 minutes
-	PVT_MM_FUZZ=full $(PY) -m pytest tests/fuzz --timeout=1200 --hypothesis-seed=$(or $(SEED),0) \
-	    $$($(PY) -c 'import xdist' 2> /dev/null && echo --numprocesses 2 --dist worksteal)
+test-fuzz: setup  ## test the backbone, readers, checks and tools on thousands of random inputs (SEED=0): about 10 minutes
+	PVT_MM_FUZZ=full $(PY) -m pytest tests/fuzz --timeout=1200 --hypothesis-seed=$(or $(SEED),0) $(PARALLEL)
 
-test-slurm: setup  ## test what runs under Slurm on a real one, which it installs and starts: as root, 10 minutes
+test-slurm: setup  ## install and start a one-node Slurm and test training and sweeps under it: as root, about 10 minutes
 	PYTHON=$(PY) tests/slurm/run.sh
 
-test-crash: setup  ## kill trainings 50 times, resume them and compare the weights bit for bit: about 10 minutes
+test-crash: setup  ## kill trainings 50 times, resume them and compare the weights bit by bit: about 10 minutes
 	$(PY) tests/crash/crash.py
 
-test-soak: setup  ## train for 2,000 steps, and see that memory, open files and threads stay: about 4 minutes
+test-soak: setup  ## train for 2,000 steps and check that memory, open files and threads do not grow: about 4 minutes
 	$(PY) tests/soak/soak.py
 
-check: setup  ## lint, and check the formatting
+check: setup  ## lint, and check formatting, imports between packages and types: about 15 s
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
+	"$$(dirname $(PY))/lint-imports" --no-logo --no-cache
+	$(PY) -m mypy
 
-bench: setup  ## measure what docs/benchmarks.md claims, and write it: 20 to 40 minutes, with nothing else running
+bench: setup  ## measure and write docs/benchmarks.md: 20 to 40 minutes on an idle machine; exits with 1 only on failures
 	$(PY) tools/benchmark_report.py
 
-format: setup  ## format, and mend what the linter can mend
+format: setup  ## format, and apply the linter's fixes
 	$(PY) -m ruff check --fix
 	$(PY) -m ruff format
 
-clean:  ## remove caches and what was built, but no environment, data or results
-	rm -rf build dist .pytest_cache .ruff_cache
+clean:  ## remove caches and builds, but no environments, data or results
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache
 	find configs pvt_mm tests tools -name __pycache__ -prune -exec rm -rf {} +

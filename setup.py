@@ -11,18 +11,18 @@ from setuptools.command.sdist import sdist
 from setuptools.errors import FileError
 
 ROOT = Path(__file__).resolve().parent
-# What an OpenMMLab package carries in `<package>/.mim`, where MIM and `_base_ = '<package>::...'` look for it.
+# Files of an OpenMMLab package in `<package>/.mim`, where MIM and `_base_ = '<package>::...'` look for them.
 MIM = ('configs', 'tools', 'model-index.yml')
 
 
 def read_version() -> str:
-    """Reads the version without importing the package, which needs what is not installed yet."""
+    """Reads the version without importing the package, whose dependencies may not be installed yet."""
     text = (ROOT / 'pvt_mm' / 'version.py').read_text(encoding='utf-8')
     return re.search(r"^__version__ = '(.+)'$", text, re.MULTILINE)[1]
 
 
 def check_mim() -> None:
-    """Refuses to build a distribution that would lack a part of `.mim`."""
+    """Raises a FileError if a part of `.mim` is missing."""
     missing = [name for name in MIM if not (ROOT / name).exists()]
     if missing:
         raise FileError(f'cannot build a distribution without {", ".join(missing)} in {ROOT}')
@@ -41,7 +41,7 @@ class BuildPy(build_py):
 
     def copy_mim(self):
         target = self.mim_target()
-        shutil.rmtree(target, ignore_errors=True)  # what an earlier build left
+        shutil.rmtree(target, ignore_errors=True)  # from an earlier build
         for source, copy in self.mim_files():
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(source, copy)
@@ -59,14 +59,14 @@ class BuildPy(build_py):
                 continue
             try:
                 link.symlink_to(os.path.relpath(source, target), target_is_directory=source.is_dir())
-            except OSError:  # a file system, or a Windows account, that has no links
+            except OSError:  # the file system or the Windows account does not support links
                 (shutil.copytree if source.is_dir() else shutil.copy)(source, link)
 
     def mim_target(self) -> Path:
         return Path(self.build_lib) / 'pvt_mm' / '.mim'
 
     def mim_files(self) -> list[tuple[Path, Path]]:
-        """Pairs each file of `MIM` with its copy below `build_lib`."""
+        """Returns each file of `MIM` with the path of its copy below `build_lib`."""
         files = [path for name in MIM for path in (ROOT / name, *(ROOT / name).rglob('*')) if path.is_file()]
         files = [path for path in files if '__pycache__' not in path.parts]
         return [(path, self.mim_target() / path.relative_to(ROOT)) for path in sorted(files)]
@@ -77,7 +77,7 @@ class BuildPy(build_py):
 
 
 class Sdist(sdist):
-    """Refuses to build a source distribution that no wheel could be built from."""
+    """Raises a FileError if no wheel could be built from the source distribution."""
 
     def run(self):
         check_mim()
@@ -98,15 +98,17 @@ setup(
         'Programming Language :: Python :: 3',
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
         'Topic :: Scientific/Engineering :: Image Recognition',
+        'Typing :: Typed',
     ],
     packages=find_packages(include=['pvt_mm', 'pvt_mm.*']),
     include_package_data=False,
+    package_data={'pvt_mm': ['py.typed']},
     cmdclass={'build_py': BuildPy, 'sdist': Sdist},
     zip_safe=False,
     python_requires='>=3.10',
-    # No OpenMMLab distribution here: upstream and the maintained forks share import names, so requiring one would
-    # install it over the other. Each is an extra.
-    install_requires=['numpy', 'torch>=2.4'],
+    # OpenMMLab distributions are extras: upstream and the maintained forks share import names, so a requirement on one
+    # would overwrite the other.
+    install_requires=['numpy', 'rich', 'torch>=2.4'],
     extras_require={
         'onedl': [
             'onedl-mmcv>=2.3.6',
@@ -121,13 +123,16 @@ setup(
             'mmengine>=0.10.0,<1.0.0',
             'mmsegmentation>=1.2.0,<2.0.0',
             'kornia>=0.9',
-            'ftfy',  # mmsegmentation imports it and regex without requiring them
+            'ftfy',  # mmsegmentation imports ftfy and regex without requiring them
             'regex',
         ],
         'hf': ['safetensors', 'transformers'],
         'onnx': ['onnx>=1.19', 'onnxruntime>=1.23', 'onnxscript>=0.5'],
         'sweep': ['submitit>=1.5'],
         'tests': [
+            'hypothesis',
+            'import-linter',
+            'mypy',
             'onnx',
             'onnxruntime',
             'onnxscript',
