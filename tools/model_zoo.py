@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write the model tables of the READMEs from the metafiles."""
+"""Write the model tables of configs/*/README.md from the metafiles."""
 
 import argparse
 import sys
@@ -8,30 +8,20 @@ from pathlib import Path
 
 import yaml
 
-from pvt_mm.errors import InputError, command
+from pvt_mm.utils.errors import InputError, command
 
 ROOT = Path(__file__).resolve().parents[1]
 START, END = '<!-- model zoo -->', '<!-- /model zoo -->'
-READMES = {
-    'README.md': 'retinanet',
-    'configs/classification/README.md': 'classification',
-    'configs/retinanet/README.md': 'retinanet',
-    'configs/mask_rcnn/README.md': 'mask_rcnn',
-    'configs/semantic_fpn/README.md': 'semantic_fpn',
-    'configs/detr/README.md': 'detr',
-    'configs/trans2seg/README.md': 'trans2seg',
-    'configs/deeplabv3plus/README.md': 'deeplabv3plus',
-}
 
 
-def model_table(metafile: Path, to_root: str) -> str:
+def model_table(metafile: Path) -> str:
     """Returns a metafile's models as a Markdown table, a column for each metric that one of them has."""
     models = yaml.safe_load(metafile.read_text())['Models']
     has_gflops = all('GFLOPs' in model['Metadata'] for model in models)
     rows = []
     for model in models:
         metadata, config = model['Metadata'], Path(model['Config'])
-        row = {'config': f'[{config.stem}]({to_root}{config})', 'parameters (M)': metadata.get('Parameters (M)', '')}
+        row = {'config': f'[{config.stem}]({config.name})', 'parameters (M)': metadata.get('Parameters (M)', '')}
         row |= {'GFLOPs': metadata['GFLOPs']} if has_gflops else {}
         row |= {length.lower(): metadata[length] for length in ('Epochs', 'Iterations') if length in metadata}
         row |= {name: value for result in model.get('Results', ()) for name, value in result['Metrics'].items()}
@@ -52,17 +42,16 @@ def with_table(readme: str, table: str) -> str:
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, epilog='Example: tools/model_zoo.py --check')
-    parser.add_argument('--check', action='store_true', help='write nothing, and fail where a table is stale')
+    parser.add_argument('--check', action='store_true', help='write nothing; fail if a table is out of date')
     args = parser.parse_args(argv)
-    for name, folder in READMES.items():
-        path = ROOT / name
-        text = path.read_text()
-        to_root = '../' * (len(Path(name).parts) - 1)
-        current = with_table(text, model_table(ROOT / f'configs/{folder}/metafile.yml', to_root))
+    for metafile in sorted(ROOT.glob('configs/*/metafile.yml')):
+        readme = metafile.with_name('README.md')
+        text = readme.read_text()
+        current = with_table(text, model_table(metafile))
         if args.check and text != current:
-            raise InputError(f'the model table of {name} is stale: run tools/model_zoo.py')
+            raise InputError(f'the model table of {readme.relative_to(ROOT)} is out of date: run tools/model_zoo.py')
         if not args.check:
-            path.write_text(current)
+            readme.write_text(current)
 
 
 if __name__ == '__main__':
