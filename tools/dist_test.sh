@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Test on several GPUs of one machine or more: tools/dist_test.sh CONFIG CHECKPOINT GPUS [flags of tools/test.py]
-# On several machines run it on each, with NNODES, NODE_RANK, MASTER_ADDR and PORT set.
+# Test on several GPUs of one or more machines: tools/dist_test.sh CONFIG CHECKPOINT GPUS [flags of tools/test.py]
+# With several machines, run it on each, with NNODES, NODE_RANK, MASTER_ADDR and PORT set.
 set -euo pipefail
 if [ $# -lt 3 ]; then
     echo "usage: [NNODES= NODE_RANK= MASTER_ADDR= PORT=] $0 CONFIG CHECKPOINT GPUS [flags of tools/test.py]" >&2

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Train on several GPUs of one machine or more: tools/dist_train.sh CONFIG GPUS [flags of tools/train.py]
-# On several machines run it on each, with NNODES, NODE_RANK, MASTER_ADDR and PORT set.
+# Train on several GPUs of one or more machines: tools/dist_train.sh CONFIG GPUS [flags of tools/train.py]
+# With several machines, run it on each, with NNODES, NODE_RANK, MASTER_ADDR and PORT set.
 set -euo pipefail
 if [ $# -lt 2 ]; then
     echo "usage: [NNODES= NODE_RANK= MASTER_ADDR= PORT=] $0 CONFIG GPUS [flags of tools/train.py]" >&2

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""PyTorch's torchrun, with its flags, that ends with the exit code of the process that failed first.
+"""PyTorch's torchrun, with the same flags, that exits with the exit code of the rank that failed first.
 
-Torchrun's own is 1, whatever it was. This one's is 75 where training was told to stop, and --resume goes on with it (a
-scheduler can put the job back into the queue), 2 for bad input, and 128 + n for a process that signal n killed.
+Torchrun always exits with 1. This exits with 75 if training was asked to stop and --resume continues it (so that a
+scheduler can requeue the job), 2 for bad input, and 128 + n for a rank killed by signal n.
 """
 
 import os
@@ -16,19 +16,19 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    signal.signal(signal.SIGUSR2, lambda *_: None)  # what submitit warns a job by, for the processes to act on
+    signal.signal(signal.SIGUSR2, lambda *_: None)  # submitit's warning before a time limit: the ranks handle it
     try:
         run.main(argv)
     except SignalException as stop:
-        # Torchrun has passed it on, and has killed those that had not ended within 30 seconds.
-        told_to_stop = stop.sigval in (signal.SIGTERM, signal.SIGINT)
-        return os.EX_TEMPFAIL if told_to_stop else 128 + stop.sigval
+        # Torchrun has forwarded the signal, and killed the ranks that did not exit within 30 seconds.
+        asked_to_stop = stop.sigval in (signal.SIGTERM, signal.SIGINT)
+        return os.EX_TEMPFAIL if asked_to_stop else 128 + stop.sigval
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         code = failure.exitcode
         if code != os.EX_TEMPFAIL:
-            how = f'ended with exit code {code}' if code > 0 else f'was killed by {signal.Signals(-code).name}'
-            sys.stderr.write(f'error: process {rank} {how}, and the others were stopped; its own message is above\n')
+            how = f'exited with code {code}' if code > 0 else f'was killed by {signal.Signals(-code).name}'
+            sys.stderr.write(f'error: rank {rank} {how}, and the others were stopped; see its error above\n')
         return code if code > 0 else 128 - code
     return 0
 

@@ -10,7 +10,7 @@ partition=$1 job_name=$2 config=$3 checkpoint=$4
 shift 4
 gpus=${GPUS:-8}
 per_node=${GPUS_PER_NODE:-$((gpus < 8 ? gpus : 8))}
-# SRUN_ARGS is several words on purpose
+# SRUN_ARGS may be several words
 # shellcheck disable=SC2086
 exec srun --partition="$partition" --job-name="$job_name" --gres="gpu:$per_node" \
     --ntasks="$gpus" --ntasks-per-node="$per_node" --cpus-per-task="${CPUS_PER_TASK:-5}" \

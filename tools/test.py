@@ -6,14 +6,17 @@ import json
 import sys
 from collections.abc import Sequence
 
-try:
+from pvt_mm.utils.errors import command, report_import_errors
+
+with report_import_errors():
     from mmengine.dist import is_main_process
 
-    from pvt_mm.checkpoint import trust_checkpoints
-    from pvt_mm.engine import checks, run
-    from pvt_mm.errors import command
-except Exception as error:  # a wrong MMCV is an AssertionError, a wrong NumPy a ValueError
-    sys.exit(f'error: {type(error).__name__}: {error}\ntools/doctor.py says what is wrong here and what mends it')
+    from pvt_mm.apis import checks
+    from pvt_mm.apis.config import check_checkpoint_exists
+    from pvt_mm.apis.flags import add_common_arguments, draw_predictions, dump_predictions, use_tta
+    from pvt_mm.apis.launch import build_runner, prepare_config, report_lost_ranks
+    from pvt_mm.checkpoint.reader import safe_reading
+    from pvt_mm.datasets.image_io import report_unreadable_images
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -23,11 +26,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument('config', help='the config file')
     parser.add_argument('checkpoint', help='the checkpoint file')
-    run.add_common_arguments(parser)
+    add_common_arguments(parser)
     parser.add_argument('--out', help='write the predictions to this .pkl file (segmentation: or to this folder)')
     parser.add_argument('--show', action='store_true', help='show the predictions in a window')
-    parser.add_argument('--show-dir', help='draw the predictions into this folder, below the work directory')
-    parser.add_argument('--wait-time', type=float, default=2, help='seconds that --show shows a picture (default: 2)')
+    parser.add_argument('--show-dir', help='draw the predictions into this folder in the work directory')
+    parser.add_argument(
+        '--wait-time', type=float, default=2, help='seconds that --show shows each image (default: %(default)s)'
+    )
     parser.add_argument('--tta', action='store_true', help="test-time augmentation, the config's tta_model")
     return parser.parse_args(argv)
 
@@ -35,25 +40,30 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    run.check_checkpoint_exists(args.checkpoint)
-    trust_checkpoints(args.trust)
-    config = run.prepare_config(args)
-    if args.show or args.show_dir:
-        run.draw_predictions(config, args.show, args.show_dir, args.wait_time)
-    if args.tta:
-        run.use_tta(config)
-    if args.out:
-        run.dump_predictions(config, args.out)
-    config.load_from = args.checkpoint
-    checks.check_data(config, 'test')
-    runner = run.build_runner(config)
-    checks.check_checkpoint(runner.model, args.checkpoint, strict=True)
-    with run.unreadable_images_named(), run.lost_processes_named():
-        metrics = runner.test()
+    check_checkpoint_exists(args.checkpoint)
+    with safe_reading(trust=args.trust):
+        metrics = test(args)
     if is_main_process():
         if not metrics:
-            print('no metrics: the model predicts nothing on any image, or test_evaluator writes results only')
-        print(json.dumps(metrics, default=float))  # IoUMetric's are NumPy's floats
+            print('no metrics: the model predicts nothing on any image, or test_evaluator only writes results')
+        print(json.dumps(metrics, default=float))  # IoUMetric's are NumPy floats
+
+
+def test(args: argparse.Namespace) -> dict:
+    """Tests as the command line asks for, after all checks, and returns the metrics."""
+    config = prepare_config(args)
+    if args.show or args.show_dir:
+        draw_predictions(config, args.show, args.show_dir, args.wait_time)
+    if args.tta:
+        use_tta(config)
+    if args.out:
+        dump_predictions(config, args.out)
+    config.load_from = args.checkpoint
+    checks.check_data(config, 'test')
+    runner = build_runner(config)
+    checks.check_checkpoint(runner.model, args.checkpoint, strict=True)
+    with report_unreadable_images(), report_lost_ranks():
+        return runner.test()
 
 
 if __name__ == '__main__':

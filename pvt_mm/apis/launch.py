@@ -1,4 +1,4 @@
-"""From a config to a runner: process groups, Slurm, and errors of a run in one line."""
+"""From a config to a runner: work directory, process groups, and one-line errors where a rank exits."""
 
 import argparse
 import atexit
@@ -17,7 +17,7 @@ from mmengine.registry import RUNNERS, init_default_scope
 from mmengine.runner import Runner
 
 from pvt_mm.apis.config import load_config
-from pvt_mm.utils.errors import WRONG_CONFIG, InputError
+from pvt_mm.utils.errors import InputError, config_errors
 
 
 def prepare_config(args: argparse.Namespace) -> Config:
@@ -30,55 +30,11 @@ def prepare_config(args: argparse.Namespace) -> Config:
     config = load_config(args.config, args.cfg_options)
     config.launcher = args.launcher
     config.work_dir = args.work_dir or config.get('work_dir') or os.path.join('work_dirs', Path(args.config).stem)
-    # MMEngine makes it, once nothing is found wrong
-    folder = Path(config.work_dir).absolute()
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        why = f'{there} cannot be written' if there.is_dir() else f'{there} is a file'
-        raise InputError(f'the work directory {config.work_dir} cannot be made: {why}; choose another with --work-dir')
+    _check_work_dir(config.work_dir)
     if not torch.cuda.is_available():
         _distribute_on_cpu(config)
     init_default_scope(config.get('default_scope', 'mmengine'))
     return config
-
-
-def _distribute_on_cpu(config: Config) -> None:
-    """Does what MMEngine does for GPUs alone: joins torchrun's or Slurm's processes by gloo, and wraps the model."""
-    if config.launcher == 'slurm':
-        _name_slurm_tasks()
-    if config.launcher in ('pytorch', 'slurm') and not torch.distributed.is_initialized():
-        torch.distributed.init_process_group('gloo')
-        atexit.register(leave_process_group)
-        config.setdefault('model_wrapper_cfg', dict(broadcast_buffers=False, device_ids=None))
-
-
-def _name_slurm_tasks() -> None:
-    """Says in torchrun's variables which of Slurm's tasks this is, and where they meet.
-
-    Raises:
-        InputError: This is no task of Slurm's.
-    """
-    try:
-        names = {'RANK': 'SLURM_PROCID', 'WORLD_SIZE': 'SLURM_NTASKS', 'LOCAL_RANK': 'SLURM_LOCALID'}
-        os.environ.update({name: os.environ[theirs] for name, theirs in names.items()})
-        nodes = subprocess.run(
-            ['scontrol', 'show', 'hostnames', os.environ['SLURM_NODELIST']], capture_output=True, text=True, check=True
-        )
-    except (KeyError, OSError, subprocess.CalledProcessError) as error:
-        raise InputError(
-            f'--launcher slurm: this is no task of Slurm ({error}); start it by tools/slurm_train.sh'
-        ) from error
-    os.environ.setdefault('MASTER_ADDR', nodes.stdout.split()[0])
-    # a port for each job: two may share a node
-    os.environ.setdefault('MASTER_PORT', str(20000 + int(os.environ['SLURM_JOB_ID']) % 10000))
-
-
-def leave_process_group() -> None:
-    """Leaves the process group, once nothing is under way in it."""
-    # Gloo's threads let go of the last collective's tensors a moment after it returns, and need Python for it: where
-    # the interpreter is ending by then, they abort the process ("terminate called without an active exception").
-    time.sleep(0.5)
-    torch.distributed.destroy_process_group()
 
 
 def build_runner(config: Config) -> Runner:
@@ -87,24 +43,68 @@ def build_runner(config: Config) -> Runner:
     Raises:
         InputError: A part cannot be built: an unknown type, a wrong argument.
     """
-    try:
+    with config_errors('the config cannot be built'):
         return RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
-    except (*WRONG_CONFIG, OSError) as error:
-        raise InputError(f'the config cannot be built: {type(error).__name__}: {error}') from error
 
 
 @contextlib.contextmanager
 def report_lost_ranks() -> Iterator[None]:
-    """Turns the error of a process that another one has left alone into one line.
+    """Turns the error of a rank whose peer has exited into one line.
 
     Raises:
-        SystemExit: Another process has ended, and with it the training.
+        SystemExit: Another rank exited during the block.
     """
     try:
         yield
     except RuntimeError as error:
         if not re.search('gloo/transport|remote process exited', str(error)):
             raise
-        sys.stderr.write('error: another process of the training has ended: look for what it said\n')
-        time.sleep(1)  # torchrun tells of the one that it sees to end first
+        sys.stderr.write('error: another rank exited; see its error above\n')
+        time.sleep(1)  # torchrun reports the rank that it sees exit first
         raise SystemExit(1) from error
+
+
+def _check_work_dir(work_dir: str) -> None:
+    """Raises an InputError if the work directory cannot be made, without making it: MMEngine does, after all checks."""
+    folder = Path(work_dir).absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        why = f'{there} cannot be written' if there.is_dir() else f'{there} is a file'
+        raise InputError(f'the work directory {work_dir} cannot be made: {why}; choose another with --work-dir')
+
+
+def _distribute_on_cpu(config: Config) -> None:
+    """Joins the ranks of torchrun or Slurm by gloo and wraps the model, which MMEngine does for GPUs only."""
+    if config.launcher == 'slurm':
+        _set_ranks_from_slurm()
+    if config.launcher in ('pytorch', 'slurm') and not torch.distributed.is_initialized():
+        torch.distributed.init_process_group('gloo')
+        atexit.register(leave_process_group)
+        config.setdefault('model_wrapper_cfg', dict(broadcast_buffers=False, device_ids=None))
+
+
+def _set_ranks_from_slurm() -> None:
+    """Sets torchrun's variables (rank, world size, address, port) from those of a Slurm task.
+
+    Raises:
+        InputError: This is not a Slurm task.
+    """
+    try:
+        names = {'RANK': 'SLURM_PROCID', 'WORLD_SIZE': 'SLURM_NTASKS', 'LOCAL_RANK': 'SLURM_LOCALID'}
+        os.environ.update({name: os.environ[theirs] for name, theirs in names.items()})
+        nodes = subprocess.run(
+            ['scontrol', 'show', 'hostnames', os.environ['SLURM_NODELIST']], capture_output=True, text=True, check=True
+        )
+    except (KeyError, OSError, subprocess.CalledProcessError) as error:
+        raise InputError(f'--launcher slurm: not a Slurm task ({error}); start it by tools/slurm_train.sh') from error
+    os.environ.setdefault('MASTER_ADDR', nodes.stdout.split()[0])
+    # one port per job, since jobs may share a node
+    os.environ.setdefault('MASTER_PORT', str(20000 + int(os.environ['SLURM_JOB_ID']) % 10000))
+
+
+def leave_process_group() -> None:
+    """Destroys the process group once its threads are idle."""
+    # Gloo's threads release the tensors of the last collective shortly after it returns, and need Python for it. If the
+    # interpreter is shutting down by then, they abort the process ("terminate called without an active exception").
+    time.sleep(0.5)
+    torch.distributed.destroy_process_group()

@@ -78,9 +78,9 @@ def _is_complete(path: str) -> bool:
         return file.read().rstrip(b'\0\r\n ').endswith(end)
 
 
-def unreadable(fault: str) -> InputError:
-    """Returns the error for a fault of :func:`find_fault` that ends a run."""
-    return InputError(f'an image cannot be read: {fault}; restore it, or remove it from the annotations')
+def unreadable_error(fault: str) -> InputError:
+    """Returns the error that ends a run because of a fault of :func:`find_fault`."""
+    return InputError(f'an image cannot be read: {fault}; restore it, or remove it from the data')
 
 
 @contextlib.contextmanager
@@ -99,4 +99,6 @@ def report_unreadable_images() -> Iterator[None]:
         if not found:
             raise
         damaged, absent = found[-1]
-        raise unreadable(f'{absent} does not exist' if absent else f'{damaged} is truncated or not an image') from error
+        raise unreadable_error(
+            f'{absent} does not exist' if absent else f'{damaged} is truncated or not an image'
+        ) from error

@@ -1,4 +1,4 @@
-"""Repeated augmentation: each image several times an epoch, in different processes."""
+"""Repeated augmentation: each image several times per epoch, on different ranks."""
 
 import math
 from collections.abc import Iterator, Sized
@@ -12,19 +12,19 @@ from pvt_mm.registry import DATA_SAMPLERS
 
 @DATA_SAMPLERS.register_module()
 class RepeatAugSampler(Sampler[int]):
-    """Draws each image ``num_repeats`` times in succession and deals the draws out to the processes in turn.
+    """Draws each image ``num_repeats`` times in succession and distributes the draws over the ranks in turn.
 
-    Batch augmentation (Hoffer et al., 2020) and repeated augmentation (Berman et al., 2019, arXiv 1902.05509), in the
-    form of DeiT (Touvron et al., 2021, arXiv 2012.12877): an epoch is no longer than without repeats, so it sees one
-    in ``num_repeats`` of the images. Augmented anew at each draw, they differ.
+    Batch augmentation (Hoffer et al., 2020) and repeated augmentation (Berman et al., 2019, arXiv 1902.05509), as in
+    DeiT (Touvron et al., 2021, arXiv 2012.12877): an epoch has as many draws as without repeats, so it sees one in
+    ``num_repeats`` of the images. Each draw is augmented differently.
 
     Args:
-        dataset: What is drawn from.
-        shuffle: Whether to draw in an order that is random and another one in every epoch.
-        num_repeats: Draws of an image.
-        selected_round: An epoch has a multiple of this many draws, over all processes, except that it is not rounded
-            if this is 0 or above the size of the data.
-        seed: Of the order, the same in all processes; by default a random one that they agree on.
+        dataset: The data set.
+        shuffle: Whether to draw in a random order, which differs between epochs.
+        num_repeats: How often to draw each image.
+        selected_round: The number of draws per epoch, over all ranks, is rounded down to a multiple of this; it is not
+            rounded if this is 0 or greater than the size of the data.
+        seed: Seed of the order, the same on all ranks; by default a random one that the ranks agree on.
     """
 
     def __init__(
@@ -55,9 +55,9 @@ class RepeatAugSampler(Sampler[int]):
         return iter(order[draws // self.num_repeats % size].tolist())
 
     def __len__(self) -> int:
-        """The number of draws of this process in an epoch."""
+        """Returns the number of draws of this rank per epoch."""
         return self.num_samples
 
     def set_epoch(self, epoch: int) -> None:
-        """Sets which epoch's order is drawn next."""
+        """Sets the epoch whose order is drawn next."""
         self.epoch = epoch

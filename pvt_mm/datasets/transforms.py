@@ -1,4 +1,4 @@
-"""Steps of a classifier's pipeline that MMCV lacks."""
+"""Transforms of a classifier's pipeline that MMCV lacks."""
 
 import math
 from collections.abc import Sequence
@@ -10,28 +10,28 @@ from mmcv.image.geometric import cv2_interp_codes, pillow_interp_codes
 from mmcv.transforms import BaseTransform
 from mmcv.transforms.utils import cache_randomness
 
-from pvt_mm.errors import InputError
 from pvt_mm.registry import TRANSFORMS
 from pvt_mm.structures import DataSample
+from pvt_mm.utils.errors import InputError
 
 
 @TRANSFORMS.register_module()
 class RandomResizedCrop(BaseTransform):
-    """Crops a box of random area, aspect ratio and place and resizes it (Szegedy et al., 2015, arXiv 1409.4842).
+    """Crops a box of random area, aspect ratio and position and resizes it (Szegedy et al., 2015, arXiv 1409.4842).
 
-    Where no box that is drawn fits into the image, it is the largest central one of the nearest allowed aspect ratio,
-    as torchvision documents. Changes ``img`` and ``img_shape``.
+    If no box out of ``max_attempts`` fits into the image, the largest centred box of the nearest allowed aspect ratio
+    is taken, as torchvision documents. Changes ``img`` and ``img_shape``.
 
     Args:
         scale: (w, h) of the result, or its side, in pixels.
-        crop_ratio_range: The area of the box over the image's; drawn uniformly.
-        aspect_ratio_range: The box's width over its height; its logarithm is drawn uniformly.
-        max_attempts: Boxes that are drawn.
-        interpolation: Of the resizing: ``'bicubic'``, ``'bilinear'``, ``'nearest'``, ...
-        backend: ``'pillow'``, which filters what it makes smaller, or ``'cv2'``, which does not.
+        crop_ratio_range: Area of the box relative to the image; drawn uniformly.
+        aspect_ratio_range: Width of the box over its height; its logarithm is drawn uniformly.
+        max_attempts: Number of boxes to draw.
+        interpolation: ``'bicubic'``, ``'bilinear'``, ``'nearest'``, ...
+        backend: ``'pillow'``, which antialiases when it downsamples, or ``'cv2'``, which does not.
 
     Raises:
-        InputError: A range is not one of positive numbers, or the backend does not have the interpolation.
+        InputError: A range is not positive and ascending, or the backend does not have the interpolation.
     """
 
     def __init__(
@@ -50,7 +50,9 @@ class RandomResizedCrop(BaseTransform):
             )
         for name, (low, high) in dict(crop_ratio=crop_ratio_range, aspect_ratio=aspect_ratio_range).items():
             if not 0 < low <= high:
-                raise InputError(f'RandomResizedCrop: {name}_range is ({low}, {high}): it must be positive and ascend')
+                raise InputError(
+                    f'RandomResizedCrop: {name}_range is ({low}, {high}): it must be positive and ascending'
+                )
         self.scale = (scale, scale) if isinstance(scale, int) else tuple(scale)
         self.crop_ratio_range = crop_ratio_range
         self.aspect_ratio_range = aspect_ratio_range
@@ -60,7 +62,7 @@ class RandomResizedCrop(BaseTransform):
 
     @cache_randomness
     def draw_box(self, H: int, W: int) -> tuple[int, int, int, int]:
-        """Returns the left, top, width and height, in pixels, of a box in an image of H x W."""
+        """Returns the left, top, width and height of a box in an image of H x W, in pixels."""
         low, high = self.aspect_ratio_range
         for _ in range(self.max_attempts):
             area = H * W * np.random.uniform(*self.crop_ratio_range)
@@ -73,7 +75,7 @@ class RandomResizedCrop(BaseTransform):
         return (W - w) // 2, (H - h) // 2, w, h
 
     def transform(self, results: dict) -> dict:
-        """Crops and resizes ``img``, (H, W) or (H, W, C)."""
+        """Crops and resizes ``img``, (H, W) or (H, W, C), to ``scale``."""
         x, y, w, h = self.draw_box(*results['img'].shape[:2])
         img = mmcv.imcrop(results['img'], np.array([x, y, x + w - 1, y + h - 1]))
         results['img'] = mmcv.imresize(img, self.scale, interpolation=self.interpolation, backend=self.backend)
@@ -90,17 +92,17 @@ class RandomResizedCrop(BaseTransform):
 
 @TRANSFORMS.register_module()
 class PackInputs(BaseTransform):
-    """Ends a classifier's pipeline: ``inputs``, the image as a (C, H, W) tensor, and ``data_samples``, its DataSample.
+    """Packs the image as ``inputs``, a (C, H, W) tensor, and its label as ``data_samples``; the last transform.
 
     Args:
-        meta_keys: What goes from the results into the sample's metainfo, as far as it is there.
+        meta_keys: Keys of the results to copy into the metainfo of the DataSample, if present.
     """
 
     def __init__(self, meta_keys: Sequence[str] = ('img_path', 'ori_shape', 'img_shape')):
         self.meta_keys = meta_keys
 
     def transform(self, results: dict) -> dict:
-        """Returns the inputs, of the image's type, and the data sample."""
+        """Returns ``inputs``, of the image's dtype, and ``data_samples``, a :class:`DataSample`."""
         img = np.atleast_3d(results['img'])
         sample = DataSample(metainfo={key: results[key] for key in self.meta_keys if key in results})
         if 'gt_label' in results:

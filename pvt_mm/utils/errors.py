@@ -22,21 +22,35 @@ class CheckpointError(InputError):
 
 @contextlib.contextmanager
 def config_errors(what: str, *more: type[Exception]) -> Iterator[None]:
-    """Turns errors from building a part of a config into an InputError; one that is an InputError passes unchanged.
+    """Turns errors from building a part of a config into an InputError.
 
     Args:
         what: The start of the message, such as ``'the test pipeline cannot be built'``.
         more: Further exception types to turn.
 
     Raises:
-        InputError: ``{what}: {type of the error}: {its message}``.
+        InputError: ``{what}: {type of the error}: {its message}``; without the type if it is an InputError itself.
     """
     try:
         yield
-    except InputError:
-        raise
+    except InputError as error:
+        raise type(error)(f'{what}: {error}') from error
     except (*WRONG_CONFIG, *more) as error:
         raise InputError(f'{what}: {type(error).__name__}: {error}') from error
+
+
+@contextlib.contextmanager
+def report_import_errors() -> Iterator[None]:
+    """Turns what importing a broken installation raises into one line that names tools/doctor.py.
+
+    Raises:
+        SystemExit: An import failed.
+    """
+    try:
+        yield
+    except Exception as error:  # a wrong MMCV raises AssertionError, a wrong NumPy ValueError
+        message = f'error: {type(error).__name__}: {error}\ntools/doctor.py says what is wrong and how to fix it'
+        raise SystemExit(message) from error
 
 
 def command(main: Callable) -> Callable[[Sequence[str] | None], int]:

@@ -1,32 +1,55 @@
-"""Files that are there whole or not at all."""
+"""Atomic writing of files, and reading and writing of JSON."""
 
 import contextlib
+import errno
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
-    """Gives a path beside ``path`` to write to, which replaces ``path`` at the end; a block that fails leaves neither.
+    """Writes a file atomically: yields a temporary path in the same folder, which is renamed to ``path`` at the end.
 
-    What is there at the end is there after a power cut: it is on disk before it has the name, and then so is the name.
+    If the block raises, the temporary file is removed and ``path`` stays as it was. The file and then its name are
+    flushed to disk, so that ``path`` survives a power cut. Compute first, and write inside of the block: a process that
+    is killed in it leaves the temporary file (``.<name>.<process id>.tmp``).
 
     Raises:
-        OSError: The file or its folder, made if need be, cannot be written.
+        OSError: The file cannot be written, or its folder, created if missing; it names ``path``.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
-        yield beside
-        _flush(beside)
-        os.replace(beside, path)
-        with contextlib.suppress(OSError):  # some network file systems flush no folder
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        _flush(temporary)
+        os.replace(temporary, path)
+        with contextlib.suppress(OSError):  # some network file systems cannot flush a folder
             _flush(path.parent)
+    except OSError as error:
+        if error.errno and error.filename in (None, str(temporary)):
+            error.filename = str(path)
+        raise
     finally:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a name that is too long cannot be removed either
+            temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: str | os.PathLike) -> None:
+    """Checks that a file can be written, before a long computation of its content.
+
+    Raises:
+        OSError: It is a folder, or its folder cannot be created or written.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, 'Is a directory', str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=path.parent):
+        pass
 
 
 def _flush(path: Path) -> None:
@@ -38,7 +61,7 @@ def _flush(path: Path) -> None:
 
 
 def read_json(path: Path) -> dict:
-    """Returns the object in a file; an empty one where there is no such file."""
+    """Returns the object in a file, or an empty one if the file does not exist."""
     try:
         return json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
@@ -46,6 +69,6 @@ def read_json(path: Path) -> dict:
 
 
 def write_json(path: Path, values: dict) -> None:
-    """Writes an object to a file, whole or not at all."""
-    with atomic_write(path) as beside:
-        beside.write_text(json.dumps(values, indent=2) + '\n')
+    """Writes an object to a file, atomically."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(values, indent=2) + '\n')

@@ -1,0 +1,71 @@
+"""Loading a trained model and the test pipeline of its config."""
+
+import copy
+from collections.abc import Sequence
+
+import numpy as np
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
+from torch import nn
+
+from pvt_mm.apis.checks import check_checkpoint
+from pvt_mm.apis.config import innermost_dataset
+from pvt_mm.utils.errors import InputError, config_errors
+
+
+def load_model(config: Config, checkpoint: str) -> nn.Module:
+    """Builds the model of a config in eval mode with the weights of a checkpoint, on a GPU if there is one.
+
+    Raises:
+        InputError: The model cannot be built, or the checkpoint cannot be read or is of another model.
+    """
+    init_default_scope(config.get('default_scope', 'mmengine'))
+    with config_errors('the config cannot be built'):
+        model = MODELS.build(copy.deepcopy(config.model))
+    load_weights(model, checkpoint)
+    return revert_sync_batchnorm(model).to(get_device()).eval()
+
+
+def load_weights(model: nn.Module, checkpoint: str) -> None:
+    """Loads a checkpoint into a model, strictly.
+
+    Raises:
+        CheckpointError: It cannot be read, or is of another model.
+    """
+    model.load_state_dict(check_checkpoint(model, checkpoint, strict=True))
+
+
+def image_steps(config: Config) -> list:
+    """Builds the transforms of a config's test pipeline, without those that load annotations.
+
+    Raises:
+        InputError: The config has none, or a transform cannot be built.
+    """
+    init_default_scope(config.get('default_scope', 'mmengine'))
+    dataset = innermost_dataset(config.get('test_dataloader', {}).get('dataset', {}))
+    steps = [step for step in dataset.get('pipeline') or () if 'Annotation' not in step['type']]
+    if not steps:
+        raise InputError('test_dataloader.dataset.pipeline is not set in the config: it turns an image into an input')
+    with config_errors('the test pipeline cannot be built'):
+        return [TRANSFORMS.build(step) for step in steps]
+
+
+def run_steps(steps: Sequence, image: np.ndarray, path: str = '') -> dict:
+    """Runs transforms on an image that is already loaded.
+
+    Args:
+        steps: The transforms of :func:`image_steps` after the one that loads.
+        image: (H, W, 3) BGR.
+        path: The image file.
+
+    Raises:
+        InputError: A transform needs more than an image.
+    """
+    shape = image.shape[:2]
+    results = dict(img=image, img_path=path, img_id=0, img_shape=shape, ori_shape=shape)
+    with config_errors('the test pipeline cannot take a single image'):
+        for step in steps:
+            results = step(results)
+    return results
