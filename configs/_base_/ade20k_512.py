@@ -1,8 +1,8 @@
-# ADE20K, random crops of 512 x 512 for training and a shorter side of 512 in testing (section 5.3), both sides then up
-# to the next multiples of 32 as in the authors' release. The test-time augmentation scales (2048, 512), and not the raw
-# image as MMSegmentation's does.
+# ADE20K with random crops of 512 x 512 for training. Test images have a shorter side of 512 (section 5.3), and both
+# sides are rounded up to multiples of 32, as in the authors' release. Test-time augmentation scales (2048, 512), where
+# MMSegmentation scales the raw image.
 data_root = 'data/ade/ADEChallengeData2016'
-load, labels = dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')  # ADE20KDataset says what 0 is
+load, labels = dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')  # ADE20KDataset sets reduce_zero_label
 resize = dict(type='Resize', scale=(2048, 512), keep_ratio=True)
 multiple = dict(type='ResizeToMultiple', size_divisor=32)
 train_pipeline = [

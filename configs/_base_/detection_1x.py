@@ -1,4 +1,4 @@
-# MMDetection's 1x schedule and runtime, with training from which nothing is lost (docs/reliability.md).
+# MMDetection's 1x schedule and runtime, with exact resume and NaN/Inf checks (docs/reliability.md).
 _base_ = ['mmdet::_base_/schedules/schedule_1x.py', 'mmdet::_base_/default_runtime.py']
 train_cfg = dict(type='pvt_mm.EpochBasedTrainLoop', max_broken_images=10)
 default_hooks = dict(checkpoint=dict(type='pvt_mm.CheckpointHook'), finite=dict(type='pvt_mm.FiniteHook'))

@@ -1,4 +1,4 @@
-# What every segmentor has beside its backbone and head: images normalised as ImageNet's, in crops of 512 x 512.
+# What all segmentors share, except backbone and head: images normalised as ImageNet's, in crops of 512 x 512.
 model = dict(
     type='EncoderDecoder',
     data_preprocessor=dict(

@@ -1,9 +1,9 @@
-# ImageNet as torchvision lays it out, data_root/{train,val}/<class>/*.jpg (section 5.1): random crops and flips, each
-# of a third of the images three times in an epoch as in the authors' release, and in testing the central 224 x 224
-# pixels of a shorter side of 256. RandAugment, erasing, mixup and CutMix are the data preprocessor's, on whole batches.
+# ImageNet in torchvision's layout, data_root/{train,val}/<class>/*.jpg (section 5.1). Training uses random crops and
+# flips; an epoch has a third of the images, three times each, as in the authors' release. Testing uses the central
+# 224 x 224 pixels of a shorter side of 256. RandAugment, erasing, mixup and CutMix are in the data preprocessor.
 data_root = 'data/imagenet/'
 bicubic = dict(interpolation='bicubic', backend='pillow')
-load = dict(type='LoadImageFromFile', imdecode_backend='pillow')  # OpenCV shows half of a file that was cut off
+load = dict(type='LoadImageFromFile', imdecode_backend='pillow')  # OpenCV decodes truncated files
 train_pipeline = [
     load,
     dict(type='pvt_mm.RandomResizedCrop', scale=224, crop_ratio_range=(0.08, 1.0), **bicubic),

@@ -1,6 +1,6 @@
-# 300 epochs of AdamW (section 5.1), the learning rate of 1e-3 for a batch of 1024: up from 1e-6 in 5 epochs and down to
-# 1e-5 along a cosine, as in the authors' release (whose cosine began with the first epoch, 0.07% lower at the fifth).
-# The class token alone is exempt from the weight decay.
+# 300 epochs of AdamW (section 5.1) with a learning rate of 1e-3 for a batch of 1024: 5 epochs of warm-up from 1e-6, and
+# a cosine to 1e-5, as in the authors' release (whose cosine starts at the first epoch: 0.07% lower at the fifth).
+# Only the class token has no weight decay.
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=1e-3, betas=(0.9, 0.999), weight_decay=0.05),

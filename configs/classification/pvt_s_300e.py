@@ -1,7 +1,7 @@
 # PVT-Small on ImageNet, 300 epochs (section 5.1). Paper: top-1 error 20.2 % (Table 2), 8 V100 GPUs, 128 images each:
 #   tools/dist_train.sh configs/classification/pvt_s_300e.py 8
-# Each augmentation is off with its setting at None: --cfg-options model.data_preprocessor.mixup=None (cutmix,
-# rand_augment, erasing), and model.head.label_smoothing=0 or train_dataloader.sampler.num_repeats=1.
+# To turn an augmentation off, set it to None: --cfg-options model.data_preprocessor.mixup=None (cutmix, rand_augment,
+# erasing). The others are off with model.head.label_smoothing=0 and train_dataloader.sampler.num_repeats=1.
 _base_ = ['../_base_/imagenet_224.py', '../_base_/schedule_300e.py', '../_base_/classification_runtime.py']
 model = dict(
     type='pvt_mm.ImageClassifier',

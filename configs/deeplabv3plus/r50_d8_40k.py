@@ -1,7 +1,7 @@
 # DeepLabV3+ with ResNet-50 at stride 8, 40k iterations (section 5.4). Paper: mIoU 41.5 (Table 7), 4 V100:
 #   tools/dist_train.sh configs/deeplabv3plus/r50_d8_40k.py 4
-# 256 channels are as near as MMSegmentation's model comes to the paper's 26.8 M parameters: behind the ASPP it has a
-# 3 x 3 convolution where the paper's count has room for a 1 x 1.
+# 256 channels come closest to the paper's 26.8 M parameters: MMSegmentation's model has a 3 x 3 convolution after the
+# ASPP, where the paper's count leaves room for a 1 x 1.
 _base_ = [
     '../_base_/encoder_decoder_512.py',
     '../_base_/ade20k_512.py',

@@ -1,10 +1,10 @@
-# PVT-Tiny as a classifier of generated shapes, one to a picture of 64 pixels: `make demo-pretraining` begins with
+# PVT-Tiny as a classifier of generated shapes, in images of 64 pixels. `make demo-pretraining` starts with
 #   tools/make_shapes.py data/shapes
 #   tools/train.py configs/demo/classifier_shapes.py --work-dir work_dirs/demo_pretraining/classifier
 _base_ = '../classification/pvt_t_300e.py'
 data_root = 'data/shapes/classification/'
 model = dict(
-    data_preprocessor=dict(rand_augment=None, mixup=None, cutmix=None),  # three classes need no stronger ones
+    data_preprocessor=dict(rand_augment=None, mixup=None, cutmix=None),  # too strong for three classes
     backbone=dict(pretrain_img_size=64, drop_path_rate=0.0),
     head=dict(num_classes=3),
 )

@@ -1,13 +1,11 @@
 # RetinaNet with a PVT of half PVT-Tiny's width on generated shapes, from random weights: about 4 minutes on two CPU
-# cores, to a box AP of 0.65 or more. `make demo` runs
+# cores, for a box AP of 0.65 or more. `make demo` runs
 #   tools/make_shapes.py data/shapes
 #   tools/train.py configs/demo/retinanet_shapes.py --work-dir work_dirs/demo
 _base_ = '../retinanet/pvt_t_1x.py'
 data_root = 'data/shapes/'
 metainfo = dict(classes=('circle', 'square', 'triangle'))
-norm_cfg = dict(
-    type='GN', num_groups=8
-)  # without pre-training the narrow convolutions learn nothing in so short a time
+norm_cfg = dict(type='GN', num_groups=8)  # from random weights, the convolutions need it to learn in 8 epochs
 model = dict(
     backbone=dict(
         arch=dict(
@@ -28,7 +26,7 @@ model = dict(
         in_channels=64,
         feat_channels=64,
         norm_cfg=norm_cfg,
-        anchor_generator=dict(octave_base_scale=3, strides=[8, 16, 32]),  # the shapes are 22 to 48 pixels
+        anchor_generator=dict(octave_base_scale=3, strides=[8, 16, 32]),  # shapes are 22 to 48 pixels wide
     ),
 )
 

@@ -1,4 +1,4 @@
-# The same, seed and schedule, from the classifier of the same shapes: the other half of `make demo-pretraining`.
+# retinanet_shapes_scratch.py with the weights of the classifier of shapes: the other half of `make demo-pretraining`.
 #   tools/train.py configs/demo/retinanet_shapes_pretrained.py --work-dir work_dirs/demo_pretraining/pretrained
 _base_ = './retinanet_shapes_scratch.py'
 weights = 'work_dirs/demo_pretraining/classifier/epoch_30.pth'

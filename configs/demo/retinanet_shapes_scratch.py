@@ -1,4 +1,4 @@
-# RetinaNet with the whole PVT-Tiny on generated shapes, from random weights: one half of `make demo-pretraining`.
+# RetinaNet with PVT-Tiny on generated shapes, from random weights: one half of `make demo-pretraining`.
 #   tools/train.py configs/demo/retinanet_shapes_scratch.py --work-dir work_dirs/demo_pretraining/scratch
 _base_ = './retinanet_shapes.py'
 model = dict(

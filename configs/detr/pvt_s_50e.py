@@ -2,7 +2,7 @@
 #   tools/dist_train.sh configs/detr/pvt_s_50e.py 8
 _base_ = './r50_50e.py'
 model = dict(
-    data_preprocessor=dict(pad_size_divisor=32),  # patches that are not full would be dropped
+    data_preprocessor=dict(pad_size_divisor=32),  # PVT drops incomplete patches
     backbone=dict(
         _delete_=True,
         type='pvt_mm.PVT',

@@ -1,6 +1,6 @@
 # RetinaNet with ResNeXt-101-32x4d, 1x schedule. Paper: AP 39.9 (Table 3), 8 V100:
 #   tools/dist_train.sh configs/retinanet/x101_32x4d_1x.py 8
-# torchvision has no ImageNet weights of this model: put some with its keys where the line says, or train from random
+# torchvision has no ImageNet weights of this model: put your own, with its keys, at `weights`, or train from random
 # weights with --cfg-options model.backbone.init_cfg=None
 _base_ = './r50_1x.py'
 weights = 'checkpoints/resnext101_32x4d.pth'

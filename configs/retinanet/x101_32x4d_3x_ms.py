@@ -1,6 +1,6 @@
 # RetinaNet with ResNeXt-101-32x4d, 3x schedule, shorter side from 640 to 800. Paper: AP 41.4 (Table 3), 8 V100:
 #   tools/dist_train.sh configs/retinanet/x101_32x4d_3x_ms.py 8
-# torchvision has no ImageNet weights of this model: put some with its keys where the line says, or train from random
+# torchvision has no ImageNet weights of this model: put your own, with its keys, at `weights`, or train from random
 # weights with --cfg-options model.backbone.init_cfg=None
 _base_ = './r50_3x_ms.py'
 weights = 'checkpoints/resnext101_32x4d.pth'

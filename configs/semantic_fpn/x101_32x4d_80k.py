@@ -1,6 +1,6 @@
 # Semantic FPN with ResNeXt-101-32x4d, 80k iterations. Paper: mIoU 39.7 (Table 5), 4 V100:
 #   tools/dist_train.sh configs/semantic_fpn/x101_32x4d_80k.py 4
-# torchvision has no ImageNet weights of this model: put some with its keys where the line says, or train from random
+# torchvision has no ImageNet weights of this model: put your own, with its keys, at `weights`, or train from random
 # weights with --cfg-options model.backbone.init_cfg=None
 _base_ = './r50_80k.py'
 weights = 'checkpoints/resnext101_32x4d.pth'

@@ -1,5 +1,5 @@
-# Table 9: is PVT-Small better made wider or deeper, at about the same size? No weights of the wide one were ever
-# published: it starts from where its config says.
+# Table 9: is PVT-Small better made wider or deeper, at about the same size? Nobody published weights of the wide one:
+# its config shows where to put your own.
 #   tools/sweep.py configs/sweeps/deeper_or_wider.py --executor slurm --gpus 8
 title = 'Wider or deeper, RetinaNet on COCO val2017 (Table 9)'
 metric = 'coco/bbox_mAP'

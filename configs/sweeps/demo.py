@@ -1,5 +1,5 @@
-# The learning rate of the demo's RetinaNet on generated shapes, two seeds each, for two epochs of 400 pictures: about 5
-# minutes on two CPU cores.
+# Three learning rates of the demo's RetinaNet on generated shapes, two seeds each, for two epochs of 400 images: about
+# 5 minutes on two CPU cores.
 #   tools/make_shapes.py data/shapes
 #   tools/sweep.py configs/sweeps/demo.py --jobs 2
 title = 'Learning rate, RetinaNet with a small PVT on generated shapes'

@@ -1,5 +1,5 @@
-# Table 5: Semantic FPN on ADE20K with nine backbones, and PVT-Large for longer, which the paper tests with
-# tools/test.py --tta. 10 trials; the recipe's batch of 16 is 4 images on each of 4 GPUs.
+# Table 5: Semantic FPN on ADE20K with nine backbones, and PVT-Large with a longer schedule, which the paper tests with
+# tools/test.py --tta. 10 trials; the batch of 16 is 4 images on each of 4 GPUs.
 #   tools/sweep.py configs/sweeps/semantic_fpn_backbones.py --executor slurm --gpus 4
 title = 'Semantic FPN on ADE20K (Table 5)'
 metric = 'mIoU'
