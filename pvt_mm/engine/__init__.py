@@ -1,9 +1,8 @@
-"""What MMEngine's runner lacks: configs read with care, runs checked before they start and resumed exactly."""
+"""Loops, hooks and optimizer constructors for MMEngine's runner: exact resume, atomic checkpoints, NaN/Inf checks."""
 
-from .checkpoint_hook import CheckpointHook
-from .finite_hook import FiniteHook
-from .layer_decay import LayerDecayOptimizerConstructor
+from .hooks import CheckpointHook, FiniteHook
 from .loops import EpochBasedTrainLoop, IterBasedTrainLoop
+from .optimizers import LayerDecayOptimizerConstructor
 
 __all__ = [
     'CheckpointHook',

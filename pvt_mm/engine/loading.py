@@ -1,12 +1,13 @@
 """Batches that depend on their number alone, not on the workers that load them or on what was loaded before.
 
-Every sample is loaded with the random numbers of its place: seed, process, epoch, batch and place in the batch. So a
-run that resumes skips the batches that it has trained on without loading them, and goes on with the very ones that
-follow.
+Every sample is loaded with random numbers seeded by its position: run seed, rank, epoch, batch and place in the batch.
+So a resumed run skips the batches that it has trained on without loading them, and continues with exactly the batches
+that an uninterrupted run would have.
 """
 
 import copy
 import functools
+import logging
 import multiprocessing
 import multiprocessing.util
 import os
@@ -15,17 +16,17 @@ import signal
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from mmengine.dataset import InfiniteSampler
-from mmengine.dist import all_gather_object, broadcast_object_list, get_rank, get_world_size
+from mmengine.dist import all_gather_object, broadcast_object_list, get_rank, get_world_size, is_main_process
+from mmengine.logging import print_log
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from pvt_mm.datasets.broken_files import broken_file
+from pvt_mm.datasets.image_io import find_fault, unreadable
 from pvt_mm.engine.randomness import seed_cpu
-from pvt_mm.errors import InputError
+from pvt_mm.utils.errors import InputError
 
 
 class Batch(NamedTuple):
-    """Which batch: its epoch, its number in the epoch, and the indices of its samples."""
+    """A batch's epoch, its number in the epoch, and the indices of its samples."""
 
     epoch: int
     number: int
@@ -33,10 +34,10 @@ class Batch(NamedTuple):
 
 
 class NumberedBatches(Sampler[Batch]):
-    """The batches of another batch sampler, numbered, from the one numbered ``start`` on in ``epoch``.
+    """The batches of another batch sampler, numbered, from batch ``start`` of epoch ``epoch`` on.
 
-    Processes of which some would have one more than others leave it out, as no process can take a step alone. All must
-    make this at the same time.
+    Batches at the end that only some ranks have are left out, since all ranks take a step together. All ranks must
+    construct this at the same time.
     """
 
     def __init__(self, batch_sampler: Sampler[list[int]]):
@@ -46,59 +47,63 @@ class NumberedBatches(Sampler[Batch]):
 
     @property
     def sampler(self) -> Sampler[int]:
-        """What the batches are made from."""
+        """The sampler that draws the indices."""
         return self.batch_sampler.sampler
 
     @property
     def batch_size(self) -> int:
-        """Samples of a batch."""
+        """Samples per batch."""
         return self.batch_sampler.batch_size
 
     @property
     def endless(self) -> bool:
-        """Whether there is but one epoch, which never ends."""
+        """Whether the sampler is MMEngine's ``InfiniteSampler``: one epoch that never ends."""
         return hasattr(self.sampler, '_indices_of_rank')
 
     def __iter__(self) -> Iterator[Batch]:
+        return self.batches_from(self.epoch, self.start)
+
+    def batches_from(self, epoch: int, start: int) -> Iterator[Batch]:
+        """Yields the batches of an epoch from number ``start`` on."""
         if hasattr(self.sampler, 'set_epoch'):
-            self.sampler.set_epoch(self.epoch)
-        if isinstance(self.sampler, InfiniteSampler):  # which would go on where it was left
+            self.sampler.set_epoch(epoch)
+        if self.endless:  # it would continue where it stopped
             self.sampler.indices = self.sampler._indices_of_rank()
-        epoch, start = self.epoch, self.start
-        # MMDetection's AspectRatioBatchSampler keeps what a pass that was broken off has left: each pass has its own.
+        # MMDetection's AspectRatioBatchSampler keeps samples of an interrupted pass: each pass uses its own copy.
         shared = {id(part): part for part in (self.sampler, getattr(self.sampler, 'dataset', None))}
         for number, indices in enumerate(copy.deepcopy(self.batch_sampler, shared)):
             if number >= start and (self.endless or number < self.length):
                 yield Batch(epoch, number, list(indices))
 
     def __len__(self) -> int:
-        """Batches of a whole epoch; with an endless sampler, as many as go through the data once."""
+        """Batches per epoch; with an infinite sampler, per pass through the data."""
         return self.length
 
 
-class PlaceSeeded:
-    """Loads the samples of a :class:`Batch` from a data set, in a worker or the main process alike.
+class DeterministicFetcher:
+    """Loads the samples of a :class:`Batch`, each with random numbers seeded by its position.
 
-    A sample whose image or label map is broken is replaced by another one, drawn from its own random numbers, and told
-    to the main process.
+    It runs in a data worker or in the main process. A sample with an unreadable image or label map is replaced by a
+    random other one, and :meth:`report_unreadable`, in the main process, logs it.
 
     Args:
         dataset: The data set.
-        seed: The run's.
-        rank: The process's.
-        max_broken: How many broken files are put up with; the one after them raises.
-        context: What starts the workers, of :mod:`multiprocessing`.
+        seed: The seed of the run.
+        rank: The rank of this process.
+        max_unreadable: Maximum number of unreadable files to skip before raising.
+        context: The :mod:`multiprocessing` context of the workers.
     """
 
-    def __init__(self, dataset: Dataset, seed: int, rank: int, max_broken: int, context: Any):
-        self.dataset, self.seed, self.rank, self.max_broken, self.context = dataset, seed, rank, max_broken, context
-        self.told = context.SimpleQueue()
-        # By this worker: it may stop by itself, as nobody empties the queue while a batch is loaded.
-        self.found: set[str] = set()
+    def __init__(self, dataset: Dataset, seed: int, rank: int, max_unreadable: int, context: Any = multiprocessing):
+        self.dataset, self.seed, self.rank, self.context = dataset, seed, rank, context
+        self.max_unreadable = max_unreadable
+        self.queue = context.SimpleQueue()  # faults, from the workers to the main process
+        self.found: set[str] = set()  # by this worker, which must stop by itself: the queue is read between steps only
+        self.reported: set[str] = set()
 
-    def __deepcopy__(self, memo: dict) -> 'PlaceSeeded':
-        dataset = copy.deepcopy(self.dataset, memo)
-        return PlaceSeeded(dataset, self.seed, self.rank, self.max_broken, self.context)
+    def __deepcopy__(self, memo: dict) -> 'DeterministicFetcher':
+        dataset = copy.deepcopy(self.dataset, memo)  # a queue cannot be copied
+        return DeterministicFetcher(dataset, self.seed, self.rank, self.max_unreadable, self.context)
 
     def __call__(self, batch: Batch) -> list:
         return [self._load(batch, place, index) for place, index in enumerate(batch.indices)]
@@ -107,47 +112,54 @@ class PlaceSeeded:
         seed_cpu(self.seed, self.rank, batch.epoch, batch.number, place)
         while True:
             info = self.dataset.get_data_info(index) if hasattr(self.dataset, 'get_data_info') else {}
-            fault = broken_file(info, thorough=False)
+            fault = find_fault(info, decode=False)
             try:
                 if not fault:
                     return self.dataset[index]
-            except Exception:  # whatever reader and decoder it is raises in its own way
-                fault = broken_file(info, thorough=True)
+            except Exception:  # readers and decoders raise errors of any type
+                fault = find_fault(info, decode=True)
                 if not fault:
                     raise
             if fault not in self.found:
-                self.found.add(fault)
-                if len(self.found) > self.max_broken or len(self.found) == len(self.dataset):
-                    raise too_many_broken(fault, self.max_broken)
-                self.told.put(fault)
+                self._count(self.found, fault)
+                if len(self.found) == len(self.dataset):
+                    raise unreadable(fault)
+                self.queue.put(fault)
             index = random.randrange(len(self.dataset))
 
-    def broken(self) -> list[str]:
-        """Returns what was found to be broken since the last call, from all workers."""
-        found = []
-        while not self.told.empty():
-            found.append(self.told.get())
-        return found
+    def report_unreadable(self) -> None:
+        """Logs the files that any worker has found to be unreadable since the last call.
+
+        Raises:
+            InputError: There are more than ``max_unreadable`` in all.
+        """
+        while not self.queue.empty():
+            fault = self.queue.get()
+            if fault not in self.reported:
+                self._count(self.reported, fault)
+                count = f'{len(self.reported)} of at most {self.max_unreadable}'
+                level = logging.WARNING if is_main_process() else logging.ERROR  # other ranks log errors only
+                print_log(f'skipped an unreadable image, {count}: {fault}', 'current', level)
+
+    def _count(self, faults: set[str], fault: str) -> None:
+        faults.add(fault)
+        if self.max_unreadable == 0:
+            raise unreadable(fault)
+        if len(faults) > self.max_unreadable:
+            raise InputError(
+                f'more than {self.max_unreadable} images cannot be read, the last: {fault}; restore them, or raise '
+                'train_cfg.max_broken_images'
+            )
 
 
-def too_many_broken(fault: str, allowed: int) -> InputError:
-    """Returns the error that ends a training of which more files than ``allowed`` are broken, the last by ``fault``."""
-    if not allowed:
-        return InputError(f'an image cannot be read: {fault}; restore it, or take it out of the annotations')
-    return InputError(
-        f'more than {allowed} images cannot be read, the last: {fault}; restore them, or allow more with '
-        'train_cfg.max_broken_images'
-    )
+def exact_loader(dataloader: DataLoader, seed: int, max_unreadable: int = 0) -> DataLoader:
+    """Returns a loader of the same batches, numbered, with every sample loaded by :class:`DeterministicFetcher`.
 
-
-def exact_loader(dataloader: DataLoader, seed: int, max_broken: int = 0) -> DataLoader:
-    """Returns a loader of the same batches that are numbered and loaded as this module says.
-
-    The data set stays what it is, for hooks that change its pipeline, but for the method ``__getitems__``, by which
-    PyTorch loads a batch.
+    The data set stays the same object, for hooks that change its pipeline. It gains ``__getitems__``, the method by
+    which PyTorch loads a batch.
 
     Raises:
-        InputError: There are too few samples for a batch in each process.
+        InputError: There are too few samples for one batch in each rank.
     """
     dataset, batches = dataloader.dataset, NumberedBatches(dataloader.batch_sampler)
     if not len(batches):
@@ -155,54 +167,41 @@ def exact_loader(dataloader: DataLoader, seed: int, max_broken: int = 0) -> Data
             f'the training data has {len(dataset)} images, too few for {get_world_size()} processes with a batch of '
             f'{batches.batch_size}: lower train_dataloader.batch_size, or train in fewer processes'
         )
-    dataset.__getitems__ = PlaceSeeded(
-        dataset, seed, get_rank(), max_broken, dataloader.multiprocessing_context or multiprocessing
-    )
-    same = ('num_workers', 'collate_fn', 'pin_memory', 'timeout', 'multiprocessing_context', 'generator')
-    more = ('prefetch_factor', 'persistent_workers') if dataloader.num_workers else ()
+    context = dataloader.multiprocessing_context or multiprocessing
+    dataset.__getitems__ = DeterministicFetcher(dataset, seed, get_rank(), max_unreadable, context)
+    kept = ['num_workers', 'collate_fn', 'pin_memory', 'timeout', 'multiprocessing_context', 'generator']
+    if dataloader.num_workers:
+        kept += ['prefetch_factor', 'persistent_workers']
     return DataLoader(
         dataset,
         batch_sampler=batches,
-        worker_init_fn=ignoring_signals(dataloader.worker_init_fn),
-        **{name: getattr(dataloader, name) for name in (*same, *more)},
+        worker_init_fn=ignore_signals(dataloader.worker_init_fn),
+        **{name: getattr(dataloader, name) for name in kept},
     )
 
 
+def shared_seed(seed: int) -> int:
+    """Returns rank 0's seed: with ``diff_rank_seed`` the seeds of ranks differ, but they share one order of data."""
+    seeds = [seed]
+    broadcast_object_list(seeds)
+    return seeds[0]
+
+
 def reseed(dataloader: DataLoader, seed: int) -> None:
-    """Makes an :func:`exact_loader` that of another seed: where a run resumes, that of the run that it goes on with."""
-    dataset, sampler = dataloader.dataset, dataloader.batch_sampler.sampler
-    before, dataset.__getitems__.seed = dataset.__getitems__.seed, seed
-    if hasattr(sampler, 'seed') and seed != before:
-        seeds = [seed]
-        broadcast_object_list(seeds)  # with diff_rank_seed processes have seeds of their own, but share out one order
-        sampler.seed = seeds[0]
+    """Changes the seed of an :func:`exact_loader`: a resumed run uses the seed of the run that it continues."""
+    fetcher, sampler = dataloader.dataset.__getitems__, dataloader.batch_sampler.sampler
+    if fetcher.seed != seed and hasattr(sampler, 'seed'):
+        sampler.seed = shared_seed(seed)
+    fetcher.seed = seed
 
 
-def load_batch(dataloader: DataLoader, epoch: int, number: int) -> Any:
-    """Returns one batch of an :func:`exact_loader`, loaded again as it was in training.
+def ignore_signals(worker_init: Callable[[int], None] | None) -> Callable[[int], None]:
+    """Returns a ``worker_init_fn`` after which a worker ignores SIGTERM, SIGINT and SIGUSR2, and calls ``worker_init``.
 
-    Raises:
-        IndexError: The epoch has no batch of that number.
-    """
-    batches = dataloader.batch_sampler
-    before = batches.epoch, batches.start
-    batches.epoch, batches.start = epoch, number
-    try:
-        batch = next(iter(batches), None)
-    finally:
-        batches.epoch, batches.start = before
-    if batch is None:
-        raise IndexError(f'epoch {epoch} has no batch {number}: it has {len(batches)}')
-    return dataloader.collate_fn(dataloader.dataset.__getitems__(batch))
-
-
-def ignoring_signals(worker_init: Callable[[int], None] | None) -> Callable[[int], None]:
-    """Returns what starts a worker so that SIGTERM and SIGINT stop the main process alone, which then ends its workers.
-
-    Schedulers and terminals send them to every process.
+    Schedulers and terminals send them to every process. The main process alone acts on them, and ends its workers.
     """
     ending = multiprocessing.RawValue('b', 0)
-    # Python ends the workers that are left at its end by SIGTERM, and waits for them.
+    # At exit Python sends SIGTERM to the remaining workers and waits for them: set the flag before that.
     multiprocessing.util.Finalize(None, setattr, args=(ending, 'value', 1), exitpriority=0)
     return functools.partial(_start_worker, worker_init, ending)
 

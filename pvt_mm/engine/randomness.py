@@ -1,4 +1,4 @@
-"""Random numbers as a function of where training is, so that there is no random state to store or to lose."""
+"""Random numbers as a function of the position in the training, so that there is no random state to save."""
 
 import hashlib
 import random
@@ -8,7 +8,7 @@ import torch
 
 
 def seed_cpu(*position: int) -> int:
-    """Seeds Python's, NumPy's and the CPU's random numbers by a hash of the numbers given, and returns it."""
+    """Seeds the random numbers of Python, NumPy and the CPU with a hash of ``position``, and returns the seed."""
     digest = hashlib.blake2b(repr(position).encode(), digest_size=8).digest()
     seed = int.from_bytes(digest, 'little')
     random.seed(seed)
@@ -18,5 +18,5 @@ def seed_cpu(*position: int) -> int:
 
 
 def seed_all(*position: int) -> None:
-    """Does as :func:`seed_cpu`, for the random numbers of every device; ten times slower."""
+    """Seeds the random numbers of all devices too; takes ten times as long as :func:`seed_cpu`."""
     torch.manual_seed(seed_cpu(*position))

@@ -1,8 +1,8 @@
-"""Kills real trainings at random moments, resumes them, and compares where they end with a training left alone.
+"""Kills real trainings at random moments, resumes them, and compares the results with an uninterrupted training.
 
 ``make test-crash`` runs it. Each training is a process of its own, forked from one that has imported everything, so
 that a start takes a second. ``kill -9`` comes at a random moment of the training, or while a checkpoint is being
-written, which is slowed for that; between kills, some runs are told to stop by SIGTERM.
+written, which is slowed for that. Between kills, some runs are stopped by SIGTERM.
 """
 
 import argparse
@@ -26,9 +26,9 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from pvt_mm.checkpoint import read_file
+from pvt_mm.checkpoint.reader import read_file
 from pvt_mm.datasets.shapes import make_shapes
-from pvt_mm.engine.checkpoint_hook import STOPPED
+from pvt_mm.engine.hooks.checkpoint_hook import STOPPED
 from tests.crash.tasks import STEPS_OF_EPOCH, write_task
 
 RUNS = [('retinanet', 0), ('retinanet', 2), ('semantic_fpn', 0), ('semantic_fpn', 2), ('classifier', 2)]
@@ -38,13 +38,13 @@ PROCESSES = multiprocessing.get_context('forkserver')
 
 @dataclass
 class Outcome:
-    """What came of one training: its task, data workers, and counts."""
+    """The results of one training: its task, data workers, and counts."""
 
     task: str
     workers: int
     kills: int = 0
     while_writing: int = 0
-    told_to_stop: int = 0
+    stopped: int = 0
     resumes: int = 0
     tensors: int = 0
     different: int = 0
@@ -65,7 +65,7 @@ def train(arguments: list[str], log: str, slow: bool) -> None:
 
 
 def write_slowly(path: Path, content: bytes) -> None:
-    """Writes as ``Path.write_bytes`` does, in a second."""
+    """Does as ``Path.write_bytes``, but takes a second."""
     with path.open('wb') as file:
         for start in range(0, len(content), max(1, len(content) // 20)):
             file.write(content[start : start + max(1, len(content) // 20)])
@@ -81,7 +81,7 @@ class Training:
         self.process = None
 
     def start(self, resume: bool, slow: bool = False) -> None:
-        """Starts it in a process of its own."""
+        """Starts the training in a new process."""
         arguments = [str(self.config), '--work-dir', str(self.folder), '--deterministic']
         self.process = PROCESSES.Process(
             target=train, args=([*arguments, *(['--resume'] if resume else [])], str(self.log), slow)
@@ -95,7 +95,7 @@ class Training:
             time.sleep(0.02)
 
     def steps_logged(self) -> int:
-        """Returns how many steps have been logged in all starts."""
+        """Returns how many steps all its processes have logged."""
         return self.log.read_text(errors='replace').count('(train)') if self.log.exists() else 0
 
     def wait_until_it_writes(self, seconds: float) -> bool:
@@ -108,21 +108,21 @@ class Training:
         return False
 
     def end(self) -> int:
-        """Waits for its end, and returns the exit code."""
+        """Waits for the process to end, and returns its exit code."""
         self.process.join()
         return self.process.exitcode
 
 
 def crash(task: str, workers: int, kills: int, shapes: Path, root: Path, seed: int, advance) -> Outcome:
-    """Trains without and with ``kills`` kills, and compares."""
+    """Trains once without and once with ``kills`` kills, and compares the two."""
     outcome, chance = Outcome(task, workers), random.Random(f'{seed} {task} {workers}')
     config = write_task(task, root, shapes, EPOCHS, workers)
-    whole = Training(config, root / f'{config.stem}_whole')
-    whole.start(resume=False)
-    whole.wait_until_it_trains()
+    uninterrupted = Training(config, root / f'{config.stem}_uninterrupted')
+    uninterrupted.start(resume=False)
+    uninterrupted.wait_until_it_trains()
     started = time.monotonic()
-    if whole.end() != 0:
-        raise SystemExit(f'{task} does not train: see {whole.log}')
+    if uninterrupted.end() != 0:
+        raise SystemExit(f'{task} does not train: see {uninterrupted.log}')
     duration = time.monotonic() - started
 
     killed = Training(config, root / f'{config.stem}_killed')
@@ -142,7 +142,7 @@ def crash(task: str, workers: int, kills: int, shapes: Path, root: Path, seed: i
             code = killed.end()
             if code not in (STOPPED, 0):
                 outcome.lost.append(f'exit code {code} at SIGTERM')
-            outcome.told_to_stop += code == STOPPED
+            outcome.stopped += code == STOPPED
         else:
             killed.process.kill()
         code = killed.end()
@@ -152,25 +152,25 @@ def crash(task: str, workers: int, kills: int, shapes: Path, root: Path, seed: i
         if code == -signal.SIGKILL:
             outcome.kills += 1
             advance()
-        if code == 0:  # it was at its end: once more from the beginning
-            compare(whole, killed, outcome)
+        if code == 0:  # it has finished: start once more
+            compare(uninterrupted, killed, outcome)
             killed = Training(config, root / f'{config.stem}_killed_{outcome.kills}')
     resume = (killed.folder / 'last_checkpoint').exists()
     outcome.resumes += resume
     killed.start(resume)
     if killed.end() != 0:
         outcome.lost.append(f'exit code {killed.process.exitcode} at the end')
-    compare(whole, killed, outcome)
+    compare(uninterrupted, killed, outcome)
     return outcome
 
 
-def compare(whole: Training, killed: Training, outcome: Outcome) -> None:
-    """Counts the tensors of two finished trainings' last checkpoints, and those of which a bit differs."""
-    for path in (whole, killed):
-        if not (path.folder / 'last_checkpoint').exists():
-            outcome.lost.append(f'{path.folder} has no checkpoint')
+def compare(uninterrupted: Training, killed: Training, outcome: Outcome) -> None:
+    """Counts the tensors in the last checkpoints of two finished trainings, and those that differ in any bit."""
+    for training in (uninterrupted, killed):
+        if not (training.folder / 'last_checkpoint').exists():
+            outcome.lost.append(f'{training.folder} has no checkpoint')
             return
-    ours, theirs = (read_file((one.folder / 'last_checkpoint').read_text()) for one in (whole, killed))
+    ours, theirs = (read_file((one.folder / 'last_checkpoint').read_text()) for one in (uninterrupted, killed))
     parts = ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers')
     ours, theirs = (dict(flat({part: one.get(part) for part in parts})) for one in (ours, theirs))
     if ours.keys() != theirs.keys():
@@ -181,10 +181,10 @@ def compare(whole: Training, killed: Training, outcome: Outcome) -> None:
             outcome.different += 1
             outcome.lost.append(f'{killed.folder.name}: {name}')
     left = [path.name for path in killed.folder.glob('*.pth')]
-    if len(left) > 4:  # two, a best one, and one that a kill kept from being removed
+    if len(left) > 4:  # two, the best one, and one that was not removed because of a kill
         outcome.lost.append(f'{killed.folder} has {left}')
     if list(killed.folder.glob('.*.tmp')):
-        outcome.lost.append(f'{killed.folder} has half a file')
+        outcome.lost.append(f'{killed.folder} has a temporary file')
 
 
 def flat(value, name: str = ''):
@@ -208,9 +208,9 @@ def same(a, b) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--kills', type=int, default=50, help='in all (default: 50)')
-    parser.add_argument('--jobs', type=int, default=2, help='trainings at a time (default: 2)')
-    parser.add_argument('--seed', type=int, default=int(time.time()), help='of the moments (default: the time)')
+    parser.add_argument('--kills', type=int, default=50, help='number of kills in all (default: 50)')
+    parser.add_argument('--jobs', type=int, default=2, help='number of trainings at a time (default: 2)')
+    parser.add_argument('--seed', type=int, default=int(time.time()), help='seed of the moments (default: the time)')
     parser.add_argument('--keep', action='store_true', help='keep the folder of the runs')
     args = parser.parse_args()
     console = Console(stderr=True)
@@ -234,7 +234,7 @@ def main() -> int:
             for run, share in zip(RUNS, shares, strict=True)
         ]
         outcomes = [one.result() for one in waiting]
-    titles = ('task', 'workers', 'kills -9', 'in a write', 'SIGTERM', 'resumes', 'compared', 'different')
+    titles = ('task', 'workers', 'kills -9', 'during a write', 'SIGTERM', 'resumes', 'compared', 'different')
     table = Table(*titles, box=None, header_style='bold')
     for one in outcomes:
         table.add_row(one.task, *(str(value) for value in list(asdict(one).values())[1:8]))
@@ -244,7 +244,7 @@ def main() -> int:
         print(f'lost: {line}')
     totals = {
         key: sum(getattr(one, key) for one in outcomes)
-        for key in ('kills', 'while_writing', 'told_to_stop', 'resumes', 'tensors', 'different')
+        for key in ('kills', 'while_writing', 'stopped', 'resumes', 'tensors', 'different')
     }
     print(json.dumps({**totals, 'lost': len(lost), 'seed': args.seed}))
     return 1 if lost or totals['different'] else 0

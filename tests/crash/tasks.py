@@ -1,4 +1,4 @@
-"""Three trainings on generated shapes, each with everything that draws random numbers, and small enough to do often."""
+"""Three small trainings on generated shapes, with everything that draws random numbers."""
 
 from pathlib import Path
 
@@ -102,11 +102,11 @@ train_cfg = dict(max_epochs={length}, val_interval=2)
 default_hooks = dict(logger=dict(interval=1), checkpoint=dict(max_keep_ckpts=2))
 """,
 )
-STEPS_OF_EPOCH = 6  # 12 pictures, 2 a step
+STEPS_OF_EPOCH = 6  # 12 images, 2 a step
 
 
 def write_task(name: str, folder: Path, shapes: Path, epochs: int, workers: int = 0, more: str = '') -> Path:
-    """Writes the config of a task, for ``epochs`` of :data:`STEPS_OF_EPOCH`, ``more`` at its end; returns its path."""
+    """Writes the config of a task, with ``epochs`` of :data:`STEPS_OF_EPOCH` and ``more`` lines at its end."""
     filled = TASKS[name].format(root=ROOT, shapes=shapes, length=epochs, iterations=epochs * STEPS_OF_EPOCH)
     base, rest = filled.strip().split('\n', 1)
     path = folder / f'{name}_{workers}.py'

@@ -1,7 +1,7 @@
-"""Trains for 2,000 steps at changing sizes, with evaluations and checkpoints, and watches memory, files and threads.
+"""Trains for 2,000 steps at changing sizes, with evaluations and checkpoints, and measures memory, files and threads.
 
-``make test-soak`` runs it. After step 500, memory (of the process and its data workers, resident), open files and
-threads must not grow: the slope of a line through the readings is printed, and what it comes to by the end.
+``make test-soak`` runs it. After step 500, resident memory (of the process and its data workers), open files and
+threads must not grow. It fits a line to the readings, and prints its slope and its gain by the end.
 """
 
 import argparse
@@ -27,14 +27,14 @@ from tests.crash.tasks import STEPS_OF_EPOCH, write_task
 from tools import train as tool
 
 SETTLED = 500
-# What the line through the readings may gain from step 500 to the end: memory, as a share of what there is, for the
-# history of the log that MMEngine keeps (some 200 bytes a step) and the allocator's noise; files and threads by count.
+# Allowed gain of the fitted line from step 500 to the end. Memory, as a share: MMEngine keeps the history of the log
+# (some 200 bytes a step), and the allocator has noise. Files and threads: their number.
 ALLOWED = dict(memory=0.01, files=0.5, threads=0.5)
 
 
 @HOOKS.register_module()
 class Watch(Hook):
-    """Reads memory (MB), open files and threads after every tenth step."""
+    """Records memory (MB), open files and threads after every tenth step."""
 
     priority = 'LOWEST'
     readings: ClassVar[list[tuple[int, float, int, int]]] = []
@@ -63,9 +63,9 @@ def usage() -> tuple[float, int, int]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--steps', type=int, default=2000, help='default: 2000')
+    parser.add_argument('--steps', type=int, default=2000, help='number of steps (default: 2000)')
     args = parser.parse_args()
-    torch.set_num_threads(1)  # the maps are small
+    torch.set_num_threads(1)  # the feature maps are small
     root = Path(tempfile.mkdtemp(prefix='pvt_mm_soak_'))
     make_shapes(root / 'shapes', image_size=64, train=2 * STEPS_OF_EPOCH, val=4)
     config = write_task('retinanet', root, root / 'shapes', -(-args.steps // STEPS_OF_EPOCH), workers=1)
@@ -90,7 +90,7 @@ def main() -> int:
     readings = np.array(Watch.readings)
     settled = readings[readings[:, 0] >= min(SETTLED, args.steps // 4)]
     steps = settled[:, 0]
-    table = Table('after step 500', 'least', 'median', 'most', 'slope a step', 'gain by the end', 'allowed', box=None)
+    table = Table('after step 500', 'min', 'median', 'max', 'slope per step', 'gain by the end', 'allowed', box=None)
     result, grew = {'steps': int(readings[-1, 0])}, []
     for i, (name, unit) in enumerate(dict(memory=' MB', files='', threads='').items(), start=1):
         values = settled[:, i]

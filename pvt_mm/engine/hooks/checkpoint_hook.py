@@ -1,4 +1,4 @@
-"""Checkpoints that are there whole or not at all, and a run that leaves one behind when it is told to stop."""
+"""Atomic checkpoints, also of a run that is stopped by a signal."""
 
 import contextlib
 import signal
@@ -16,97 +16,105 @@ from mmengine.hooks import EMAHook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
-from pvt_mm.errors import InputError
-from pvt_mm.files import whole_file
-from pvt_mm.integrity import sign
+from pvt_mm.checkpoint.integrity import sign
 from pvt_mm.registry import HOOKS
+from pvt_mm.utils.errors import InputError
+from pvt_mm.utils.files import atomic_write
 
-# sysexits.h's EX_TEMPFAIL: not done, to be tried again. For Slurm: RequeueExit=75 in slurm.conf.
+# sysexits.h's EX_TEMPFAIL: try again. For Slurm: RequeueExit=75 in slurm.conf.
 STOPPED = 75
 
 
-@register_backend('pvt_mm.whole')
-class WholeFiles(LocalBackend):
-    """MMEngine's local files, but written whole or not at all, with their size and digest."""
+@register_backend('pvt_mm.atomic')
+class AtomicBackend(LocalBackend):
+    """MMEngine's local files, with atomic writes of checkpoints and their size and digest."""
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
         """Writes a checkpoint."""
-        with whole_file(filepath) as beside:
-            beside.write_bytes(obj)
-            sign(beside)
+        with atomic_write(filepath) as temporary:
+            temporary.write_bytes(obj)
+            sign(temporary)
+
+
+class _NoDeleteBackend(AtomicBackend):
+    """Finds no files, so that MMEngine deletes none."""
+
+    def isfile(self, filepath: str | Path) -> bool:
+        return False
+
+    isdir = isfile
 
 
 @HOOKS.register_module()
 class CheckpointHook(MMEngineCheckpointHook):
-    """MMEngine's hook, whose arguments it takes, for runs that are killed, preempted or out of disk space.
+    """MMEngine's hook, with its arguments, for runs that are killed, preempted or out of disk space.
 
-    A checkpoint is written beside its place, flushed to disk and renamed; only then does ``last_checkpoint`` name it,
-    and only then are older ones removed. At SIGTERM and SIGINT the run saves where it is at the next step, also in the
-    middle of an epoch, and exits with 75; a second Ctrl-C ends it at once. Files elsewhere than on disk (``out_dir``
-    of another backend) are MMEngine's to write.
+    A checkpoint is written to a temporary file, flushed to disk and renamed. Then ``last_checkpoint`` names it, and
+    then older ones are removed. On SIGTERM and SIGINT the run saves a checkpoint after the current step, in the middle
+    of an epoch too, and exits with 75; a second Ctrl-C ends it at once. If ``out_dir`` is not on disk, MMEngine writes.
 
-    Of several processes the first writes, and the others wait for it; a signal to one of them stops all.
+    Rank 0 writes and the others wait for it. A signal to one rank stops all.
 
     Raises:
         InputError: A checkpoint cannot be written; the message names the last one that was.
-        SystemExit: The run was told to stop, and has saved; or the first process could not write a checkpoint, and this
-            is another.
+        SystemExit: The run was stopped by a signal, and has saved; or, in other ranks, rank 0 could not write.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.stop = StopSignal()
+        self.stop: StopSignal | None = None  # during training
         self.saved_at = -1
         self.common_val_steps = 0
 
     def before_train(self, runner: Runner) -> None:
-        """Cleans up behind a run that was killed, and listens for signals from here on."""
+        """Removes what a killed run has left, and listens for signals from here on."""
         super().before_train(runner)
         self.on_disk = isinstance(self.file_backend, LocalBackend)
         if self.on_disk:
-            self.backend_args = {'backend': 'pvt_mm.whole'}
+            self.backend_args = {'backend': 'pvt_mm.atomic'}
             if is_main_process():
-                left = [path.name for path in Path(self.out_dir).glob('.*.pth.*.tmp')]
-                self._remove([*left, *runner.message_hub.runtime_info.get('outdated_ckpts', ())])
+                temporary = [path.name for path in Path(self.out_dir).glob('.*.pth.*.tmp')]
+                self._remove([*temporary, *runner.message_hub.runtime_info.get('outdated_ckpts', ())])
         if runner._resume:
             self.last_ckpt = runner._load_from or runner.message_hub.runtime_info.get('last_ckpt')
             self.saved_at = runner.iter
-        self.stop.listen()
+        self.stop = StopSignal()
 
     def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
-        """Saves where it is time to, and saves and stops where the run was told to."""
+        """Saves a checkpoint when it is due, and stops when a signal came."""
         super().after_train_iter(runner, *args, **kwargs)
-        # Gradients that are still being accumulated would be lost.
-        whole_step = getattr(runner.optim_wrapper, 'should_update', lambda: True)()
-        if self.stop.agreed() and whole_step:
+        # A checkpoint does not contain accumulated gradients: the run stops after the next update.
+        is_update_step = getattr(runner.optim_wrapper, 'should_update', lambda: True)()
+        if self.stop.received() and is_update_step:
             self._stop(runner, runner.epoch, runner.iter + 1)
 
     def before_val_epoch(self, runner: Runner) -> None:
-        """Counts the steps of the evaluation that all processes take: some may have one more."""
+        """Counts the evaluation steps that all ranks have: some may have one more."""
         self.common_val_steps = min(all_gather_object(len(runner.val_loop.dataloader)))
 
     def after_val_iter(self, runner: Runner, batch_idx: int, *args: Any, **kwargs: Any) -> None:
-        """Saves and stops where the run was told to, in the middle of an evaluation, which a resumed run repeats."""
-        if batch_idx < self.common_val_steps and self.stop.agreed():
+        """Stops in the middle of an evaluation when a signal came; the resumed run evaluates again."""
+        if self.stop and batch_idx < self.common_val_steps and self.stop.received():
             for hook in runner.hooks:
                 if isinstance(hook, EMAHook):
-                    hook.after_val_epoch(runner)  # has the trained weights in place of the averaged again
+                    hook.after_val_epoch(runner)  # swaps the trained weights back in
             self._stop(runner, runner.epoch, runner.iter)
 
     def after_train(self, runner: Runner) -> None:
-        """Publishes what it is to, and no longer listens for signals."""
+        """Publishes a checkpoint if MMEngine's hook is to, and stops listening for signals."""
         super().after_train(runner)
         self.stop.ignore()
+        self.stop = None
 
     def _stop(self, runner: Runner, epoch: int, iteration: int) -> None:
         if self.saved_at != iteration:
             name = f'iter_{iteration}.pth'
             self._save(runner, name, dict(epoch=epoch, iter=iteration), outdated=[], stopped=name)
         if get_world_size() == 1:
-            self.stop.ignore()  # torchrun and Slurm send SIGTERM to the others once the first process has ended
+            self.stop.ignore()  # with several ranks, launchers send SIGTERM to the rest when the first exits
         print_log(
-            f'stopped by {self.stop.name or "a signal to another process"} after step {iteration}, of which '
-            f'{self.last_ckpt} is the checkpoint: the same command with --resume goes on from it (exit code {STOPPED})',
+            f'stopped by {self.stop.name or "a signal to another rank"} after step {iteration}, saved as '
+            f'{self.last_ckpt}: add --resume to the command to continue (exit code {STOPPED})',
             'current',
         )
         raise SystemExit(STOPPED)
@@ -124,49 +132,49 @@ class CheckpointHook(MMEngineCheckpointHook):
         self._save(runner, self.filename_tmpl.format(step), meta, outdated, stopped=None)
 
     def _save(self, runner: Runner, name: str, meta: dict, outdated: list[str], stopped: str | None) -> None:
-        """Writes the checkpoint ``name``, then makes ``last_checkpoint`` name it, then removes what is outdated by it.
+        """Writes the checkpoint ``name``, then ``last_checkpoint``, then removes outdated checkpoints.
 
-        That is in the checkpoint too, for the run that goes on from it should this one be killed before it is removed,
-        and so is the name of the checkpoint of a ``stopped`` run, which the next one outdates.
+        The outdated names are in the checkpoint too: if this run is killed before it removes them, the resumed run
+        does. So is the name of the checkpoint of a ``stopped`` run, which the next checkpoint outdates.
         """
         hub, last = runner.message_hub, self.last_ckpt
-        before = hub.runtime_info.get('stopped_ckpt')
-        outdated = [*outdated, *([before] if before not in (None, name) else [])]
+        last_stopped = hub.runtime_info.get('stopped_ckpt')
+        if last_stopped not in (None, name):
+            outdated = [*outdated, last_stopped]
         self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
         hub.update_info_dict(dict(last_ckpt=self.last_ckpt, outdated_ckpts=outdated, stopped_ckpt=stopped))
-        parts = dict(save_optimizer=self.save_optimizer, save_param_scheduler=self.save_param_scheduler)
-        with self._failure_named(name, last):
+        with self._report_write_error(name, last):
             runner.save_checkpoint(
                 self.out_dir,
                 name,
+                save_optimizer=self.save_optimizer,
+                save_param_scheduler=self.save_param_scheduler,
                 meta=meta,
                 by_epoch=self.by_epoch,
                 backend_args=self.backend_args,
-                **parts,
                 **self.args,
             )
             self.saved_at = meta['iter']
             if is_main_process():
-                with whole_file(Path(runner.work_dir) / 'last_checkpoint') as beside:
-                    beside.write_text(self.last_ckpt)
+                with atomic_write(Path(runner.work_dir) / 'last_checkpoint') as temporary:
+                    temporary.write_text(self.last_ckpt)
                 self._remove(outdated)
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
         if not self.on_disk:
             super()._save_best_checkpoint(runner, metrics)
             return
-        before, backend = self._best(), self.file_backend
-        self.file_backend = _RemovesNothing()  # MMEngine would remove the best before it has written the better
+        old, backend = self._best_paths(), self.file_backend
+        self.file_backend = _NoDeleteBackend()  # MMEngine would remove the old best before it writes the new one
         try:
-            with self._failure_named('the best checkpoint', self.last_ckpt):
+            with self._report_write_error('the best checkpoint', self.last_ckpt):
                 super()._save_best_checkpoint(runner, metrics)
         finally:
             self.file_backend = backend
         if is_main_process():
-            self._remove([Path(path).name for path in before - self._best()])
+            self._remove(Path(path).name for path in old - self._best_paths())
 
-    def _best(self) -> set[str]:
-        """Returns the paths of the best checkpoints."""
+    def _best_paths(self) -> set[str]:
         paths = [getattr(self, 'best_ckpt_path', None), *getattr(self, 'best_ckpt_path_dict', {}).values()]
         return {path for path in paths if path}
 
@@ -175,7 +183,8 @@ class CheckpointHook(MMEngineCheckpointHook):
             (Path(self.out_dir) / name).unlink(missing_ok=True)
 
     @contextlib.contextmanager
-    def _failure_named(self, name: str, last: str | None) -> Iterator[None]:
+    def _report_write_error(self, name: str, last: str | None) -> Iterator[None]:
+        """Ends all ranks where rank 0 cannot write a checkpoint."""
         failures: list[OSError | None] = [None]
         try:
             yield
@@ -185,65 +194,52 @@ class CheckpointHook(MMEngineCheckpointHook):
         if failures[0] is None:
             return
         if not is_main_process():
-            raise SystemExit(2)  # the first process says why
-        kept = f'the last good checkpoint is {last}' if last else 'there is none before it'
+            raise SystemExit(2)  # rank 0 says why
+        kept = f'the last good checkpoint is {last}' if last else 'there is no earlier checkpoint'
         raise InputError(
             f'{name} cannot be written to {self.out_dir} ({failures[0].strerror or failures[0]}), and training stops; '
-            f'{kept}: mend that, and go on from it with --resume'
+            f'{kept}: make it writable, and continue with --resume'
         ) from failures[0]
 
 
-class _RemovesNothing(WholeFiles):
-    def isfile(self, filepath: str | Path) -> bool:
-        return False
-
-    isdir = isfile
-
-
 class StopSignal:
-    """SIGTERM, SIGINT and SIGUSR2, noted when they come and acted on when there is a good moment.
+    """Catches SIGTERM, SIGINT and SIGUSR2, for the training to stop at the next good moment.
+
+    All ranks must construct it at the same time.
 
     Attributes:
         name: The signal that came, None before.
-        group: The processes, where they ask each other on the CPU; None for PyTorch's default.
+        group: The process group in which ranks compare notes on the CPU; None for PyTorch's default.
     """
 
     def __init__(self):
         self.name: str | None = None
-        self._before: dict[int, Any] = {}
-        self._listening = False
-        self._noted = 0.0
         self.group: torch.distributed.ProcessGroup | None = None
-
-    def listen(self) -> None:
-        """Notes signals from here on. All processes must."""
-        self._listening = True
+        self._time = 0.0
+        self._old_handlers: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):  # the last is submitit's
-                self._before[number] = signal.signal(number, self._note)
+                self._old_handlers[number] = signal.signal(number, self._catch)
         if get_world_size() > 1 and torch.distributed.get_backend() != 'gloo':
-            self.group = torch.distributed.new_group(backend='gloo')  # asks without waiting for the GPU
+            self.group = torch.distributed.new_group(backend='gloo')  # does not wait for the GPU
 
     def ignore(self) -> None:
-        """Leaves signals to whom they were left before."""
-        for number, handler in self._before.items():
+        """Restores the former handlers."""
+        for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
-        self._before = {}
-        self._listening = False
 
-    def agreed(self) -> bool:
-        """Returns whether a signal came to any process of the training. All must ask."""
-        if not self._listening or get_world_size() == 1:
+    def received(self) -> bool:
+        """Returns whether a signal came to any rank. All ranks must call it."""
+        if get_world_size() == 1:
             return self.name is not None
         came = torch.tensor(float(self.name is not None))
         torch.distributed.all_reduce(came, torch.distributed.ReduceOp.MAX, self.group)
         return bool(came)
 
-    def _note(self, number: int, frame: Any) -> None:
-        again = number == signal.SIGINT and self.name and time.monotonic() - self._noted > 1
-        # a launcher passes on the Ctrl-C that the terminal has sent to all processes: two within a moment are one
-        if again:
+    def _catch(self, number: int, frame: Any) -> None:
+        # A Ctrl-C may come twice within a moment, from the terminal and passed on by a launcher: that counts once.
+        if number == signal.SIGINT and self.name and time.monotonic() - self._time > 1:
             self.ignore()
             raise KeyboardInterrupt
         if not self.name:
-            self.name, self._noted = signal.Signals(number).name, time.monotonic()
+            self.name, self._time = signal.Signals(number).name, time.monotonic()

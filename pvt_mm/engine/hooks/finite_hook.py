@@ -1,0 +1,209 @@
+"""Steps with NaN/Inf in the loss or gradients are skipped or stop the training, and are saved for a replay."""
+
+import functools
+import logging
+import math
+import os
+import shlex
+from collections.abc import Callable
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.dist import all_gather_object, all_reduce, barrier, get_rank, get_world_size
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from pvt_mm.checkpoint.writer import save
+from pvt_mm.engine.loops import ExactLoop
+from pvt_mm.registry import HOOKS
+from pvt_mm.utils.errors import InputError
+from pvt_mm.utils.text import shorten
+
+
+class NonFiniteError(InputError):
+    """The loss or a gradient has NaN/Inf. The optimizer's step was not taken."""
+
+
+@HOOKS.register_module()
+class FiniteHook(Hook):
+    """Checks the loss and all gradients for NaN/Inf before every step, and before gradients are clipped.
+
+    NaN/Inf stops the training with a :class:`NonFiniteError`, before the optimizer's step and without a new checkpoint.
+    ``nonfinite_iter_N.pth`` in the work directory (``nonfinite_iter_N_rankR.pth`` of each rank with NaN/Inf, if there
+    are several ranks) has what ``tools/replay.py`` needs to repeat the iteration: weights and buffers from before it,
+    the seed, and the position and indices of its batch. With ``max_skips``, up to so many steps in a row are skipped
+    instead, with a warning: weights, buffers and the optimizer's state stay, and the schedule continues.
+
+    A total norm that overflows while every gradient is finite is fine. With a dynamic loss scale the scaler skips
+    overflowing gradients itself, so only the loss is checked. All ranks decide alike.
+
+    Args:
+        max_skips: Maximum number of steps in a row to skip before raising.
+    """
+
+    def __init__(self, max_skips: int = 0):
+        self.max_skips = max_skips
+        self.skips_in_row = self.skips = 0
+        self.batches: list[dict] = []  # since the last step: several where gradients are accumulated
+
+    def before_train(self, runner: Runner) -> None:
+        """Puts the check between the backward pass and the optimizer's step."""
+        model, wrapper = _unwrap(runner.model), runner.optim_wrapper
+        self.parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
+        self.buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+        model.parse_losses = functools.partial(self._parse_losses, model.parse_losses)
+        self.step = wrapper.step
+        # MMEngine's schedulers mark the method and check for the mark.
+        wrapper.step = functools.update_wrapper(functools.partial(self._step, runner), self.step)
+
+    def after_train(self, runner: Runner) -> None:
+        """Removes the check."""
+        del _unwrap(runner.model).parse_losses
+        runner.optim_wrapper.step = self.step
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Notes which batch this is."""
+        loop = runner.train_loop
+        epoch, number = loop.position() if isinstance(loop, ExactLoop) else (runner.epoch, batch_idx)
+        images = images_of(data_batch)
+        self.batches.append(dict(iter=runner.iter, epoch=epoch, number=number, rank=get_rank(), images=images))
+
+    def _parse_losses(self, parse_losses: Callable, losses: dict) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, self.logged = parse_losses(losses)
+        self.batches[-1]['losses'] = {name: torch.as_tensor(value).detach() for name, value in self.logged.items()}
+        return loss, self.logged
+
+    def _step(self, runner: Runner, **kwargs: Any) -> None:
+        fault = None if self._all_finite(runner.optim_wrapper) else self._find_fault()
+        if fault is None:
+            self.step(**kwargs)
+            self.skips_in_row = 0
+            for buffer, kept in self.buffers:
+                kept.copy_(buffer)
+        else:
+            for buffer, kept in self.buffers:
+                buffer.copy_(kept)
+            text, ranks = fault
+            if self.skips_in_row == self.max_skips:
+                raise NonFiniteError(f'{text}. {self._save(runner, ranks)}')
+            self.logged.clear()  # the log's means would be NaN, and hide the other iterations
+            self.skips_in_row += 1
+            self.skips += 1
+            count = f'{self.skips_in_row} in a row of at most {self.max_skips}, {self.skips} in all'
+            print_log(f'{text}. The step is skipped: {count}', logger='current', level=logging.WARNING)
+        self.batches.clear()
+
+    def _all_finite(self, wrapper: OptimWrapper) -> bool:
+        """Returns False where some rank has NaN/Inf, or the norm of its gradients overflows."""
+        finite = torch.stack([batch['losses']['loss'] for batch in self.batches]).isfinite().all()
+        gradients = [value.grad for value in self.parameters.values() if value.grad is not None]
+        if gradients and not _scaler_skips(wrapper):
+            finite &= _total_norm(gradients).isfinite()
+        finite = finite.int()
+        all_reduce(finite, 'min')
+        return bool(finite)
+
+    def _find_fault(self) -> tuple[str, list[int]] | None:
+        """Returns a text that says where NaN/Inf is, and the ranks that have it, or None where all is finite."""
+        for batch in self.batches:
+            batch['losses'] = {name: value.item() for name, value in batch['losses'].items()}
+        gradients = {name: value.grad for name, value in self.parameters.items() if value.grad is not None}
+        bad = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
+        of_ranks = all_gather_object((self.batches, bad))
+        bad = max((names for _, names in of_ranks), key=len)
+        batches = [batch for theirs, _ in of_ranks for batch in theirs]
+        # If all losses are finite but a gradient is not, it may come from any of the batches.
+        suspects = [batch for batch in batches if not math.isfinite(batch['losses']['loss'])] or batches
+        losses = suspects[0]['losses']
+        if not bad and math.isfinite(losses['loss']):
+            return None
+        parts = [name for name, value in losses.items() if 'loss' in name and not math.isfinite(value)]
+        parts = [f'{name} {losses[name]:.4g}' for name in parts if name != 'loss']
+        text = f'iteration {suspects[0]["iter"] + 1}: loss {losses["loss"]:.4g}'
+        text += f' ({shorten(parts)})' if parts else ''
+        text += f', NaN/Inf in {len(bad)} of {len(gradients)} gradients' + (f': {shorten(bad)}' if bad else '')
+        several = get_world_size() > 1
+        images = [
+            image_name(image, batch['rank'] if several else None) for batch in suspects for image in batch['images']
+        ]
+        return f'{text}; images {shorten(images)}', sorted({batch['rank'] for batch in suspects})
+
+    def _save(self, runner: Runner, ranks: list[int]) -> str:
+        """Saves what a replay needs, in each of ``ranks``, and returns where it is and how to replay it."""
+        rank, world_size = get_rank(), get_world_size()
+        suffixes = [f'_rank{one}' if world_size > 1 else '' for one in ranks]
+        paths = [Path(runner.work_dir, f'nonfinite_iter_{runner.iter + 1}{suffix}.pth') for suffix in suffixes]
+        failed = ''
+        if rank in ranks:
+            if isinstance(runner.train_loop, ExactLoop):
+                for batch in self.batches:
+                    batch['indices'] = runner.train_loop.indices_of(batch['epoch'], batch['number'])
+            scaler = getattr(runner.optim_wrapper, 'loss_scaler', None)
+            record = dict(
+                state_dict={name: value.cpu() for name, value in _unwrap(runner.model).state_dict().items()},
+                seed=runner.seed,
+                rank=rank,
+                world_size=world_size,
+                loss_scale=scaler.get_scale() if scaler else 1.0,
+                batches=self.batches,
+            )
+            path = paths[ranks.index(rank)]
+            try:
+                save(record, path)
+            except (OSError, RuntimeError) as error:  # the latter is PyTorch's on a full disk
+                failed = f' ({path} could not be written: {error})'
+        barrier()  # when one rank exits, launchers end the others
+        config = Path(runner.work_dir, os.path.basename(runner.cfg.filename or f'{runner.timestamp}.py'))
+        command = shlex.join(['tools/replay.py', str(config), str(paths[0])])
+        saved = ', '.join(map(str, paths))
+        return (
+            f'The step was not taken, and checkpoints are unchanged; saved {saved}{failed}; to skip such steps use '
+            f'--cfg-options default_hooks.finite.max_skips=N; to find where NaN/Inf starts run: {command}'
+        )
+
+
+def images_of(data_batch: Any) -> list[dict]:
+    """Returns ``path`` and ``id`` of the images in a loader's batch, as far as the pipeline packs them."""
+    samples = data_batch.get('data_samples') if isinstance(data_batch, dict) else None
+    images = []
+    for sample in samples if isinstance(samples, (list, tuple)) else ():
+        path, number = sample.get('img_path'), sample.get('img_id')
+        image = {} if path is None else dict(path=str(path))
+        if number is not None:
+            image['id'] = int(number) if isinstance(number, Integral) else str(number)
+        images.append(image)
+    return images
+
+
+def image_name(image: dict, rank: int | None = None) -> str:
+    """Returns how messages name an image of :func:`images_of`."""
+    notes = [f'id {image["id"]}'] if 'id' in image else []
+    notes += [f'rank {rank}'] if rank is not None else []
+    return image.get('path', 'an image without a path') + (f' ({", ".join(notes)})' if notes else '')
+
+
+def _total_norm(gradients: list[Tensor]) -> Tensor:
+    if hasattr(nn.utils, 'get_total_norm'):  # in torch 2.6 and later: few kernels for all
+        return nn.utils.get_total_norm(gradients)
+    return torch.stack([gradient.norm() for gradient in gradients]).norm()
+
+
+def _scaler_skips(wrapper: OptimWrapper) -> bool:
+    """Returns whether a loss scaler skips a step with overflowing gradients and lowers its scale.
+
+    At a scale of 1 or less, it is not the scale that makes them overflow.
+    """
+    scaler = getattr(wrapper, 'loss_scaler', None)
+    if scaler is None or not scaler.is_enabled() or getattr(wrapper, '_scale_update_param', None) is not None:
+        return False
+    return scaler.get_scale() > 1
+
+
+def _unwrap(model: nn.Module) -> nn.Module:
+    return model.module if is_model_wrapper(model) else model

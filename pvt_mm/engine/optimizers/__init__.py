@@ -1,0 +1,5 @@
+"""Optimizer constructors."""
+
+from .layer_decay import LayerDecayOptimizerConstructor
+
+__all__ = ['LayerDecayOptimizerConstructor']
