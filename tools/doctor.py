@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Say what is wrong with the environment, a line a thing, and the command that mends it."""
+"""Check the environment, and print the command that fixes each problem."""
 
 import argparse
 import json
@@ -7,18 +7,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # that it is not installed is among what is checked
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # whether it is installed is one of the checks
 
-from pvt_mm import doctor
-from pvt_mm.errors import command
+from pvt_mm.apis import doctor
+from pvt_mm.utils.errors import command
 
 COLORS = {'ok': '32', 'note': '33', 'broken': '31'}
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__ + ' Notes are about what not everyone needs. The exit code is 1 where something is broken; '
-        'the last line of the output is JSON.',
+        description=__doc__ + ' A note is about something that not everyone needs. The exit code is 1 if anything is '
+        'broken. The last line of the output is JSON.',
         epilog='Example: tools/doctor.py',
     )
     return parser.parse_args(argv)
@@ -32,8 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         state = f'{line.state:6}'
         state = f'\033[{COLORS[line.state]}m{state}\033[0m' if sys.stdout.isatty() else state
         print(f'{state}  {line.name}: {line.text}', flush=True)
-        if line.mend:
-            print(f'        mend it: {line.mend}', flush=True)
+        if line.fix:
+            print(f'        fix: {line.fix}', flush=True)
         lines.append(line)
     print(json.dumps({state: [line.name for line in lines if line.state == state] for state in COLORS}))
     return int(any(line.state == 'broken' for line in lines))

@@ -1,34 +1,36 @@
-"""Shapes: synthetic pictures of circles, squares and triangles, annotated for every task from one drawing.
+"""Shapes: synthetic images of circles, squares and triangles, annotated for detection, segmentation, classification.
 
-Drawn with NumPy and OpenCV alone. Colour, texture and size say nothing about the class: only the outline does.
+Drawn with NumPy and OpenCV alone. Colour, texture and size do not depend on the class: only the outline does.
 """
 
 import json
 import math
 import os
 import shutil
-from collections import Counter
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from pvt_mm.files import whole_file
+from pvt_mm.utils.errors import InputError
+from pvt_mm.utils.files import read_json, write_json
+from pvt_mm.utils.text import shorten
 
 CLASSES = ('circle', 'square', 'triangle')
-VERSION = 2  # part of every picture's seed: raise it with any change to what is drawn
+VERSION = 2  # part of every image's seed: raise it with any change to the drawing
 
 MIN_IMAGE_SIZE, MAX_IMAGE_SIZE = 32, 4096
-MARKER, UNFINISHED = 'shapes.json', 'shapes.unfinished.json'
+MARKER = 'shapes.json'  # describes a complete dataset
 MMSEG_SPLITS = {'train': 'training', 'val': 'validation'}
 
 _MIN_SHAPES, _MAX_SHAPES = 3, 7
-_DIAMETER = (0.14, 0.3)  # of the circle of the same area, over the picture's shorter side
-_TILT = 0.15  # radians, at most, from upright
-_MIN_VISIBLE = 0.5  # of a shape's area, whatever the frame and the shapes above it hide
-_MAX_COVERING = 0.5  # of a shape's area may lie on shapes below: it is never nested, so no visible part has a hole
+_DIAMETER = (0.14, 0.3)  # of the circle of the same area, over the image's shorter side
+_TILT = 0.15  # maximum, in radians from upright
+_MIN_VISIBLE = 0.5  # fraction of a shape's area that neither the frame nor other shapes hide
+_MAX_COVERING = 0.5  # fraction of a shape's area that may lie on shapes below, so that no visible part has a hole
 _MIN_CONTRAST = 100.0  # Euclidean, in 8-bit BGR, between a shape's colour and 95% of its surroundings
 
 
@@ -37,10 +39,10 @@ class Instance:
     """The visible part of one shape.
 
     Attributes:
-        label: index in ``CLASSES``.
+        label: Index in ``CLASSES``.
         mask: (H, W) bool.
         bbox: x, y, width, height in pixels, tight around ``mask``.
-        polygons: outlines of ``mask``, each ``[x0, y0, x1, y1, ...]`` in pixels, as COCO spells them.
+        polygons: Outlines of ``mask``, each ``[x0, y0, x1, y1, ...]`` in pixels, as in COCO.
     """
 
     label: int
@@ -51,14 +53,14 @@ class Instance:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture, (H, W, 3) uint8 in BGR, and the shapes in it, the lowest first."""
+    """An image, (H, W, 3) uint8 in BGR, and the shapes in it, the lowest first."""
 
     image: np.ndarray
     instances: list[Instance]
 
     @property
     def semantic_map(self) -> np.ndarray:
-        """(H, W) uint8: 0 is background, ``1 + label`` a shape."""
+        """Class of each pixel, (H, W) uint8: 0 is background, ``1 + label`` a shape."""
         semantic_map = np.zeros(self.image.shape[:2], np.uint8)
         for instance in self.instances:
             semantic_map[instance.mask] = 1 + instance.label
@@ -88,7 +90,7 @@ def _gradient(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
 
 
 def _clouds(rng: np.random.Generator, h: int, w: int, finest: int = 32) -> np.ndarray:
-    """Noise at several scales, each half as strong as the one twice as coarse."""
+    """Sums noise at several scales, each half as strong as the one twice as coarse."""
     field, weight, cells = np.zeros((h, w), np.float32), 0.8, max(2, finest // 8)
     while cells <= finest:
         coarse = rng.uniform(-1, 1, (cells, cells)).astype(np.float32)
@@ -111,7 +113,7 @@ def _checker(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
 
 
 def _blobs(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
-    """A few round spots, blurred; drawn small, since they are smooth."""
+    """Draws a few blurred round spots at low resolution, since they are smooth, and enlarges them."""
     small_h, small_w = max(2, round(48 * h / max(h, w))), max(2, round(48 * w / max(h, w)))
     y, x = _grid(small_h, small_w)
     field = np.zeros((small_h, small_w), np.float32)
@@ -127,7 +129,7 @@ _SURFACES = (_plain, _gradient, _clouds, _stripes, _checker)
 
 
 def _tint(rng: np.random.Generator, low: float, high: float) -> np.ndarray:
-    """A change of colour of a length between the two, (3,)."""
+    """Returns a random change of colour, (3,), whose norm is between the two."""
     direction = rng.normal(size=3) + rng.normal()  # the shared term: lightness changes more than hue
     return (direction / np.linalg.norm(direction) * rng.uniform(low, high)).astype(np.float32)
 
@@ -150,7 +152,7 @@ def _background(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Outline:
-    """A circle (no corners) or a convex polygon, in pixels; corners run so that the inside is on the same side."""
+    """A circle (no corners) or a convex polygon, in pixels, with all corners in the same sense of rotation."""
 
     center: tuple[float, float]
     radius: float
@@ -158,7 +160,7 @@ class _Outline:
     area: float
 
     def window(self, h: int, w: int) -> tuple[slice, slice]:
-        """The rows and columns it can touch, with a margin for its surroundings."""
+        """Returns the rows and columns of its bounding box with a margin of 4 pixels."""
         (cx, cy), reach = self.center, self.radius + 4
         return (
             slice(max(0, math.floor(cy - reach)), min(h, math.ceil(cy + reach))),
@@ -166,7 +168,7 @@ class _Outline:
         )
 
     def depth(self, rows: slice, cols: slice) -> np.ndarray:
-        """How far inside the outline each pixel's centre lies, negative outside."""
+        """Returns each pixel's distance to the outline in pixels, negative outside, (rows, cols)."""
         y = np.arange(rows.start, rows.stop)[:, None] + 0.5
         x = np.arange(cols.start, cols.stop) + 0.5
         if self.corners is None:
@@ -200,10 +202,10 @@ def _outline(rng: np.random.Generator, label: int, h: int, w: int) -> _Outline:
 
 
 def _place(rng: np.random.Generator, label: int, outlines: list[_Outline], owner: np.ndarray) -> _Outline | None:
-    """Finds the next shape a place where enough of it and of those below stays visible, or gives up.
+    """Draws the next shape's outline so that enough of it and of those below is visible; None after 20 attempts.
 
-    ``owner``, (H, W), holds the place in ``outlines`` of each pixel's topmost shape, -1 in the background; it is
-    updated.
+    ``owner``, (H, W), has the index in ``outlines`` of each pixel's topmost shape, -1 in the background. It is updated
+    in place.
     """
     h, w = owner.shape
     for _ in range(20):
@@ -223,7 +225,7 @@ def _place(rng: np.random.Generator, label: int, outlines: list[_Outline], owner
 
 
 def _paint(rng: np.random.Generator, outline: _Outline, canvas: np.ndarray) -> None:
-    """Blends the shape into the canvas, in a colour that stands out from what is around and below it."""
+    """Blends a shape into the canvas, in a colour that contrasts with its surroundings."""
     window = outline.window(*canvas.shape[:2])
     depth = outline.depth(*window)
     below = canvas[window]
@@ -236,12 +238,12 @@ def _paint(rng: np.random.Generator, outline: _Outline, canvas: np.ndarray) -> N
     h, w = depth.shape
     surface = candidates[chosen] + _SURFACES[rng.integers(len(_SURFACES))](rng, h, w)[..., None] * _tint(rng, 2, 15)
     surface += _gradient(rng, h, w)[..., None] * _tint(rng, 0, 20)
-    coverage = np.clip(depth + 0.5, 0, 1)[..., None].astype(np.float32)  # the antialiased edge
+    coverage = np.clip(depth + 0.5, 0, 1)[..., None].astype(np.float32)  # antialiased edge
     below += coverage * (surface - below)
 
 
 def _polygons(mask: np.ndarray) -> list[list[float]]:
-    """Outlines of a mask, found on a copy four times as large so that they follow its pixels' edges."""
+    """Returns the outlines of a mask, found on a copy four times as large so that they follow the edges of pixels."""
     scale = 4
     large = cv2.resize(np.pad(mask, 1).astype(np.uint8) * 255, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
     contours, _ = cv2.findContours((large > 127).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
@@ -265,18 +267,18 @@ def _instance(label: int, mask: np.ndarray) -> Instance:
 def draw_scene(
     rng: np.random.Generator, image_size: int | tuple[int, int] = 160, first_label: int | None = None
 ) -> Scene:
-    """Draws one picture: a textured background and 3 to 7 shapes that may partly hide one another.
+    """Draws one image: a textured background and 3 to 7 shapes that may partly hide one another.
 
-    At least half of each shape is visible, so each one drawn is annotated. A shape has the area of a circle whose
-    diameter is 0.14 to 0.3 of the picture's shorter side; squares and triangles are tilted a little.
+    At least half of each shape is visible, and each one is annotated. A shape has the area of a circle whose diameter
+    is 0.14 to 0.3 of the image's shorter side; squares and triangles are slightly tilted.
 
     Args:
-        rng: the only source of chance.
-        image_size: side of a square picture, or (H, W), in pixels.
-        first_label: class of the first, lowest shape; any if None.
+        rng: The only source of randomness.
+        image_size: Side of a square image, or (H, W), in pixels.
+        first_label: Class of the first, lowest shape; random if None.
 
     Raises:
-        ValueError: if a side is not within 32 to 4096 pixels.
+        InputError: A side is not within 32 to 4096 pixels.
     """
     h, w = _check_size(image_size)
     canvas = _background(rng, h, w)
@@ -301,7 +303,7 @@ def draw_scene(
 
 
 def _crop(rng: np.random.Generator, scene: Scene, label: int) -> np.ndarray:
-    """A square around the shape of this class that has its surroundings most to itself, the larger at a draw."""
+    """Crops a square around the shape of this class with the fewest other shapes near it, or the largest of several."""
     h, w = scene.image.shape[:2]
     occupied = scene.semantic_map > 0
     best_rank, best_window = (-1.0, -1), None
@@ -328,7 +330,7 @@ def _crop(rng: np.random.Generator, scene: Scene, label: int) -> np.ndarray:
 def _check_size(image_size: int | tuple[int, int]) -> tuple[int, int]:
     h, w = (image_size, image_size) if isinstance(image_size, int) else image_size
     if not all(MIN_IMAGE_SIZE <= side <= MAX_IMAGE_SIZE for side in (h, w)):
-        raise ValueError(f'image size {h}x{w}: each side must be within {MIN_IMAGE_SIZE} to {MAX_IMAGE_SIZE} pixels')
+        raise InputError(f'image size {h}x{w}: each side must be within {MIN_IMAGE_SIZE} to {MAX_IMAGE_SIZE} pixels')
     return int(h), int(w)
 
 
@@ -337,7 +339,7 @@ def _stem(index: int) -> str:
 
 
 def _files(train: int, val: int) -> Iterator[str]:
-    """Every file of a generated folder but its marker, relative to the folder."""
+    """Yields the paths of all generated files except the marker, relative to the folder."""
     for split, count in (('train', train), ('val', val)):
         yield f'annotations/instances_{split}2017.json'
         for index in range(count):
@@ -349,38 +351,34 @@ def _files(train: int, val: int) -> Iterator[str]:
 
 
 def _folders() -> Iterator[str]:
-    """Every folder of a generated folder, each after its parent."""
+    """Yields the paths of all generated folders, parents first, relative to the folder."""
     yield from ('annotations', 'images', 'classification')
     for split, mmseg_split in MMSEG_SPLITS.items():
         yield from (f'{split}2017', f'annotations/{mmseg_split}', f'images/{mmseg_split}', f'classification/{split}')
         yield from (f'classification/{split}/{name}' for name in CLASSES)
 
 
-def _read_marker(path: Path) -> dict | None:
+def _read_marker(path: Path) -> dict:
+    """Returns the content of a finished folder's marker, an empty dict if there is none."""
     try:
-        marker = json.loads(path.read_text())
-        int(marker['train']), int(marker['val'])
-    except FileNotFoundError:
-        return None
+        marker = read_json(path)
+        return marker and {**marker, 'train': int(marker['train']), 'val': int(marker['val'])}
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f'{path} is not what the generator writes; choose another folder or remove it') from error
-    return marker
+        raise InputError(f'{path} was not written by the generator: choose another folder, or delete it') from error
 
 
-def _write_marker(path: Path, content: dict) -> None:
-    with whole_file(path) as beside:
-        beside.write_text(json.dumps(content, indent=2) + '\n')
-
-
-def _remove(out: Path, train: int, val: int) -> None:
-    """Removes what a run with these counts writes, and the folders that are then empty."""
-    links = [out / folder for folder in _folders() if (out / folder).is_symlink()]
-    for path in [*links, *(out / file for file in _files(train, val))]:
-        path.unlink(missing_ok=True)
-    for folder in reversed(list(_folders())):
-        path = out / folder
-        if path.is_dir() and not any(path.iterdir()):
-            path.rmdir()
+def _check_replaceable(out: Path, marker: dict) -> None:
+    """Raises an InputError if a folder contains anything that the generator has not written."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f'{out} is not a folder: choose another path')
+    generated = {MARKER, *_folders(), *_files(marker['train'], marker['val'])} if marker else set()
+    found = (Path(root, name) for root, folders, files in os.walk(out) for name in folders + files)
+    others = sorted({path.relative_to(out).as_posix() for path in found} - generated)
+    if others:
+        raise InputError(
+            f'{out} contains files that are not of a finished dataset of shapes ({shorten(others)}): choose another '
+            'folder, or move them'
+        )
 
 
 def _write_image(path: Path, image: np.ndarray) -> None:
@@ -388,51 +386,52 @@ def _write_image(path: Path, image: np.ndarray) -> None:
     path.write_bytes(cv2.imencode(path.suffix, image, params)[1].tobytes())
 
 
-def _write_split(
-    out: Path, split: str, count: int, size: tuple[int, int], seed: int, step: Callable[[], None]
-) -> dict[str, int]:
-    """Draws and writes one split; returns how many instances of each class it has."""
-    h, w = size
-    images, annotations = [], []
-    tally = Counter(dict.fromkeys(CLASSES, 0))
-    for index in range(count):
-        rng = np.random.default_rng([VERSION, seed, list(MMSEG_SPLITS).index(split), index])
-        label = index % len(CLASSES)
-        scene = draw_scene(rng, size, label)
-        stem = _stem(index)
-        _write_image(out / f'{split}2017' / f'{stem}.jpg', scene.image)
-        _write_image(out / 'annotations' / MMSEG_SPLITS[split] / f'{stem}.png', scene.semantic_map)
-        _write_image(out / 'classification' / split / CLASSES[label] / f'{stem}.jpg', _crop(rng, scene, label))
-        images.append(dict(id=index + 1, file_name=f'{stem}.jpg', height=h, width=w))
-        for instance in scene.instances:
-            annotations.append(
-                dict(
-                    id=len(annotations) + 1,
-                    image_id=index + 1,
-                    category_id=1 + instance.label,
-                    iscrowd=0,
-                    bbox=list(instance.bbox),
-                    area=int(instance.mask.sum()),
-                    segmentation=instance.polygons,
-                )
+def _add_to_coco(coco: dict, index: int, scene: Scene) -> None:
+    h, w = scene.image.shape[:2]
+    coco['images'].append(dict(id=index + 1, file_name=f'{_stem(index)}.jpg', height=h, width=w))
+    for instance in scene.instances:
+        coco['annotations'].append(
+            dict(
+                id=len(coco['annotations']) + 1,
+                image_id=index + 1,
+                category_id=1 + instance.label,
+                iscrowd=0,
+                bbox=list(instance.bbox),
+                area=int(instance.mask.sum()),
+                segmentation=instance.polygons,
             )
-            tally[CLASSES[instance.label]] += 1
-        step()
-    coco = dict(
-        info=dict(description='shapes', version=str(VERSION)),
-        licenses=[],
-        images=images,
-        annotations=annotations,
-        categories=[dict(id=1 + i, name=name, supercategory='shape') for i, name in enumerate(CLASSES)],
-    )
-    (out / 'annotations' / f'instances_{split}2017.json').write_text(json.dumps(coco))
+        )
 
-    pictures, view = out / f'{split}2017', out / 'images' / MMSEG_SPLITS[split]
-    try:
-        view.symlink_to(Path('..') / pictures.name, target_is_directory=True)
-    except OSError:  # no links on this file system, or not for this user
-        shutil.copytree(pictures, view, dirs_exist_ok=True)
-    return dict(tally)
+
+def _write(out: Path, options: dict, progress: Callable[[Sequence], Iterable]) -> None:
+    """Generates a dataset into a new folder."""
+    for folder in _folders():
+        if not folder.startswith('images/'):
+            (out / folder).mkdir(parents=True)
+    categories = [dict(id=1 + i, name=name, supercategory='shape') for i, name in enumerate(CLASSES)]
+    info, lists = dict(description='shapes', version=str(VERSION)), ('licenses', 'images', 'annotations')
+    cocos = {split: dict(info=info, **{name: [] for name in lists}, categories=categories) for split in MMSEG_SPLITS}
+    places = [(split, index) for split in MMSEG_SPLITS for index in range(options[split])]
+    for split, index in progress(places):
+        rng = np.random.default_rng([VERSION, options['seed'], list(MMSEG_SPLITS).index(split), index])
+        label, name = index % len(CLASSES), _stem(index)
+        scene = draw_scene(rng, options['image_size'], label)
+        _write_image(out / f'{split}2017' / f'{name}.jpg', scene.image)
+        _write_image(out / 'annotations' / MMSEG_SPLITS[split] / f'{name}.png', scene.semantic_map)
+        _write_image(out / 'classification' / split / CLASSES[label] / f'{name}.jpg', _crop(rng, scene, label))
+        _add_to_coco(cocos[split], index, scene)
+
+    instances = {}
+    for split, coco in cocos.items():
+        (out / 'annotations' / f'instances_{split}2017.json').write_text(json.dumps(coco))
+        images, link = out / f'{split}2017', out / 'images' / MMSEG_SPLITS[split]
+        try:
+            link.symlink_to(Path('..') / images.name, target_is_directory=True)
+        except OSError:  # the file system or the user's account does not support links
+            shutil.copytree(images, link)
+        labels = [annotation['category_id'] - 1 for annotation in coco['annotations']]
+        instances[split] = {name: labels.count(label) for label, name in enumerate(CLASSES)}
+    write_json(out / MARKER, dict(options, instances=instances))
 
 
 def make_shapes(
@@ -443,81 +442,62 @@ def make_shapes(
     val: int = 100,
     seed: int = 0,
     overwrite: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[Sequence], Iterable] = iter,
 ) -> dict:
     """Writes the dataset in the layouts that MMDetection, MMSegmentation and image-folder classifiers expect.
 
     ``train2017/``, ``val2017/`` and ``annotations/instances_{train,val}2017.json`` are COCO's (ids 1 to 3 for
     ``CLASSES``, areas and boxes of the visible parts). ``images/{training,validation}/`` (links to the former, or
-    copies where links are impossible) and ``annotations/{training,validation}/`` are MMSegmentation's, 0 being the
-    background. ``classification/{train,val}/<class>/`` holds one square crop from each picture, of varying size,
-    with the classes in turn.
+    copies where links are not supported) and ``annotations/{training,validation}/`` are MMSegmentation's, 0 being the
+    background. ``classification/{train,val}/<class>/`` has one square crop of each image, of varying size, with the
+    classes in turn.
 
-    A picture depends on ``VERSION``, ``seed``, its split, its index and its size, and not on the counts.
-    ``shapes.json`` is written last: a folder with the same options is left as it is, an unfinished one is made anew.
+    An image depends on ``VERSION``, ``seed``, its split, its index and its size, and not on the counts. The dataset is
+    generated in a temporary folder next to ``out``, which is renamed when it is complete. A complete dataset with the
+    same options is kept.
 
     Args:
-        out: the folder, created if need be.
-        image_size: side of square pictures, or (H, W), in pixels, 32 to 4096.
-        train: number of training pictures.
-        val: number of validation pictures.
-        seed: any integer from 0.
-        overwrite: replace a finished dataset that has other options. Only files of the generator are removed.
-        progress: called with the number of pictures drawn and their total after each one.
+        out: The folder, created with its parents.
+        image_size: Side of square images, or (H, W), in pixels, 32 to 4096.
+        train: Number of training images.
+        val: Number of validation images.
+        seed: Any integer from 0.
+        overwrite: Replace a complete dataset with other options.
+        progress: Wraps the list of images to draw, as ``rich.progress.track`` does.
 
     Returns:
-        What ``shapes.json`` holds (version, seed, image_size as [H, W], counts, instances of each class in each
-        split), and ``written``, False if the folder was complete already.
+        The content of ``shapes.json`` (version, seed, image_size as [H, W], counts, instances of each class in each
+        split), and ``written``, False if the folder was complete.
 
     Raises:
-        ValueError: for an option out of range, or a ``shapes.json`` that is not the generator's.
-        FileExistsError: if ``out`` holds other options' dataset, or another's files where this one's would go.
-        OSError: if ``out`` cannot be written.
+        InputError: An option is out of range, or ``out`` contains a dataset with other options or any other file.
+        OSError: ``out`` cannot be written.
     """
     size = _check_size(image_size)
     for name, value in (('train', train), ('val', val), ('seed', seed)):
         if value < 0:
-            raise ValueError(f'{name} is {value}: it must not be negative')
+            raise InputError(f'{name} is {value}: it must not be negative')
     options = dict(version=VERSION, seed=seed, image_size=list(size), train=train, val=val)
 
     out = Path(out)
-    finished, unfinished = _read_marker(out / MARKER), _read_marker(out / UNFINISHED)
-    if finished is not None:
-        same = {name: finished.get(name) for name in options} == options
-        if same and all((out / file).exists() for file in _files(train, val)):
-            return {**finished, 'written': False}
-        if not same and not overwrite:
-            there = ', '.join(f'{name}={finished.get(name)}' for name in options)
-            raise FileExistsError(
-                f'{out} holds shapes with other options ({there}); choose another folder, or '
-                'replace them with --overwrite (overwrite=True)'
-            )
-        os.replace(out / MARKER, out / UNFINISHED)
-        unfinished = finished
-    if unfinished is not None:
-        _remove(out, unfinished['train'], unfinished['val'])
-    else:
-        taken = [folder for folder in _folders() if '/' not in folder and (out / folder).exists()]
-        if taken:
-            raise FileExistsError(f'{out} has {", ".join(taken)} from elsewhere; choose another folder')
-        out.mkdir(parents=True, exist_ok=True)
+    marker = _read_marker(out / MARKER)
+    existing = {name: marker.get(name) for name in options}
+    if existing == options and all((out / file).exists() for file in _files(train, val)):
+        return {**marker, 'written': False}
+    if marker and existing != options and not overwrite:
+        text = ', '.join(f'{name}={value}' for name, value in existing.items())
+        raise InputError(
+            f'{out} contains shapes with other options ({text}): choose another folder, or replace them with '
+            '--overwrite (overwrite=True)'
+        )
+    _check_replaceable(out, marker)
 
-    _write_marker(out / UNFINISHED, options)
-    for folder in _folders():
-        if not folder.startswith('images/'):
-            (out / folder).mkdir(exist_ok=True)
-    done = 0
-
-    def step() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, train + val)
-
-    instances = {
-        split: _write_split(out, split, count, size, seed, step) for split, count in (('train', train), ('val', val))
-    }
-    summary = dict(options, instances=instances)
-    _write_marker(out / UNFINISHED, summary)
-    os.replace(out / UNFINISHED, out / MARKER)
-    return {**summary, 'written': True}
+    target = out.resolve()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory('.tmp', f'.{target.name}.', target.parent) as temporary:
+        new = Path(temporary, 'new')
+        _write(new, options, progress)
+        if target.exists():
+            target.rename(Path(temporary, 'old'))
+        new.rename(target)
+    return {**read_json(out / MARKER), 'written': True}

@@ -1,4 +1,4 @@
-"""How a sweep looks while it runs: a live table on a terminal, a line for each change elsewhere."""
+"""The display of a running sweep: a live table on a terminal, otherwise one line for each change."""
 
 import time
 from collections import Counter
@@ -11,46 +11,15 @@ from rich.table import Table
 from pvt_mm.sweep.spec import Trial
 from pvt_mm.sweep.trials import Status
 
-STYLES = {
-    'finished': 'green',
-    'failed': 'bold red',
-    'cut off': 'yellow',
-    'running': 'cyan',
-    'queued': 'dim',
-    'new': 'dim',
-}
-
-
-def table(statuses: dict[Trial, Status], metric: str) -> Table:
-    """Returns every trial's state, progress, last metric and remaining time, a row each."""
-    counts = Counter(status.state for status in statuses.values())
-    caption = ', '.join(f'{count} {state}' for state, count in counts.items())
-    drawn = Table('trial', 'state', 'progress', metric, 'to go', caption=caption, caption_justify='left', box=None)
-    for column in drawn.columns[2:]:
-        column.justify = 'right'
-    for trial, status in statuses.items():
-        style = STYLES.get(status.state, 'dim')
-        drawn.add_row(
-            trial.name,
-            f'[{style}]{status.state}[/]',
-            status.progress,
-            number(status.metric),
-            status.eta,
-        )
-    return drawn
-
-
-def number(value: float | None) -> str:
-    """Returns a metric as tables show it, to four digits; nothing for None."""
-    return '' if value is None else f'{value:.4g}'
+STYLES = {'finished': 'green', 'failed': 'bold red', 'interrupted': 'yellow', 'running': 'cyan'}
 
 
 class Display:
-    """Shows statuses as they change, within a ``with`` block.
+    """Shows the statuses of trials as they change, within a ``with`` block.
 
     Args:
-        metric: The metric that is shown.
-        console: Where; a terminal gets a live table.
+        metric: The name of the metric to show.
+        console: Where to print; a terminal gets a live table.
     """
 
     def __init__(self, metric: str, console: Console | None = None):
@@ -68,16 +37,33 @@ class Display:
             self.live.stop()
 
     def show(self, statuses: dict[Trial, Status]) -> None:
-        """Shows where the trials stand now."""
+        """Shows the current status of every trial."""
         if self.live:
-            self.live.update(table(statuses, self.metric), refresh=True)
+            self.live.update(to_table(statuses, self.metric), refresh=True)
             return
         for trial, status in statuses.items():
             now = (status.state, status.progress.startswith('epoch') and status.progress, status.metric)
             if self.last.get(trial) == now or status.state == 'waiting':
                 continue
-            metric = '' if status.metric is None else f'{self.metric} {number(status.metric)}'
-            parts = [status.state, status.progress, metric, f'{status.eta} to go' if status.eta else '']
-            line = f'{time.strftime("%H:%M:%S")} {trial.name}: {", ".join(part for part in parts if part)}'
+            metric = f'{self.metric} {_number(status.metric)}' if status.metric is not None else ''
+            parts = [status.state, status.progress, metric, f'{status.eta} remaining' if status.eta else '']
+            line = f'{time.strftime("%H:%M:%S")} {trial.name}: {", ".join(filter(None, parts))}'
             self.console.print(line, highlight=False, markup=False, soft_wrap=True)
             self.last[trial] = now
+
+
+def to_table(statuses: dict[Trial, Status], metric: str) -> Table:
+    """Returns a table with the state, progress, last metric and remaining time of every trial."""
+    counts = Counter(status.state for status in statuses.values())
+    caption = ', '.join(f'{count} {state}' for state, count in counts.items())
+    table = Table('trial', 'state', 'progress', metric, 'remaining', caption=caption, caption_justify='left', box=None)
+    for column in table.columns[2:]:
+        column.justify = 'right'
+    for trial, status in statuses.items():
+        state = f'[{STYLES.get(status.state, "dim")}]{status.state}[/]'
+        table.add_row(trial.name, state, status.progress, _number(status.metric), status.eta)
+    return table
+
+
+def _number(value: float | None) -> str:
+    return '' if value is None else f'{value:.4g}'

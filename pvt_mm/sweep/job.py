@@ -1,4 +1,4 @@
-"""What runs in a trial's job: its training, whose end is written down, and which goes on where it was cut off."""
+"""The job of a trial: runs its training as a subprocess, resumes it after an interruption and records the outcome."""
 
 import os
 import shlex
@@ -13,25 +13,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pvt_mm.files import write_json
 from pvt_mm.sweep.spec import Trial
+from pvt_mm.utils.files import write_json
 
-# How training ends when it is stopped from outside: with a checkpoint, or before there is anything to save, which
-# tools/launch.py tells of as shells do.
+# Exit codes of a training that a signal stopped: after it wrote a checkpoint (EX_TEMPFAIL), or before its first one, as
+# subprocess and as shells (tools/launch.py) report it.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 STOPPED = (os.EX_TEMPFAIL, *(-number for number in SIGNALS), *(128 + number for number in SIGNALS))
-GRACE = 60  # seconds that training has, once it is told to stop, to leave a checkpoint
+GRACE = 60  # seconds between SIGTERM and SIGKILL, in which training writes a checkpoint
 
 
 @dataclass
 class Job:
-    """One trial's training, called by submitit in a process of its own and, where it was preempted, again.
+    """The training of one trial. submitit calls it in a separate process, and again after a preemption.
 
     Attributes:
-        command: The training's command; ``--resume`` is added where there is a checkpoint to go on from.
-        work_dir: The trial's work directory.
-        cwd: Where the command runs.
-        environment: Variables of the command's environment beside this one's.
+        command: The command of the training; ``--resume`` is added if there is a checkpoint.
+        work_dir: The work directory of the trial.
+        cwd: The working directory of the command.
+        environment: Environment variables that the command gets in addition to those of this process.
     """
 
     command: list[str]
@@ -40,34 +40,33 @@ class Job:
     environment: Mapping[str, str] = field(default_factory=dict)
 
     def __call__(self) -> None:
-        """Trains, and writes the outcome unless it is stopped from outside."""
+        """Trains, and writes ``outcome.json``: ``finished`` or ``failed``, still ``running`` if a signal stops it."""
         folder, started = Path(self.work_dir), time.time()
         command = [*self.command, *(['--resume'] if self.can_resume() else [])]
         write_json(folder / 'outcome.json', dict(state='running', host=socket.gethostname()))
         on_slurm, stopped = os.environ.get('SUBMITIT_EXECUTOR') == 'slurm', []
         if os.environ.get('SUBMITIT_EXECUTOR') == 'local':
-            os.setpgrp()  # out of reach of a terminal's Ctrl-C, and so
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # see Local.submit
+            os.setpgrp()  # a terminal sends Ctrl-C to its whole process group
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # blocked by Local.submit
         before = signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))
         with open(folder / 'train.log', 'ab', buffering=0) as log:
             log.write(f'$ {shlex.join(command)}\n'.encode())
-            process = subprocess.Popen(
-                command, stdout=log, stderr=log, cwd=self.cwd, env={**os.environ, **self.environment}
-            )
+            environment = {**os.environ, **self.environment}
+            process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.cwd, env=environment)
 
         def stop(*_: Any) -> None:
             stopped.append(True)
             if len(stopped) == 1:
-                _end(process)
+                _terminate(process)
 
-        if not on_slurm:  # which tells the training itself
+        if not on_slurm:  # Slurm signals the training itself
             signal.signal(signal.SIGTERM, stop)
             if stopped:
-                _end(process)
+                _terminate(process)
         try:
             code = process.wait()
             if code and (stopped or code in STOPPED):
-                # Slurm warns a job that it is to preempt, and one that then ends of itself is not queued again.
+                # Slurm requeues a preempted job only if it is still running when Slurm ends it.
                 time.sleep(600 if on_slurm else 0)
                 return
         finally:
@@ -77,22 +76,22 @@ class Job:
             except subprocess.TimeoutExpired:
                 process.kill()
             signal.signal(signal.SIGTERM, before)
-        state = 'failed' if code else 'finished'
-        write_json(folder / 'outcome.json', dict(state=state, code=code, seconds=round(time.time() - started)))
+        outcome = dict(state='failed' if code else 'finished', code=code, seconds=round(time.time() - started))
+        write_json(folder / 'outcome.json', outcome)
 
     def can_resume(self) -> bool:
-        """Whether training has come to its first checkpoint."""
+        """Returns whether training has written a checkpoint."""
         return (Path(self.work_dir) / 'last_checkpoint').is_file()
 
     def checkpoint(self) -> Any:
-        """Tells submitit to submit the same again: the next call resumes."""
+        """Tells submitit to submit the same job again; its next call resumes training."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
 
-def _end(process: subprocess.Popen) -> None:
-    """Tells training to stop, and kills it where it has not in :data:`GRACE` seconds."""
+def _terminate(process: subprocess.Popen) -> None:
+    """Terminates a process, and kills it after :data:`GRACE` seconds."""
     process.terminate()
     timer = threading.Timer(GRACE, process.kill)
     timer.daemon = True
@@ -100,17 +99,11 @@ def _end(process: subprocess.Popen) -> None:
 
 
 def train_command(trial: Trial, work_dir: Path, train: Path, gpus: int = 0, flags: Sequence[str] = ()) -> list[str]:
-    """Returns the command of a trial: ``tools/train.py`` (at ``train``), under torchrun on more than one GPU."""
-    launch = [str(train.with_name('launch.py')), '--standalone', f'--nproc_per_node={gpus}'] if gpus > 1 else ['-u']
-    command = [
-        sys.executable,
-        *launch,
-        str(train),
-        trial.config,
-        '--work-dir',
-        str(work_dir),
-        '--seed',
-        str(trial.seed),
-    ]
-    command += ['--launcher', 'pytorch'] if gpus > 1 else []
-    return [*command, *flags, *(['--cfg-options', *trial.options] if trial.options else [])]
+    """Returns the command of a trial: ``tools/train.py`` (at ``train``), under torchrun if ``gpus`` is above one."""
+    launch, launcher = ['-u'], []
+    if gpus > 1:
+        launch = [str(train.with_name('launch.py')), '--standalone', f'--nproc_per_node={gpus}']
+        launcher = ['--launcher', 'pytorch']
+    arguments = [trial.config, '--work-dir', str(work_dir), '--seed', str(trial.seed), *launcher, *flags]
+    options = ['--cfg-options', *trial.options] if trial.options else []
+    return [sys.executable, *launch, str(train), *arguments, *options]

@@ -1,4 +1,4 @@
-"""What a sweep is: the file that says so, and the trials that follow from it."""
+"""The definition of a sweep: its file, and the trials it consists of."""
 
 import argparse
 import difflib
@@ -13,8 +13,9 @@ from typing import Any
 
 from mmengine.config import Config
 
-from pvt_mm.engine.run import CfgOptions, load_config
-from pvt_mm.errors import InputError
+from pvt_mm.apis.config import CfgOptions, load_config
+from pvt_mm.utils.errors import InputError
+from pvt_mm.utils.text import shorten
 
 SETTINGS = ('title', 'metric', 'rule', 'configs', 'options', 'seeds', 'exclude')
 
@@ -24,12 +25,12 @@ class Trial:
     """One training of a sweep.
 
     Attributes:
-        setting: The names of its config and options: what a report averages over seeds.
+        setting: The names of its config and options; a report averages the trials of a setting over seeds.
         config: The path of its config.
         options: Its ``--cfg-options``, each ``KEY=VALUE``.
         seed: Its seed.
-        epochs: How many epochs it trains; None if it counts iterations.
-        gpus: How many GPUs make the batch that its learning rate is for; None if its config does not say.
+        epochs: Number of epochs; None if training counts iterations.
+        gpus: Number of GPUs of the batch size that its learning rate is for; None if its config does not set it.
     """
 
     setting: str
@@ -41,13 +42,13 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """Its name, and its work directory's."""
+        """The name of the trial and of its work directory."""
         return f'{self.setting}-seed{self.seed}'
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """The trials of a sweep, and the metric they are compared by, of which ``'greater'`` or ``'less'`` is better."""
+    """The trials of a sweep, the metric that compares them, and its rule, ``'greater'`` or ``'less'``."""
 
     name: str
     title: str
@@ -57,75 +58,72 @@ class Sweep:
 
 
 def load_sweep(path: str, options: Sequence[str] = (), seeds: Sequence[int] | None = None) -> Sweep:
-    """Reads a sweep, and every config of it with its options.
+    """Reads a sweep and the configs of its trials.
 
     A sweep is a Python file that sets
 
-    - ``configs``: paths relative to it, a list or a dict by name;
-    - ``metric``: as the training log names it;
-    - ``options``: lists of ``--cfg-options`` by name, or several such dicts, of which every combination is tried;
-    - ``seeds`` (default: 0 alone);
-    - ``exclude``: patterns of the names of trials that are left out, such as ``'pvt_l*-seed2'``;
+    - ``configs``: paths relative to the file, a list or a dict by name;
+    - ``metric``: its name in the training log;
+    - ``options``: a dict of lists of ``--cfg-options`` by name, or a list of such dicts, which are combined;
+    - ``seeds`` (default: 0);
+    - ``exclude``: patterns of the names of trials to leave out, such as ``'pvt_l*-seed2'``;
     - ``rule`` (default: ``'greater'``) and ``title``.
 
-    Other names are its own.
+    Other names are variables of the file.
 
     Args:
-        path: The sweep's file.
-        options: ``--cfg-options`` for every trial; its own win.
-        seeds: The seeds, where they are not the file's.
+        path: The file of the sweep.
+        options: ``--cfg-options`` for every trial; a trial's own options override them.
+        seeds: Overrides the seeds of the file.
 
     Raises:
-        InputError: The file is not there or is no sweep, a config is not there, options do not fit it, two trials have
-            one name, or a pattern excludes none.
+        InputError: The file does not exist or is not a sweep, a config does not exist, options do not fit a config, two
+            trials have the same name, or a pattern of ``exclude`` matches no trial.
     """
     config = load_config(path, needs=())
-    if lacking := [key for key in ('configs', 'metric') if not config.get(key)]:
-        raise InputError(f'{path} is no sweep: it lacks {" and ".join(lacking)}; a sweep sets {", ".join(SETTINGS)}')
+    if missing := [key for key in ('configs', 'metric') if not config.get(key)]:
+        raise InputError(f'{path} is not a sweep: {" and ".join(missing)} not set; settings are {", ".join(SETTINGS)}')
     for key in config.keys() - set(SETTINGS):
         if near := difflib.get_close_matches(key, SETTINGS, n=1, cutoff=0.8):
             raise InputError(f'{path}: a sweep has no {key}; did you mean {near[0]}?')
-    if config.get('rule', 'greater') not in ('greater', 'less'):
-        raise InputError(f"{path}: rule is 'greater' or 'less', not {config.rule!r}")
-    _check_types(path, config)
+    rule, seeds, exclude = config.get('rule', 'greater'), seeds or config.get('seeds', (0,)), config.get('exclude', ())
+    if rule not in ('greater', 'less'):
+        raise InputError(f"{path}: rule must be 'greater' or 'less', not {rule!r}")
+    if not seeds or not _is_list(seeds, int):
+        raise InputError(f'{path}: seeds must be a list of integers, such as [0, 1, 2], not {seeds!r}')
+    if not _is_list(exclude, str):
+        raise InputError(f"{path}: exclude must be a list of patterns, such as ['pvt_l*-seed2'], not {exclude!r}")
+    combinations = list(_combinations(path, config.get('options') or {}))
     trials = [
         Trial('-'.join([name, *names]), base, (*options, *own), seed, epochs, gpus)
-        for name, base in _named_configs(path, config).items()
-        for names, own in _combinations(path, config.get('options') or {})
-        for epochs, gpus in [_length_and_gpus(path, base, (*options, *own))]
-        for seed in seeds or config.get('seeds', (0,))
+        for name, base in _named_configs(path, config.configs)
+        for names, own in combinations
+        for epochs, gpus in [_epochs_and_gpus(path, base, (*options, *own))]
+        for seed in seeds
     ]
     names = [trial.name for trial in trials]
-    for pattern in config.get('exclude', ()):
+    for pattern in exclude:
         if not fnmatch.filter(names, pattern):
-            raise InputError(f'{path}: nothing is called {pattern}, which exclude names; there are {", ".join(names)}')
-    kept = [trial for trial in trials if not any(fnmatch.fnmatch(trial.name, p) for p in config.get('exclude', ()))]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice or not kept:
-        raise InputError(f'{path}: {f"two trials are called {twice[0]}" if twice else "every trial is excluded"}')
-    name = Path(path).stem
-    return Sweep(name, config.get('title', name), config.metric, config.get('rule', 'greater'), tuple(kept))
+            raise InputError(f'{path}: exclude pattern {pattern} matches none of the trials {shorten(names)}')
+    kept = tuple(trial for trial in trials if not any(fnmatch.fnmatch(trial.name, pattern) for pattern in exclude))
+    if not kept:
+        raise InputError(f'{path}: all trials are excluded')
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f'{path}: two trials have the name {twice[0]}')
+    return Sweep(Path(path).stem, config.get('title', Path(path).stem), config.metric, rule, kept)
 
 
-def _check_types(path: str, config: Config) -> None:
-    configs = config.configs
-    named = isinstance(configs, Mapping)
-    are_paths = _is_list(list(configs.values()) if named else configs, str)
-    if not are_paths or (not named and len({Path(base).stem for base in configs}) < len(configs)):
-        raise InputError(f'{path}: configs is a list of paths of different names, or a dict of paths by name')
-    for name in configs if named else ():
-        _check_name(path, name)
-    if not _is_list(config.get('seeds', [0]), int) or not config.get('seeds', [0]):
-        raise InputError(f'{path}: seeds is a list of numbers, such as [0, 1, 2], not {config.seeds!r}')
-    if not _is_list(config.get('exclude', []), str):
-        raise InputError(f"{path}: exclude is a list of patterns, such as ['pvt_l*-seed2'], not {config.exclude!r}")
-
-
-def _named_configs(path: str, config: Config) -> dict[str, str]:
-    configs = config.configs
-    if not isinstance(configs, Mapping):
-        configs = {Path(base).stem: base for base in configs}
-    return {name: os.path.relpath(Path(path).parent / base) for name, base in configs.items()}
+def _named_configs(path: str, configs: Any) -> Iterator[tuple[str, str]]:
+    """Yields the name and the path of every config."""
+    is_list = _is_list(configs, str)
+    named = {Path(base).stem: base for base in configs} if is_list else configs
+    is_dict = isinstance(named, Mapping) and _is_list(list(named.values()), str)
+    if not is_dict or (is_list and len(named) < len(configs)):
+        raise InputError(f'{path}: configs must be a list of paths with different names, or a dict of paths by name')
+    if not is_list:
+        _check_names(path, named)
+    for name, base in named.items():
+        yield name, os.path.relpath(Path(path).parent / base)
 
 
 def _combinations(path: str, options: Any) -> Iterator[tuple[list[str], list[str]]]:
@@ -133,18 +131,17 @@ def _combinations(path: str, options: Any) -> Iterator[tuple[list[str], list[str
     axes = [axis for axis in (options if isinstance(options, (list, tuple)) else [options]) if axis != {}]
     for axis in axes:
         if not isinstance(axis, Mapping) or not all(_is_list(values, str) for values in axis.values()):
-            raise InputError(
-                f"{path}: options is a dict of lists by name: dict(slow=['optim_wrapper.optimizer.lr=1e-5'])"
-            )
-        for name in axis:
-            _check_name(path, name)
+            example = "dict(slow=['optim_wrapper.optimizer.lr=1e-5'])"
+            raise InputError(f'{path}: options must be a dict of lists by name, such as {example}')
+        _check_names(path, axis)
     for chosen in itertools.product(*(axis.items() for axis in axes)):
         yield [name for name, _ in chosen], [value for _, values in chosen for value in values]
 
 
-def _check_name(path: str, name: str) -> None:
-    if not isinstance(name, str) or not re.fullmatch(r'[\w.+-]+', name) or name.startswith('.'):
-        raise InputError(f'{path}: {name!r} names a part of trials, and folders: letters, digits and . _ + - alone')
+def _check_names(path: str, names: Mapping) -> None:
+    for name in names:
+        if not isinstance(name, str) or not re.fullmatch(r'[\w.+-]+', name) or name.startswith('.'):
+            raise InputError(f'{path}: {name!r} becomes a part of folder names: use letters, digits and . _ + - only')
 
 
 def _is_list(values: Any, kind: type) -> bool:
@@ -156,13 +153,13 @@ class _OptionParser(argparse.ArgumentParser):
         raise InputError(message)
 
 
-def _length_and_gpus(path: str, config: str, options: Sequence[str]) -> tuple[int | None, float | None]:
-    """Returns a trial's ``epochs`` and ``gpus`` by its config with options, which are thereby checked."""
+def _epochs_and_gpus(path: str, config: str, options: Sequence[str]) -> tuple[int | None, float | None]:
+    """Returns a trial's ``epochs`` and ``gpus``, which also checks that its options fit its config."""
     parser = _OptionParser()
     parser.add_argument('--cfg-options', nargs='+', action=CfgOptions, default={})
     try:
         parsed = parser.parse_args(['--cfg-options', *options] if options else []).cfg_options
-        read = load_config(config, parsed)
+        read: Config = load_config(config, parsed)
     except InputError as error:
         raise InputError(f'{path}: {error}') from error
     batch = (read.get('train_dataloader') or {}).get('batch_size')

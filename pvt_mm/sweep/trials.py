@@ -1,8 +1,8 @@
-"""The trials of a sweep in their folders: what is left to do, doing it, and where each stands.
+"""The trials of a sweep: their folders, commands and states, and running those that have not finished.
 
-A trial's work directory holds, beside what training writes there, ``submitted.json`` (what it is and which job runs
-it), ``train.log`` (what training printed) and ``outcome.json`` (whether it runs, has finished or has failed). A trial
-whose job is gone and whose outcome says neither was cut off: by Ctrl-C, a time limit, a machine that went down.
+In addition to the files of training, a trial's work directory has ``submitted.json`` (the trial's definition and its
+job), ``train.log`` (the output of training) and ``outcome.json`` (``running``, ``finished`` or ``failed``). A trial
+whose job has ended without an outcome was interrupted: by Ctrl-C, a time limit or a crash of the machine.
 """
 
 import contextlib
@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pvt_mm.errors import InputError
-from pvt_mm.files import read_json, write_json
 from pvt_mm.sweep.executors import EXECUTORS, Local, Slurm
 from pvt_mm.sweep.job import Job, train_command
 from pvt_mm.sweep.spec import Sweep, Trial
+from pvt_mm.utils.errors import InputError
+from pvt_mm.utils.files import read_json, write_json
 
 PROGRESS = re.compile(
     r'(?:Epoch\(train\)\s+\[\s*(?P<epoch>\d+)\]\[|Iter\(train\)\s+\[)\s*(?P<step>\d+)/(?P<steps>\d+)\]'
@@ -30,16 +30,16 @@ PROGRESS = re.compile(
 
 @dataclass
 class Status:
-    """Where a trial stands.
+    """The status of a trial.
 
     Attributes:
-        state: ``new``, ``queued``, ``running``, ``finished``, ``failed`` or ``cut off``.
-        executor: The name of the executor that its job was given to, if it was.
-        job: The job's id.
-        devices: The GPUs that it runs on, where it was started on this machine.
+        state: ``new``, ``queued``, ``running``, ``finished``, ``failed`` or ``interrupted``.
+        executor: The name of the executor that its job was submitted to, if any.
+        job: The id of its job.
+        devices: Its GPUs, if it was started on this machine.
         progress: ``'epoch 3/12'``, or ``'1000/80000'`` iterations.
-        metric: The last validation's, if there was one.
-        eta: How long training takes yet, by its own estimate.
+        metric: The metric of its last validation, if any.
+        eta: The remaining time as training estimates it.
     """
 
     state: str
@@ -50,20 +50,25 @@ class Status:
     metric: float | None = None
     eta: str = ''
 
+    @property
+    def is_active(self) -> bool:
+        """Whether its job is queued or running."""
+        return self.state in ('queued', 'running')
+
 
 class Trials:
-    """The trials of a sweep below a folder: their commands, their states, and what runs them.
+    """The trials of a sweep, with their work directories in one folder.
 
     Args:
         sweep: The sweep.
-        folder: Where the trials' work directories are.
+        folder: The parent of the trials' work directories.
         train: The path of ``tools/train.py``.
-        executor: Where the trials run; None to look at them only.
-        flags: Further flags of every training.
-        gpus: GPUs of a trial, where there is no executor to say.
+        executor: Where to run trials; None only to show their statuses.
+        flags: Additional flags of every training.
+        gpus: GPUs of a trial if there is no executor.
 
     Raises:
-        InputError: A trial was run there as something else.
+        InputError: A work directory is of a trial with another config, other options, seed or flags.
     """
 
     def __init__(
@@ -84,8 +89,8 @@ class Trials:
             if before and before != now:
                 what = next(key for key in now if before.get(key) != now[key])
                 raise InputError(
-                    f'{folder / trial.name} was run with {what} {before.get(what)}, and would now be with {now[what]}: '
-                    'choose another --work-dir, or delete that folder'
+                    f'{folder / trial.name} was run with {what} {before.get(what)}, not {now[what]}: choose another '
+                    '--work-dir, or delete that folder'
                 )
 
     def _identity(self, trial: Trial) -> dict:
@@ -93,73 +98,70 @@ class Trials:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps others from running the same trials.
+        """Locks the folder, so that no other process runs the same trials.
 
         Raises:
-            InputError: Another does, or the folder cannot be written.
+            InputError: Another process has locked it.
+            OSError: It cannot be written.
         """
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            lock = open(self.folder / '.lock', 'w')  # noqa: SIM115
-        except OSError as error:
-            raise InputError(f'{self.folder} cannot be written: {error.strerror}') from None
-        with lock:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with open(self.folder / '.lock', 'w') as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise InputError(f'another tools/sweep.py runs the sweep in {self.folder}') from None
+                raise InputError(f'another tools/sweep.py is running the sweep in {self.folder}') from None
             yield
 
     def statuses(self) -> dict[Trial, Status]:
-        """Returns where every trial stands."""
-        kept = {trial: read_json(self.folder / trial.name / 'submitted.json') for trial in self.sweep.trials}
+        """Returns the status of every trial."""
+        submitted = {trial: read_json(self.folder / trial.name / 'submitted.json') for trial in self.sweep.trials}
         alive = {}
         for name, executor in EXECUTORS.items():
-            jobs = [one['job'] for one in kept.values() if one.get('executor') == name]
+            jobs = [record['job'] for record in submitted.values() if record.get('executor') == name]
             alive |= {(name, job): state for job, state in executor.alive(jobs).items()}
         statuses = {}
-        for trial, one in kept.items():
+        for trial, record in submitted.items():
             folder = self.folder / trial.name
-            outcome = read_json(folder / 'outcome.json')  # after the jobs: one that has ended has written it
-            state = outcome.get('state')
+            state = read_json(folder / 'outcome.json').get('state')  # read after the jobs, which write it at their end
             if state not in ('finished', 'failed'):
-                state = alive.get((one['executor'], one['job']), 'cut off') if one else 'new'
-            statuses[trial] = Status(state, one.get('executor'), one.get('job'), one.get('devices'))
-            if one:
+                state = alive.get((record['executor'], record['job']), 'interrupted') if record else 'new'
+            statuses[trial] = Status(state, record.get('executor'), record.get('job'), record.get('devices'))
+            if record:
                 _read_progress(statuses[trial], trial, folder, self.sweep.metric)
         return statuses
 
     def submit(self, trial: Trial, environment: Mapping[str, str]) -> None:
-        """Submits a trial that is not running, to go on from its last checkpoint if there is one."""
+        """Submits a trial that is not running, which resumes from its last checkpoint if there is one."""
         folder = self.folder / trial.name
         folder.mkdir(parents=True, exist_ok=True)
         (folder / 'outcome.json').unlink(missing_ok=True)
         job = Job(self.commands[trial], str(folder.absolute()), os.getcwd(), environment)
-        with _ctrl_c_later():
-            kept = dict(
+        with _delayed_ctrl_c():
+            record = dict(
                 trial=self._identity(trial),
                 executor=self.executor.name,
                 job=self.executor.submit(job, f'{self.sweep.name}/{trial.name}'),
                 devices=environment.get('CUDA_VISIBLE_DEVICES'),
             )
-            write_json(folder / 'submitted.json', kept)
+            write_json(folder / 'submitted.json', record)
 
     def run(self, show: Callable[[dict[Trial, Status]], None]) -> dict[Trial, Status]:
-        """Runs what is not finished, to its end, and returns where every trial then stands.
+        """Runs the trials that have not finished until all have ended, and returns the status of every trial.
 
-        Ctrl-C cancels what can be: see the executor. One that is refused waits for those that run.
+        Ctrl-C cancels jobs as the executor does. A trial that is rejected waits until a running one ends.
 
         Args:
-            show: Called with every trial's status, every ``executor.every`` seconds.
+            show: Called with the status of every trial every ``executor.interval`` seconds.
 
         Raises:
-            InputError: Slurm refuses a trial while none runs.
+            InputError: Slurm rejects a trial while none is running.
+            KeyboardInterrupt: After Ctrl-C.
         """
         statuses = self.statuses()
-        waiting = [trial for trial, status in statuses.items() if status.state in ('new', 'failed', 'cut off')]
+        waiting = [t for t, status in statuses.items() if not status.is_active and status.state != 'finished']
         try:
             while True:
-                active = [s for t, s in statuses.items() if t not in waiting and s.state in ('queued', 'running')]
+                active = [status for t, status in statuses.items() if t not in waiting and status.is_active]
                 while waiting and len(active) < self.executor.limit:
                     environment = self.executor.environment({status.devices for status in active})
                     trial = waiting.pop(0)
@@ -169,36 +171,35 @@ class Trials:
                         waiting.insert(0, trial)
                         if not active:
                             raise
-                        break  # a limit on jobs, say
+                        break  # such as a limit on jobs
                     active.append(Status('queued', devices=environment.get('CUDA_VISIBLE_DEVICES')))
                 statuses = self.statuses()
-                shown = {t: Status('waiting') if t in waiting else status for t, status in statuses.items()}
-                show(shown)
-                if not waiting and not any(status.state in ('queued', 'running') for status in statuses.values()):
+                show({t: Status('waiting') if t in waiting else status for t, status in statuses.items()})
+                if not waiting and not any(status.is_active for status in statuses.values()):
                     return statuses
-                time.sleep(self.executor.every)
+                time.sleep(self.executor.interval)
         except KeyboardInterrupt:
-            active = [s for s in self.statuses().values() if s.state in ('queued', 'running')]
-            done = self.executor.cancel({s.job: s.state for s in active if s.executor == self.executor.name})
-            sys.stderr.write(f'\n{done}, {len(waiting)} not started. The same command goes on from here.\n')
+            active = [s for s in self.statuses().values() if s.is_active and s.executor == self.executor.name]
+            done = self.executor.cancel({status.job: status.state for status in active})
+            sys.stderr.write(f'\n{done}, {len(waiting)} not started. Run the same command to continue.\n')
             raise
 
 
 @contextlib.contextmanager
-def _ctrl_c_later() -> Iterator[None]:
-    """Has Ctrl-C wait until a job is on record."""
-    came = []
-    before = signal.signal(signal.SIGINT, lambda *_: came.append(True))
+def _delayed_ctrl_c() -> Iterator[None]:
+    """Delays Ctrl-C to the end of the block, so that a submitted job is recorded."""
+    received = []
+    before = signal.signal(signal.SIGINT, lambda *_: received.append(True))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-        if came and before is not signal.SIG_IGN:
+        if received and before is not signal.SIG_IGN:
             raise KeyboardInterrupt
 
 
 def last_lines(folder: Path, count: int = 8) -> list[str]:
-    """Returns the last lines that a trial's last start printed; what its job printed where training never began."""
+    """Returns the last lines of a trial's last training, or of its job's log if training never started."""
     errors = sorted(folder.glob('submitit/*.err'), key=os.path.getmtime)
     lines = (_tail(folder / 'train.log') or ''.join(map(_tail, errors))).splitlines()
     start = max((i + 1 for i, line in enumerate(lines) if line.startswith('$ ')), default=0)

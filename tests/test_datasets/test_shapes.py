@@ -1,5 +1,6 @@
-"""The shapes dataset: reproducible pictures whose boxes, polygons and maps agree, and folders that heal."""
+"""The shapes dataset: reproducible images whose boxes, polygons and maps agree, and folders that are complete."""
 
+import functools
 import hashlib
 import json
 import os
@@ -10,7 +11,8 @@ import cv2
 import numpy as np
 import pytest
 
-from pvt_mm.datasets.shapes import CLASSES, MARKER, UNFINISHED, VERSION, draw_scene, make_shapes
+from pvt_mm.datasets.shapes import CLASSES, MARKER, VERSION, Scene, draw_scene, make_shapes
+from pvt_mm.utils.errors import InputError
 from tools.make_shapes import main
 
 pycocotools_mask = pytest.importorskip('pycocotools.mask')
@@ -29,8 +31,13 @@ def rng(index=0):
     return np.random.default_rng([VERSION, 0, 0, index])
 
 
+@functools.cache
+def drawn(index: int, size: int | tuple[int, int] = 160) -> Scene:
+    return draw_scene(rng(index), size)
+
+
 def contents(root):
-    """Every file below a folder, links followed, with the hash of its bytes."""
+    """Returns the hash of every file in a folder, by path; links are followed."""
     return {
         str(Path(folder, name).relative_to(root)): hashlib.sha256(Path(folder, name).read_bytes()).hexdigest()
         for folder, _, names in os.walk(root, followlinks=True)
@@ -44,19 +51,19 @@ def made(tmp_path_factory):
     return out, make_shapes(out, image_size=(96, 128), train=12, val=5)
 
 
-# ---- pictures
+# ---- images
 
 
 def test_golden_scene():
     scene = draw_scene(rng(), 160, first_label=0)
     assert [(CLASSES[i.label], i.bbox, int(i.mask.sum())) for i in scene.instances] == GOLDEN_INSTANCES
     assert hashlib.sha256(scene.semantic_map.tobytes()).hexdigest() == GOLDEN_MAP
-    # The pixels pass through blurs and resizes, whose last bits differ between builds of OpenCV.
+    # Blurs and resizes differ in their last bits between builds of OpenCV.
     assert scene.image.reshape(-1, 3).mean(axis=0) == pytest.approx(GOLDEN_COLOR, abs=0.5)
 
 
 def test_same_rng_same_scene():
-    first, second, other = draw_scene(rng(3)), draw_scene(rng(3)), draw_scene(rng(4))
+    first, second, other = draw_scene(rng(3)), drawn(3), drawn(4)
     assert np.array_equal(first.image, second.image)
     assert [i.polygons for i in first.instances] == [i.polygons for i in second.instances]
     assert not np.array_equal(first.image, other.image)
@@ -65,8 +72,8 @@ def test_same_rng_same_scene():
 @pytest.mark.parametrize('size', SIZES)
 def test_annotations_agree(size):
     h, w = (size, size) if isinstance(size, int) else size
-    for index in range(40):
-        scene = draw_scene(rng(index), size)
+    for index in range(30):
+        scene = drawn(index, size)
         assert scene.image.shape == (h, w, 3)
         assert scene.image.dtype == scene.semantic_map.dtype == np.uint8
         assert 1 <= len(scene.instances) <= 7
@@ -76,17 +83,17 @@ def test_annotations_agree(size):
             x, y, bw, bh = instance.bbox
             rows, cols = np.nonzero(instance.mask)
             assert (x, y, x + bw - 1, y + bh - 1) == (cols.min(), rows.min(), cols.max(), rows.max())
-            drawn = pycocotools_mask.decode(
+            filled = pycocotools_mask.decode(
                 pycocotools_mask.merge(pycocotools_mask.frPyObjects(instance.polygons, h, w))
             ).astype(bool)
-            iou = (drawn & instance.mask).sum() / (drawn | instance.mask).sum()
+            iou = (filled & instance.mask).sum() / (filled | instance.mask).sum()
             assert iou > (0.9 if min(h, w) > 64 else 0.75), (index, instance.bbox)
 
 
 def test_sizes_and_contrast():
-    """A shape spans 16 px to about half the picture, and its border is an edge in the picture."""
-    for index in range(40):
-        scene = draw_scene(rng(index))
+    """A shape spans 12 px to 3/4 of the image, and its border is an edge in the image."""
+    for index in range(30):
+        scene = drawn(index)
         smooth = cv2.GaussianBlur(scene.image, (0, 0), 1).astype(float)
         for instance in scene.instances:
             assert min(instance.bbox[2:]) >= 12
@@ -98,10 +105,10 @@ def test_sizes_and_contrast():
             assert step > 25, (index, instance.bbox)
 
 
-def test_colour_does_not_tell_the_class():
+def test_colour_does_not_depend_on_the_class():
     colors = {label: [] for label in range(len(CLASSES))}
     for index in range(150):
-        scene = draw_scene(rng(index), 64)
+        scene = drawn(index, 64)
         for instance in scene.instances:
             colors[instance.label].append(scene.image[instance.mask].mean(axis=0))
     means = np.array([np.mean(values, axis=0) for values in colors.values()])
@@ -158,19 +165,19 @@ def test_layout(made):
         assert 32 <= h <= 96
 
 
-def test_picture_depends_on_its_index_not_on_counts(made, tmp_path):
+def test_image_depends_on_its_index_not_on_counts(made, tmp_path):
     out, _ = made
     make_shapes(tmp_path / 'few', image_size=(96, 128), train=4, val=2)
     many, few = contents(out), contents(tmp_path / 'few')
-    pictures = [name for name in few if name.endswith(('.jpg', '.png'))]
-    assert len(pictures) == 4 * (4 + 2)
-    assert all(few[name] == many[name] for name in pictures)
+    images = [name for name in few if name.endswith(('.jpg', '.png'))]
+    assert len(images) == 4 * (4 + 2)
+    assert all(few[name] == many[name] for name in images)
     make_shapes(tmp_path / 'seed', image_size=(96, 128), train=4, val=2, seed=1)
     other = contents(tmp_path / 'seed')
-    assert all(few[name] != other[name] for name in pictures)
+    assert all(few[name] != other[name] for name in images)
 
 
-def test_finished_folder_is_left_alone(made):
+def test_complete_folder_is_kept(made):
     out, summary = made
     before = {path: path.stat().st_mtime_ns for path in out.rglob('*')}
     again = make_shapes(out, image_size=[96, 128], train=12, val=5)
@@ -178,26 +185,29 @@ def test_finished_folder_is_left_alone(made):
     assert {path: path.stat().st_mtime_ns for path in out.rglob('*')} == before
 
 
-def test_unfinished_folder_is_made_anew(made, tmp_path):
-    """An interrupted run with more pictures leaves no trace in the next one."""
-    out = tmp_path / 'out'
+def test_interrupted_run_leaves_nothing(made, tmp_path):
+    out = tmp_path / 'data/out'
 
-    def interrupt(done, total):
-        assert total == 25
-        if done == 17:
-            raise KeyboardInterrupt
+    def interrupt(places):
+        assert len(places) == 25
+        yield from places[:3]
+        raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        make_shapes(out, image_size=(96, 128), train=20, val=5, progress=interrupt)
-    assert not (out / MARKER).exists()
-    assert (out / UNFINISHED).exists()
-    assert make_shapes(out, image_size=(96, 128), train=12, val=5)['written']
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            make_shapes(out, image_size=(96, 128), train=20, val=5, progress=interrupt)
+        assert list((tmp_path / 'data').iterdir()) == []
+    out.mkdir()  # an empty folder is used, also through a link
+    (tmp_path / 'link').symlink_to(out)
+    assert make_shapes(tmp_path / 'link', image_size=(96, 128), train=12, val=5)['written']
+    assert (tmp_path / 'link').is_symlink()
     assert contents(out) == contents(made[0])
+    assert os.listdir(tmp_path / 'data') == ['out']
 
 
-def test_lost_file_is_made_anew(made, tmp_path):
+def test_lost_file_is_restored(made, tmp_path):
     out = tmp_path / 'out'
-    make_shapes(out, image_size=(96, 128), train=12, val=5)
+    shutil.copytree(made[0], out, symlinks=True)
     (out / 'annotations' / 'training' / '000000000003.png').unlink()
     assert make_shapes(out, image_size=(96, 128), train=12, val=5)['written']
     assert contents(out) == contents(made[0])
@@ -205,36 +215,44 @@ def test_lost_file_is_made_anew(made, tmp_path):
 
 def test_other_options_are_refused_unless_overwrite(tmp_path):
     make_shapes(tmp_path, image_size=48, train=6, val=2)
-    notes = [tmp_path / 'train2017' / 'notes.txt', tmp_path / 'train2017' / '000000000099.jpg']
-    for note in notes:
-        note.write_text('mine')
     before = contents(tmp_path)
     for options in (dict(train=5), dict(val=1), dict(image_size=64), dict(seed=1)):
-        with pytest.raises(FileExistsError, match=r'other options.*train=6.*--overwrite'):
+        with pytest.raises(InputError, match=r'other options.*train=6.*--overwrite'):
             make_shapes(tmp_path, **{**dict(image_size=48, train=6, val=2), **options})
     assert contents(tmp_path) == before
-
     make_shapes(tmp_path, image_size=48, train=3, val=2, overwrite=True)
-    assert sorted(p.name for p in (tmp_path / 'train2017').iterdir()) == [
-        '000000000001.jpg',
-        '000000000002.jpg',
-        '000000000003.jpg',
-        '000000000099.jpg',
-        'notes.txt',
-    ]
-    assert all(note.read_text() == 'mine' for note in notes)
+    assert sorted(path.name for path in (tmp_path / 'train2017').iterdir()) == [f'{i:012d}.jpg' for i in (1, 2, 3)]
+
+
+@pytest.mark.parametrize(
+    'name', ['train2017/notes.txt', 'train2017/000000000099.jpg', 'classification/train/mine', 'link', 'mine']
+)
+def test_folder_with_other_files_is_never_replaced(made, name, tmp_path):
+    out = tmp_path / 'out'
+    shutil.copytree(made[0], out, symlinks=True)
+    if name == 'link':
+        (out / name).symlink_to(tmp_path, target_is_directory=True)
+    elif name.endswith('mine'):
+        (out / name).mkdir()
+    else:
+        (out / name).write_text('mine')
+    before = {path: path.stat().st_mtime_ns for path in out.rglob('*')}
+    assert not make_shapes(out, image_size=(96, 128), train=12, val=5)['written']  # it is complete
+    with pytest.raises(InputError, match=f'not of a finished dataset of shapes .{name}.: choose another'):
+        make_shapes(out, image_size=48, train=2, val=1, overwrite=True)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob('*')} == before
 
 
 @pytest.mark.parametrize('overwrite', [False, True])
-def test_folder_of_others_is_never_touched(tmp_path, overwrite):
+def test_folder_of_others_is_never_replaced(tmp_path, overwrite):
     (tmp_path / 'train2017').mkdir()
     (tmp_path / 'train2017' / '000000000001.jpg').write_text('mine')
-    with pytest.raises(FileExistsError, match='train2017'):
+    with pytest.raises(InputError, match='train2017'):
         make_shapes(tmp_path, image_size=48, train=2, val=1, overwrite=overwrite)
     assert contents(tmp_path) == {'train2017/000000000001.jpg': hashlib.sha256(b'mine').hexdigest()}
 
 
-def test_copies_where_links_are_impossible(made, tmp_path, monkeypatch):
+def test_copies_where_links_are_not_supported(made, tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
         raise OSError('no links here')
 
@@ -242,15 +260,16 @@ def test_copies_where_links_are_impossible(made, tmp_path, monkeypatch):
     make_shapes(tmp_path, image_size=(96, 128), train=12, val=5)
     assert not any(path.is_symlink() for path in tmp_path.rglob('*'))
     assert contents(tmp_path) == contents(made[0])
+    assert make_shapes(tmp_path, image_size=48, train=1, val=0, overwrite=True)['written']
 
 
-def test_moves_as_a_whole(made, tmp_path):
+def test_folder_can_be_moved(made, tmp_path):
     shutil.copytree(made[0], tmp_path / 'copy', symlinks=True)
     moved = (tmp_path / 'copy').rename(tmp_path / 'moved')
     assert contents(moved) == contents(made[0])
 
 
-def test_no_pictures(tmp_path):
+def test_no_images(tmp_path):
     summary = make_shapes(tmp_path, train=0, val=0)
     assert summary['instances'] == {split: dict.fromkeys(CLASSES, 0) for split in ('train', 'val')}
     assert not make_shapes(tmp_path, train=0, val=0)['written']
@@ -267,7 +286,7 @@ def test_no_pictures(tmp_path):
     ],
 )
 def test_bad_options(tmp_path, options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         make_shapes(tmp_path / 'out', **options)
     assert not (tmp_path / 'out').exists()
 
@@ -280,42 +299,52 @@ def test_command(made, tmp_path, capsys):
     assert main(args) == 0
     streams = capsys.readouterr()
     assert json.loads(streams.out.splitlines()[-1]) == {'out': args[0], **made[1]}
-    assert streams.err.splitlines()[-1].startswith('17/17 pictures')
+    assert 'images' in streams.err
     assert contents(tmp_path / 'out') == contents(made[0])
 
     assert main(args) == 0
     streams = capsys.readouterr()
     assert json.loads(streams.out)['written'] is False
-    assert streams.err == f'{args[0]} is complete already; nothing written\n'
+    assert streams.err == f'{args[0]} is complete; nothing written\n'
+
+
+@pytest.mark.parametrize(
+    ('args', 'message'),
+    [
+        (['{}/file'], 'file is not a folder'),
+        (['{}/file/below'], 'file: '),
+        (['{}/broken'], 'shapes.json was not written by the generator'),
+        (['{}/out', '--image-size', '31'], 'within 32 to 4096'),
+        (['{}/out', '--train', '-1'], 'must not be negative'),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, capsys, args, message):
+    (tmp_path / 'file').write_text('mine')
+    (tmp_path / 'broken').mkdir()
+    (tmp_path / 'broken' / MARKER).write_text('[1]')
+    assert main([arg.format(tmp_path) for arg in args]) == 2
+    streams = capsys.readouterr()
+    assert streams.out == ''
+    assert streams.err.startswith('error: ')
+    assert message in streams.err
+    assert streams.err.count('\n') == 1
+    assert not (tmp_path / 'out').exists()
 
 
 @pytest.mark.parametrize(
     ('args', 'message'),
     [
         ([], 'required: OUT'),
-        (['{}/file'], 'file'),
-        (['{}/file/below'], 'file'),
-        (['{}/broken'], 'shapes.json is not what the generator writes'),
-        (['{}/out', '--image-size', '31'], 'within 32 to 4096'),
-        (['{}/out', '--image-size', '64', '64', '64'], 'one or two numbers'),
-        (['{}/out', '--image-size', 'large'], "invalid int value: 'large'"),
-        (['{}/out', '--train', '-1'], 'must not be negative'),
-        (['{}/out', '--trains'], 'unrecognized'),
+        (['out', '--image-size', '64', '64', '64'], 'one or two numbers'),
+        (['out', '--image-size', 'large'], "invalid int value: 'large'"),
+        (['out', '--trains'], 'unrecognized'),
     ],
 )
-def test_bad_command_is_one_line(tmp_path, capsys, args, message):
-    (tmp_path / 'file').write_text('mine')
-    (tmp_path / 'broken').mkdir()
-    (tmp_path / 'broken' / MARKER).write_text('[1]')
+def test_bad_usage(args, message, capsys):
     with pytest.raises(SystemExit) as stop:
-        main([arg.format(tmp_path) for arg in args])
-    streams = capsys.readouterr()
+        main(args)
     assert stop.value.code == 2
-    assert streams.out == ''
-    assert streams.err.startswith('make_shapes.py: error: ')
-    assert message in streams.err
-    assert streams.err.count('\n') == 1
-    assert not (tmp_path / 'out').exists()
+    assert message in capsys.readouterr().err
 
 
 def test_interrupted_command(tmp_path, capsys, monkeypatch):
@@ -326,4 +355,5 @@ def test_interrupted_command(tmp_path, capsys, monkeypatch):
     assert main([str(tmp_path / 'out'), '--train', '2', '--val', '1']) == 130
     streams = capsys.readouterr()
     assert streams.out == ''
-    assert streams.err == 'interrupted\n'
+    assert streams.err.endswith('interrupted\n')
+    assert list(tmp_path.iterdir()) == []

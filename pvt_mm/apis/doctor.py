@@ -1,0 +1,319 @@
+"""Checks of the environment, each a function that returns one line with the command that fixes what it found.
+
+Only the standard library is imported here: packages that may be broken are imported in separate processes.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+# Import name: distribution of the maintained fork, distributions of upstream.
+STACK = {
+    'mmengine': ('onedl-mmengine', ('mmengine', 'mmengine-lite')),
+    'mmcv': ('onedl-mmcv', ('mmcv', 'mmcv-full', 'mmcv-lite')),
+    'mmdet': ('onedl-mmdetection', ('mmdet',)),
+    'mmseg': ('onedl-mmsegmentation', ('mmsegmentation',)),
+}
+REMOVE_UPSTREAM = 'pip uninstall -y ' + ' '.join(name for _, upstream in STACK.values() for name in upstream)
+COMPILE = 'MMCV_WITH_OPS=1 pip install --no-build-isolation --no-deps --no-cache-dir --force-reinstall '
+INSTALL_FORK = f"pip install 'setuptools<82' wheel ninja && {COMPILE}onedl-mmcv && pip install -e '{ROOT}[onedl]'"
+DATA = {
+    'COCO': 'data/coco',
+    'ADE20K': 'data/ade/ADEChallengeData2016',
+    'ImageNet': 'data/imagenet',
+    'shapes': 'data/shapes',
+}
+MIN_DISK, MIN_SHARED_MEMORY = 5, 1  # GB
+
+
+class Line(NamedTuple):
+    """The result of a check.
+
+    Attributes:
+        name: What was checked.
+        state: ``ok``, ``note`` (something is missing that not everyone needs) or ``broken``.
+        text: What was found.
+        fix: The command that fixes it, '' if nothing is to fix.
+    """
+
+    name: str
+    state: str
+    text: str
+    fix: str = ''
+
+
+def examine() -> Iterator[Line]:
+    """Yields the line of each of :data:`CHECKS`, which run in parallel."""
+    with ThreadPoolExecutor(4) as threads:
+        yield from threads.map(lambda check: check(), CHECKS)
+
+
+def version(*distributions: str) -> str | None:
+    """Returns the version of the first distribution that is installed, None if there is none."""
+    for name in distributions:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def probe(code: str, seconds: int = 300) -> tuple[bool, str]:
+    """Runs code in a separate Python process that imports no modules from the working directory.
+
+    Returns:
+        Whether it succeeded, and the last line of its output or, if it failed, of its error.
+    """
+    code = f'import sys, warnings; sys.path[:] = filter(None, sys.path); warnings.simplefilter("ignore")\n{code}'
+    try:
+        done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return False, f'it takes longer than {seconds} s'
+    lines = (done.stderr if done.returncode else done.stdout).strip().splitlines()
+    if done.returncode < 0:
+        lines.append(f'it crashes with signal {-done.returncode}')
+    return done.returncode == 0, lines[-1].strip() if lines else ''
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """Returns the leading numbers of a version: '2.13.0+cpu' is (2, 13, 0)."""
+    return tuple(int(part) for part in re.match(r'\d*(?:\.\d+)*', text)[0].split('.') if part)
+
+
+def _pip_install(error: str, otherwise: str) -> str:
+    """Returns the command that installs the module named in an import error, or ``otherwise``."""
+    missing = re.search(r"No module named '(\w+)", error)
+    if not missing:
+        return otherwise
+    name = {'cv2': 'opencv-python', 'PIL': 'pillow', 'yaml': 'PyYAML', 'pkg_resources': "'setuptools<82'"}
+    return f'pip install {name.get(missing[1], missing[1])}'
+
+
+# -------------------------------------------------------------------------------------------------------- the checks
+
+
+def check_python() -> Line:
+    """Python is supported by the pinned versions."""
+    found = sys.version_info[:2]
+    text = f'{found[0]}.{found[1]}, {sys.executable}'
+    if (3, 10) <= found <= (3, 13):
+        return Line('Python', 'ok', text)
+    return Line('Python', 'broken', f'{text}: 3.10 to 3.13 are supported', 'make setup PYTHON=python3.12')
+
+
+def check_torch() -> Line:
+    """PyTorch can be imported and is recent enough."""
+    fix = "pip install 'torch>=2.4'"
+    works, text = probe('import torch; print(torch.__version__, torch.version.cuda or "CPU")')
+    if not works:
+        return Line('torch', 'broken', text, fix)
+    found, cuda = text.split(' ', 1)
+    if numbers(found) < (2, 4):
+        return Line('torch', 'broken', f'{found} is older than 2.4', fix)
+    return Line('torch', 'ok', f'{found}, {"CUDA " * cuda[0].isdigit()}{cuda}')
+
+
+def gpu_is_there() -> bool:
+    """Returns whether the machine has an NVIDIA GPU, without PyTorch."""
+    return os.path.exists('/dev/nvidia0') or bool(shutil.which('nvidia-smi'))
+
+
+def check_gpu() -> Line:
+    """PyTorch can use the GPU, if the machine has one."""
+    code = 'import torch; print(torch.version.cuda, torch.cuda.device_count() if torch.cuda.is_available() else 0)'
+    works, text = probe(code)
+    if not works:
+        return Line('GPU', 'broken', f'torch cannot be imported: {text}', "pip install 'torch>=2.4'")
+    cuda, count = text.split()
+    if count != '0':
+        return Line('GPU', 'ok', f'{count} visible')
+    if not gpu_is_there():
+        return Line('GPU', 'note', 'none: everything runs on the CPU, slowly')
+    hidden = os.environ.get('CUDA_VISIBLE_DEVICES')
+    if hidden is not None and hidden.strip() in ('', '-1'):
+        return Line('GPU', 'note', f'hidden by CUDA_VISIBLE_DEVICES={hidden}', 'unset CUDA_VISIBLE_DEVICES')
+    if cuda == 'None':
+        fix = 'pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu126'
+        return Line('GPU', 'broken', 'the machine has one, but torch is built for CPUs only', fix)
+    fix = 'pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu118, or a newer driver'
+    return Line('GPU', 'broken', f"the machine has one, but its driver does not support torch's CUDA {cuda}", fix)
+
+
+def check_numpy() -> Line:
+    """Packages compiled against NumPy work with the installed version."""
+    code = 'import numpy, torch; torch.from_numpy(numpy.zeros(1)).numpy(); import cv2, pycocotools._mask'
+    works, text = probe(f'{code}; print(numpy.__version__)')
+    if works:
+        return Line('NumPy', 'ok', f'{text}, works with torch, OpenCV and pycocotools')
+    if 'No module named' in text:
+        return Line('NumPy', 'broken', text, _pip_install(text, ''))
+    old = 'NumPy 1.x' in text or '_ARRAY_API' in text or 'Numpy is not available' in text
+    rebuild = 'pip install --force-reinstall --no-deps --no-cache-dir pycocotools opencv-python'
+    return Line('NumPy', 'broken', text, "pip install 'numpy<2'" if old else rebuild)
+
+
+def check_stack() -> Line:
+    """The OpenMMLab packages are all installed, and all from upstream or all from the forks."""
+    forks = {name: version(fork) for name, (fork, _) in STACK.items()}
+    upstream = {name: version(*theirs) for name, (_, theirs) in STACK.items()}
+    if any(forks.values()) and any(upstream.values()):
+        both = ', '.join(
+            [f'{STACK[name][0]} {found}' for name, found in forks.items() if found]
+            + [f'upstream {name} {found}' for name, found in upstream.items() if found]
+        )
+        fix = f'{REMOVE_UPSTREAM} && {INSTALL_FORK} --force-reinstall --no-deps'
+        return Line('OpenMMLab', 'broken', f'upstream and forks overwrite each other: {both}', fix)
+    there = forks if any(forks.values()) else upstream
+    if not any(there.values()):
+        return Line('OpenMMLab', 'broken', 'MMEngine, MMCV, MMDetection and MMSegmentation not installed', INSTALL_FORK)
+    kind, column = ('the onedl forks', 0) if there is forks else ('upstream', 1)
+    missing = [STACK[name][0] if column == 0 else STACK[name][1][0] for name, found in there.items() if not found]
+    text = f'{kind}: ' + ', '.join(f'{name} {found}' for name, found in there.items() if found)
+    if missing:
+        compiled = [COMPILE + name for name in missing if name.endswith('mmcv')]
+        others = [name for name in missing if not name.endswith('mmcv')]
+        fix = ' && '.join(compiled + [f'pip install {" ".join(others)}'] * bool(others))
+        return Line('OpenMMLab', 'broken', f'{text}; {", ".join(missing)} not installed', fix)
+    return Line('OpenMMLab', 'ok', text)
+
+
+def check_mmcv_version() -> Line:
+    """Upstream's MMDetection and MMSegmentation accept the version of MMCV."""
+    mmcv, others = version('mmcv', 'mmcv-full', 'mmcv-lite'), version('mmdet', 'mmsegmentation')
+    if mmcv and others and not (2, 0) <= numbers(mmcv) < (2, 2):
+        text = f'mmcv {mmcv}: mmdet 3.3 and mmsegmentation 1.2 only accept 2.0 and 2.1'
+        return Line('MMCV version', 'broken', text, f"{COMPILE}'mmcv>=2.0.0,<2.2.0'")
+    return Line('MMCV version', 'ok', f'mmcv {mmcv} is accepted' if mmcv and others else 'the forks accept any')
+
+
+def check_ops() -> Line:
+    """MMCV's compiled operators work with this PyTorch, and on the GPU if there is one."""
+    fix = COMPILE + ('onedl-mmcv' if version('onedl-mmcv') or not version('mmcv') else "'mmcv>=2.0.0,<2.2.0'")
+    if version('mmcv-lite'):
+        fix = f'pip uninstall -y mmcv-lite && {fix}'
+    code = 'import torch, mmcv.ops as ops; print(torch.cuda.is_available(), ops.get_compiling_cuda_version())'
+    works, text = probe(code)
+    if works and text.startswith('True') and 'not available' in text:
+        return Line('MMCV operators', 'broken', 'compiled for CPUs only, the machine has a GPU', f'FORCE_CUDA=1 {fix}')
+    if works:
+        return Line('MMCV operators', 'ok', 'they can be loaded')
+    if '_ext' in text and ('No module' in text or 'cannot import name' in text):
+        return Line('MMCV operators', 'broken', f'MMCV is installed without them: {text}', fix)
+    if 'undefined symbol' in text or '.so' in text or 'DLL' in text:
+        return Line('MMCV operators', 'broken', f'compiled for another version of torch: {text}', fix)
+    return Line('MMCV operators', 'broken', text, _pip_install(text.replace("'mmcv", "'onedl-mmcv"), fix))
+
+
+def check_weights_only() -> Line:
+    """MMEngine can read its own checkpoints with this PyTorch."""
+    mmengine, torch = version('mmengine', 'mmengine-lite'), version('torch')
+    if mmengine and torch and numbers(mmengine) <= (0, 10, 7) and numbers(torch) >= (2, 6):
+        text = f"mmengine {mmengine} with torch {torch}: MMDetection's own tools cannot read their checkpoints"
+        return Line('weights_only', 'broken', text, f'{REMOVE_UPSTREAM} && {INSTALL_FORK}')
+    return Line('weights_only', 'ok', 'checkpoints can be read')
+
+
+def check_pkg_resources() -> Line:
+    """Setuptools has pkg_resources, which upstream's MMEngine and the compilation of MMCV need."""
+    if probe('import pkg_resources')[0]:
+        return Line('pkg_resources', 'ok', f'in setuptools {version("setuptools")}')
+    text = f'missing in setuptools {version("setuptools")}: '
+    if version('onedl-mmengine') and version('onedl-mmcv'):
+        return Line('pkg_resources', 'note', f'{text}MMCV cannot be recompiled', "pip install 'setuptools<82'")
+    return Line('pkg_resources', 'broken', f'{text}upstream MMEngine cannot be imported', "pip install 'setuptools<82'")
+
+
+def check_imports() -> Line:
+    """The models and datasets of MMDetection and MMSegmentation can be imported."""
+    works, text = probe('import mmdet.models, mmdet.datasets, mmseg.models, mmseg.datasets')
+    if works:
+        return Line('MMDetection and MMSegmentation', 'ok', 'they can be imported')
+    fix = _pip_install(text, f"pip install -e '{ROOT}[onedl]'")
+    return Line('MMDetection and MMSegmentation', 'broken', text, fix)
+
+
+def check_package() -> Line:
+    """This package can be imported from any folder, which MMDetection's own tools need."""
+    works, text = probe('import pvt_mm.models, pvt_mm.datasets; print(pvt_mm.__file__)')
+    if works:
+        return Line('pvt_mm', 'ok', os.path.dirname(text))
+    install = f'pip install --no-build-isolation --no-deps -e {ROOT}'
+    return Line('pvt_mm', 'broken', text, install if "'pvt_mm" in text else _pip_install(text, install))
+
+
+def check_writable() -> Line:
+    """The folders for runs, downloaded weights and temporary files can be written."""
+    cache = os.environ.get('TORCH_HOME') or os.path.join(os.environ.get('XDG_CACHE_HOME') or '~/.cache', 'torch')
+    try:
+        temporary = tempfile.gettempdir()
+    except FileNotFoundError:
+        return Line('writable', 'broken', 'no folder for temporary files', 'export TMPDIR=PATH')
+    for path, fix in (
+        ('work_dirs', 'tools/train.py CONFIG --work-dir PATH, or start it in another folder'),
+        (cache, 'export TORCH_HOME=PATH'),
+        (temporary, 'export TMPDIR=PATH'),
+    ):
+        path = Path(path).expanduser().absolute()
+        existing = next(folder for folder in (path, *path.parents) if folder.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK):
+            return Line('writable', 'broken', f'{path} cannot be written', fix)
+    return Line('writable', 'ok', 'work_dirs, downloaded weights, temporary files')
+
+
+def check_disk() -> Line:
+    """There is disk space for checkpoints."""
+    free = shutil.disk_usage('.').free / 1e9
+    if free < MIN_DISK:
+        text = f'{free:.1f} GB free, and a run of 12 checkpoints needs {MIN_DISK} GB'
+        return Line('disk', 'broken', text, 'tools/train.py CONFIG --work-dir PATH, on another disk')
+    return Line('disk', 'ok', f'{free:.0f} GB free')
+
+
+def check_shared_memory() -> Line:
+    """There is shared memory for the images that data loader workers send to training."""
+    if not os.path.isdir('/dev/shm'):
+        return Line('shared memory', 'ok', 'not limited by /dev/shm')
+    free = shutil.disk_usage('/dev/shm').free / 1e9
+    if free < MIN_SHARED_MEMORY:
+        fix = 'docker run --shm-size=8g, or --cfg-options train_dataloader.num_workers=0'
+        return Line('shared memory', 'note', f'{free:.2f} GB free in /dev/shm: data loader workers may crash', fix)
+    return Line('shared memory', 'ok', f'{free:.0f} GB free')
+
+
+def check_data() -> Line:
+    """The datasets are in the folders that the configs name."""
+    found = [f'{name} in {folder}' for name, folder in DATA.items() if os.path.isdir(folder)]
+    missing = [f'{name} in {folder}' for name, folder in DATA.items() if not os.path.isdir(folder)]
+    if not missing:
+        return Line('data', 'ok', ', '.join(found))
+    fix = 'tools/make_shapes.py data/shapes' if 'shapes in data/shapes' in missing else ''
+    others = 'for other folders, add --cfg-options data_root=PATH'
+    return Line('data', 'note', f'found {", ".join(found) or "none"}; not {", ".join(missing)}: {others}', fix)
+
+
+CHECKS: tuple[Callable[[], Line], ...] = (
+    check_python,
+    check_torch,
+    check_gpu,
+    check_numpy,
+    check_stack,
+    check_mmcv_version,
+    check_ops,
+    check_imports,
+    check_weights_only,
+    check_pkg_resources,
+    check_package,
+    check_writable,
+    check_disk,
+    check_shared_memory,
+    check_data,
+)
