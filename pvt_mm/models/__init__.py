@@ -2,12 +2,21 @@
 
 from importlib.util import find_spec
 
+from .backbone import ARCHS, PVT
 from .classifier import ImageClassifier, LinearClsHead
 from .cls_data_preprocessor import ClsDataPreprocessor
 from .interpolated_pyramid import InterpolatedPyramid
-from .pvt import ARCHS, PVT
+from .pvt import PyramidVisionTransformer
 
-__all__ = ['ARCHS', 'PVT', 'ClsDataPreprocessor', 'ImageClassifier', 'InterpolatedPyramid', 'LinearClsHead']
+__all__ = [
+    'ARCHS',
+    'PVT',
+    'ClsDataPreprocessor',
+    'ImageClassifier',
+    'InterpolatedPyramid',
+    'LinearClsHead',
+    'PyramidVisionTransformer',
+]
 
 if find_spec('mmdet'):
     from .instance_tta import InstanceTTAModel

@@ -4,68 +4,18 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import example
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pvt_mm.models import PVT, cpu
-from pvt_mm.models.pvt import minimum_size, resolve_arch
+from pvt_mm.models import PVT, chunked_ffn
+from pvt_mm.models.backbone import minimum_size, resolve_arch
 from tests.fuzz import assert_clear, cases
+from tests.reference import reference, spread
 
 # How far outputs may be from those in float64, relative to their norm.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 SMALL, LARGE = 2_000_000, 40_000_000  # scores of attention, N * M * heads over the layers
-
-
-# ------------------------------------------------------------------------------------------------- the paper, slowly
-
-
-def reference(weights: dict[str, Tensor], arch: dict, image: Tensor, out_indices: tuple[int, ...]) -> list[Tensor]:
-    """Section 3 of the paper, on (B, C, H, W) maps, with strided convolutions and whole matrices of scores."""
-
-    def norm(x: Tensor, name: str, eps: float) -> Tensor:
-        x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + eps).sqrt()
-        return x * weights[f'{name}.weight'] + weights[f'{name}.bias']
-
-    def linear(x: Tensor, name: str) -> Tensor:
-        return x @ weights[f'{name}.weight'].mT + weights[f'{name}.bias']
-
-    def embed(x: Tensor, name: str, P: int) -> Tensor:
-        kernel = weights[f'{name}.proj.weight'].unflatten(1, (P, P, -1)).permute(0, 3, 1, 2)
-        return F.conv2d(x, kernel, weights[f'{name}.proj.bias'], stride=P)
-
-    def tokens(x: Tensor) -> Tensor:
-        return x.flatten(2).mT
-
-    def attend(x: Tensor, size: tuple[int, int], name: str, heads: int, R: int) -> Tensor:
-        keys = x
-        if R > 1:
-            keys = norm(tokens(embed(x.mT.unflatten(2, size), f'{name}.sr', R)), f'{name}.sr.norm', 1e-5)
-        k, v = linear(keys, f'{name}.kv').chunk(2, -1)
-        found = []
-        for qh, kh, vh in zip(*(one.chunk(heads, -1) for one in (linear(x, f'{name}.q'), k, v)), strict=True):
-            rows = qh.split(max(1, 2**22 // kh.shape[1]), 1)  # for memory's sake
-            found.append(torch.cat([(row @ kh.mT / qh.shape[-1] ** 0.5).softmax(-1) @ vh for row in rows], 1))
-        return linear(torch.cat(found, -1), f'{name}.proj')
-
-    outputs = []
-    for i in range(out_indices[-1] + 1):
-        image = embed(image, f'stages.{i}.patch_embed', arch['patch_sizes'][i])
-        size = image.shape[2:]
-        table = weights[f'stages.{i}.pos_embed.table'].permute(0, 3, 1, 2)
-        x = norm(tokens(image), f'stages.{i}.patch_embed.norm', 1e-5)
-        x = x + tokens(F.interpolate(table, size=size, mode='bilinear', align_corners=False))
-        for j in range(arch['depths'][i]):
-            name = f'stages.{i}.layers.{j}'
-            heads, R = arch['num_heads'][i], arch['sr_ratios'][i]
-            x = x + attend(norm(x, f'{name}.norm1', 1e-6), size, f'{name}.attn', heads, R)
-            hidden = linear(norm(x, f'{name}.norm2', 1e-6), f'{name}.ffn.fc1')
-            x = x + linear(hidden * (1 + torch.erf(hidden / 2**0.5)) / 2, f'{name}.ffn.fc2')
-        image = x.mT.unflatten(2, size)
-        if i in out_indices:
-            outputs.append(image)
-    return outputs
 
 
 # ------------------------------------------------------------------------------------------------------ what is tried
@@ -146,16 +96,7 @@ def every_stage(arch: dict) -> tuple[int, ...]:
 def build(seed: int, **settings) -> PVT:
     """A PVT none of whose parameters is at a value that would hide a mistake."""
     torch.manual_seed(seed)
-    model = PVT(**settings)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() == 1:  # biases and norms
-                parameter.normal_(mean=float('norm' in name and name.endswith('weight')), std=0.3)
-            elif name.endswith('table'):
-                parameter.normal_(std=0.5)
-            else:
-                parameter.normal_(std=parameter.shape[1] ** -0.5)
-    return model
+    return spread(PVT(**settings))
 
 
 def doubled(model: PVT) -> dict[str, Tensor]:
@@ -212,7 +153,7 @@ def test_float64_is_the_papers(run, layout, batch, training, seed):
 )
 def test_float32_is_the_papers(run, layout, batch, training, seed, chunk):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cpu, 'CHUNK', chunk)  # that small images have several
+        patch.setattr(chunked_ffn, 'CHUNK_BYTES', chunk)  # that small images have several
         compare(run, torch.float32, layout, batch, training, seed)
 
 
@@ -280,7 +221,7 @@ def test_gradients_are_the_papers_and_frozen_stages_have_none(run, dtype, seed, 
     weights = doubled(model)
     loss(reference(weights, settings['arch'], image.double(), stages_of(model))).backward()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cpu, 'CHUNK', chunk)
+        patch.setattr(chunked_ffn, 'CHUNK_BYTES', chunk)
         found = loss(model(image))
         if found.requires_grad:
             found.backward()

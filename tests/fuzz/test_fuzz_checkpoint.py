@@ -16,18 +16,15 @@ import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pvt_mm.checkpoint import (
-    CheckpointError,
-    backbone_weights,
-    convert,
-    load_pretrained,
-    read_checkpoint,
-    save_checkpoint,
-)
+from pvt_mm.checkpoint.formats import backbone_weights, convert
+from pvt_mm.checkpoint.loading import load_pretrained
+from pvt_mm.checkpoint.reader import read_checkpoint
+from pvt_mm.checkpoint.writer import save_checkpoint
 from pvt_mm.models import PVT
+from pvt_mm.utils.errors import CheckpointError
 from tests.fuzz import assert_clear, cases
 from tests.fuzz.test_fuzz_backbone import archs, every_stage
-from tests.test_checkpoint import CLASSIFIERS, SOURCES, WRAPPINGS
+from tests.test_checkpoint.test_formats import CLASSIFIERS, SOURCES, WRAPPINGS
 
 ARCH = dict(embed_dims=(4, 6), depths=(1, 2), num_heads=(1, 2), patch_sizes=(4, 2), sr_ratios=(2, 1), mlp_ratios=(1, 2))
 # Those of the formats that are for four stages.

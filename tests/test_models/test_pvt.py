@@ -1,5 +1,6 @@
 """The backbone against independent implementations, and what it promises about sizes, freezing, memory and export."""
 
+import ast
 import copy
 import socket
 import subprocess
@@ -10,14 +11,28 @@ import torch
 from mmengine.optim import OptimWrapper
 from torch import nn
 
-from pvt_mm.checkpoint import backbone_weights
-from pvt_mm.engine.run import leave_process_group
-from pvt_mm.models.pvt import ARCHS, PVT, DropPath, PositionEmbedding, patches, resample_grid
-from tests.conftest import TINY_ARCH, align_hugging_faces_eps, relative_error
+from pvt_mm.apis.launch import leave_process_group
+from pvt_mm.checkpoint.formats import backbone_weights
+from pvt_mm.models import chunked_ffn
+from pvt_mm.models.backbone import ARCHS, PVT
+from pvt_mm.models.chunked_ffn import ChunkedFFN
+from pvt_mm.models.pvt import FFN, DropPath, PositionEmbedding, PyramidVisionTransformer
+from tests.conftest import ROOT, TINY_ARCH, align_hugging_faces_eps, relative_error
+from tests.reference import reference, spread
 
-SIZES = [(224, 224), (448, 448), (224, 896), (320, 417), (800, 1344)]
-# Where the reference crashes or, the last three, uses a table that it did not resample.
-REFERENCE_BREAKS = [
+# The archs differ in depth only: every size on the smallest, one on each of the others.
+PARITY = [
+    ('tiny', (224, 224)),
+    ('tiny', (448, 448)),
+    ('tiny', (224, 896)),
+    ('tiny', (320, 417)),
+    ('tiny', (800, 1344)),
+    ('small', (96, 160)),
+    ('medium', (97, 130)),
+    ('large', (64, 64)),
+]
+# Where the authors' release crashes or, the last three, uses a table that it did not resample.
+RELEASE_BREAKS = [
     (448, 448),
     (224, 896),
     (896, 224),
@@ -63,37 +78,38 @@ def pair(arch: str) -> tuple[PVT, nn.Module]:
     return ours, theirs
 
 
-@pytest.mark.parametrize('arch', ['tiny', 'small', 'medium', 'large'])
-@pytest.mark.parametrize('size', SIZES, ids=lambda size: f'{size[0]}x{size[1]}')
+@pytest.mark.parametrize(('arch', 'size'), PARITY, ids=str)
 def test_outputs_and_gradients_equal_mmdets(arch, size):
     ours, theirs = pair(arch)
-    # MMDetection's PVT-Large would take 15 GB for its gradients there.
-    with_gradients = not (arch == 'large' and size == (800, 1344))
     image = torch.randn(1, 3, *size)
-    with torch.set_grad_enabled(with_gradients):
-        outputs = ours(image)
-        gradients = [torch.randn_like(output) for output in outputs]
-        if with_gradients:
-            torch.autograd.backward(outputs, gradients)
-        expected = theirs(image)
-    for output, reference in zip(outputs, expected, strict=True):
-        assert output.shape == reference.shape
-        assert relative_error(output, reference) < 1e-5
-    if not with_gradients:
-        return
+    outputs, expected = ours(image), theirs(image)
+    gradients = [torch.randn_like(output) for output in outputs]
+    torch.autograd.backward(outputs, gradients)
+    for output, other in zip(outputs, expected, strict=True):
+        assert output.shape == other.shape
+        assert relative_error(output, other) < 1e-5
     torch.autograd.backward(expected, gradients)
     expected = backbone_weights({name: p.grad for name, p in theirs.named_parameters()})
     for name, parameter in ours.named_parameters():
         assert relative_error(parameter.grad, expected[name]) < 2e-4, name
 
 
-@pytest.mark.parametrize('size', REFERENCE_BREAKS, ids=lambda size: f'{size[0]}x{size[1]}')
-def test_sizes_that_break_the_reference(size):
-    ours, theirs = pair('tiny')
+@pytest.mark.parametrize('size', RELEASE_BREAKS, ids=str)
+def test_sizes_that_break_the_authors_release(size):
+    model = spread(PVT(TINY_ARCH, drop_path_rate=0.0))
     image = torch.randn(1, 3, *size)
     with torch.no_grad():
-        for output, reference in zip(ours(image), theirs(image), strict=True):
-            assert relative_error(output, reference) < 1e-5
+        expected = reference(dict(model.named_parameters()), TINY_ARCH, image, (0, 1, 2, 3))
+        for output, other in zip(model(image), expected, strict=True):
+            assert relative_error(output, other) < 1e-4
+
+
+def test_the_model_file_is_plain_torch_and_short():
+    text = (ROOT / 'pvt_mm/models/pvt.py').read_text()
+    nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, (ast.Import, ast.ImportFrom))]
+    modules = {getattr(node, 'module', None) or node.names[0].name for node in nodes}
+    assert {module.split('.')[0] for module in modules} <= {'torch', 'collections'}
+    assert text.count('\n') <= 300
 
 
 def test_outputs_and_gradients_equal_hugging_faces():
@@ -109,8 +125,8 @@ def test_outputs_and_gradients_equal_hugging_faces():
     hidden = theirs(image, output_hidden_states=True).hidden_states
     outputs = [output.flatten(2).transpose(1, 2) for output in ours(image)]
     expected = [[h for h in hidden if h.shape == output.shape][-1] for output in outputs]
-    for output, reference in zip(outputs, expected, strict=True):
-        assert relative_error(output, reference) < 1e-5
+    for output, other in zip(outputs, expected, strict=True):
+        assert relative_error(output, other) < 1e-5
     gradients = [torch.randn_like(output) for output in outputs]
     torch.autograd.backward(outputs, gradients)
     torch.autograd.backward(expected, gradients)
@@ -138,7 +154,7 @@ def test_initialisation_is_the_references():
         values = parameter.detach()
         if name.endswith('pos_embed.table') or (name.endswith('weight') and 'norm' not in name):
             if 'patch_embed' in name or '.sr.' in name:
-                bound = values.shape[1] ** -0.5
+                bound = values[0].numel() ** -0.5
                 assert values.abs().max() <= bound
                 assert values.std() == pytest.approx(bound / 3**0.5, rel=0.05)
             else:
@@ -195,13 +211,6 @@ def test_sizes_floor(size, floored):
         floored = floored[0] // 2, floored[1] // 2
 
 
-def test_patches_are_those_of_a_strided_convolution():
-    x, kernel = torch.randn(2, 3, 13, 18), torch.randn(5, 3, 4, 4)
-    expected = torch.nn.functional.conv2d(x, kernel, stride=4)
-    ours = patches(x.permute(0, 2, 3, 1), 4) @ kernel.permute(0, 2, 3, 1).flatten(1).T
-    torch.testing.assert_close(ours.permute(0, 3, 1, 2), expected)
-
-
 @pytest.mark.parametrize('size', [(31, 640), (640, 31)])
 def test_too_small_an_input_says_so(size):
     with pytest.raises(ValueError, match=rf'{size[0]} x {size[1]} .* at least 32 x 32'):
@@ -227,54 +236,61 @@ def test_an_input_of_another_shape_says_so(shape):
 def test_position_embeddings_are_exact_at_their_own_size():
     embedding = PositionEmbedding((7, 9), 4)
     nn.init.normal_(embedding.table)
-    assert torch.equal(embedding((7, 9), torch.float32), embedding.table.flatten(1, 2))
+    assert torch.equal(embedding((7, 9)), embedding.table.flatten(1, 2))
 
 
-def test_position_embeddings_are_resampled_with_half_pixel_centres():
-    table = torch.arange(4.0).view(1, 1, 4, 1)
-    assert resample_grid(table, (1, 8)).flatten().tolist() == [0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3]
+def test_position_embeddings_are_resampled_with_half_pixel_centers():
+    embedding = PositionEmbedding((1, 4), 1)
+    embedding.table.data = torch.arange(4.0).view(1, 1, 4, 1)
+    assert embedding((1, 8)).flatten().tolist() == [0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3]
 
 
-@pytest.mark.parametrize('write', ['optimiser', 'load', 'data'])
-def test_cached_position_embeddings_follow_the_weights(write):
-    model, image = PVT(TINY_ARCH).eval(), torch.randn(1, 3, 64, 96)
-    with torch.no_grad():
-        model(image)
-        before = model(image)[0]
-        if write == 'load':
-            model.load_state_dict(PVT(TINY_ARCH).state_dict())
-        for stage in model.stages:
-            if write == 'data':
-                stage.pos_embed.table.data.mul_(3)
-            elif write == 'optimiser':
-                stage.pos_embed.table.add_(1)
-        after = model(image)[0]
-        fresh = PVT(TINY_ARCH).eval()
-        fresh.load_state_dict(model.state_dict())
-    assert torch.equal(after, fresh(image)[0])
-    assert not torch.equal(after, before)
+# ------------------------------------------------------------------------------------------------------ chunks
 
 
-def test_position_embeddings_are_cached_by_size_without_gradients(monkeypatch):
-    embedding = PositionEmbedding((4, 4), 2)
-    resampled = []
-    monkeypatch.setattr(embedding, '_resample', lambda size, dtype: resampled.append(size) or torch.zeros(1, 1, 2))
-    with torch.no_grad():
-        for size in [(5, 5), (6, 5), (5, 5), (6, 5)]:
-            embedding(size, torch.float32)
-    assert resampled == [(5, 5), (6, 5)]
-    embedding((5, 5), torch.float32)  # with gradients, anew
-    assert len(resampled) == 3
+@pytest.mark.parametrize('training', [False, True])
+@pytest.mark.parametrize('rate', [0.0, 0.5])
+def test_ffn_in_chunks_equals_ffn_whole(training, rate, monkeypatch):
+    whole = FFN(8, 32, rate).train(training)
+    chunked = copy.deepcopy(whole)
+    chunked_ffn.chunk_ffn(chunked)
+    assert type(chunked) is ChunkedFFN
+    length = 50
+    monkeypatch.setattr(chunked_ffn, 'CHUNK_BYTES', length * 32 * 4 / torch.get_num_threads())
+    x = torch.randn(2, 107, 8)
+    inputs, outputs = [x.clone().requires_grad_() for _ in range(2)], []
+    torch.manual_seed(1)
+    outputs.append(torch.cat([whole(part) for part in inputs[0].flatten(0, 1).split(length)]).view(x.shape))
+    torch.manual_seed(1)
+    calls = []
+    handle = chunked.fc1.register_forward_hook(lambda *_: calls.append(1))
+    outputs.append(chunked(inputs[1]))
+    assert len(calls) == 5
+    handle.remove()
+    assert torch.equal(*outputs)
+    for output in outputs:
+        output.square().sum().backward()
+    torch.testing.assert_close(inputs[1].grad, inputs[0].grad)
+    for one, other in zip(chunked.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
 
 
-def test_cached_position_embeddings_are_few_and_of_the_dtype_asked_for():
-    embedding = PositionEmbedding((4, 4), 2)
-    with torch.no_grad():
-        for side in range(5, 20):
-            assert embedding((side, 5), torch.float32).dtype == torch.float32
-            assert embedding((side, 5), torch.bfloat16).dtype == torch.bfloat16
-    assert len(embedding._cache) == 4
-    assert not copy.deepcopy(embedding)._cache
+def test_chunks_keep_no_hidden_values(monkeypatch):
+    monkeypatch.setattr(chunked_ffn, 'CHUNK_BYTES', 2**12)
+    whole, chunked, x = FFN(8, 64, 0.0), FFN(8, 64, 0.0), torch.randn(1, 500, 8, requires_grad=True)
+    chunked_ffn.chunk_ffn(chunked)
+    kept = []
+    for ffn in (whole, chunked):
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, saved=saved: saved.append(t.numel()) or t, lambda t: t):
+            ffn(x)
+        kept.append(sum(saved))
+    assert kept[1] < 0.1 * kept[0]
+
+
+def test_the_backbone_is_chunked_and_the_plain_model_is_not():
+    assert all(type(module) is ChunkedFFN for module in PVT(TINY_ARCH).modules() if isinstance(module, FFN))
+    assert not any(isinstance(module, ChunkedFFN) for module in PyramidVisionTransformer().modules())
 
 
 # ------------------------------------------------------------------------------------- freezing, recomputing, copying
@@ -391,9 +407,9 @@ def test_mixed_precision_is_near_and_trains(dtype):
     assert relative_error(half(image.to(dtype))[-1].float(), model.eval()(image)[-1]) < 0.05
 
 
-def test_compiled_equals_eager():
+def test_compiled_equals_eager_in_one_graph():
     model = PVT(TINY_ARCH, drop_path_rate=0.0, out_indices=(0, 1))
-    compiled = torch.compile(model, dynamic=True, backend='aot_eager')
+    compiled = torch.compile(model, dynamic=True, fullgraph=True, backend='aot_eager')
     for size in [(64, 96), (97, 70)]:
         image = torch.randn(2, 3, *size)
         for output, expected in zip(compiled(image), model(image), strict=True):
@@ -470,7 +486,7 @@ def test_resolves_from_the_registries_with_nothing_imported_first(package):
         'print(type(MODELS.build(dict(type="pvt_mm.PVT", arch="tiny", out_indices=3))).__module__)'
     )
     result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
-    assert result.stdout.strip().endswith('pvt_mm.models.pvt'), result.stderr
+    assert result.stdout.strip().endswith('pvt_mm.models.backbone'), result.stderr
 
 
 def _step(rank: int, processes: int, port: int, images: torch.Tensor, folder: str) -> None:
@@ -531,5 +547,5 @@ def test_a_wrong_argument_is_shown_as_it_was_written(settings, message):
 
 
 def test_an_image_that_is_not_normalised_is_refused():
-    with pytest.raises(ValueError, match=r'must be normalised, in floating point, got torch\.uint8'):
+    with pytest.raises(ValueError, match=r'must be normalized, in floating point, got torch\.uint8'):
         PVT(TINY_ARCH)(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))

@@ -1,8 +1,8 @@
-"""Checkpoints that are, bit by bit, what was written.
+"""Detecting damaged checkpoints by their size and digest.
 
-PyTorch looks at none of the checksums in a checkpoint: a flipped bit becomes another weight. A signed checkpoint has
-its size and SHA-256 in the comment of the zip archive that it is, which every other reader of checkpoints passes over;
-of one that is not signed, the CRC-32 of each member is looked at. Neither says who wrote a file.
+PyTorch checks none of the checksums in a checkpoint: a flipped bit becomes another weight. A signed checkpoint has its
+size and SHA-256 in the comment of its zip archive, which every other reader ignores. Of one that is not signed, the
+CRC-32 of each member is checked. Neither says who wrote a file.
 """
 
 import functools
@@ -12,21 +12,21 @@ import re
 import zipfile
 from typing import BinaryIO
 
-from pvt_mm.errors import CheckpointError
+from pvt_mm.utils.errors import CheckpointError
 
 _COMMENT = 'pvt_mm size={:020} sha256={}'
 _SIGNATURE = re.compile(rb'pvt_mm size=([0-9]{20}) sha256=([0-9a-f]{64})')
 _LENGTH = len(_COMMENT.format(0, 64 * '0'))
-# A zip archive begins so, and ends with a record of 22 bytes, whose last two are the length of the comment behind it.
+# How a zip archive begins, and the record of 22 bytes at its end; the last two are the length of the comment after it.
 _HEAD, _END, _END_SIZE, _LONGEST_COMMENT = b'PK\3\4', b'PK\5\6', 22, 65535
 _CHUNK = 2**20
 
 
 def sign(path: str | os.PathLike) -> None:
-    """Adds to a file that ``torch.save`` has written its size and SHA-256, both of before, for :func:`verify`.
+    """Appends the size and SHA-256 of a file written by ``torch.save`` to it, for :func:`verify`.
 
     Raises:
-        ValueError: It is no zip archive, or one with a comment: signed already, say.
+        ValueError: It is not a zip archive, or already has a comment, such as a signature.
         OSError: It cannot be read or written.
     """
     with open(path, 'r+b') as file:
@@ -40,10 +40,10 @@ def sign(path: str | os.PathLike) -> None:
 
 
 def verify(path: str | os.PathLike) -> None:
-    """Checks that a checkpoint is as it was written, reading all of it; one of no zip archive is not looked at.
+    """Checks that a checkpoint is as it was written, reading all of it. Files that are not zip archives are not checked.
 
     Raises:
-        CheckpointError: It is cut off or changed.
+        CheckpointError: It is truncated or changed.
         OSError: It cannot be read.
     """
     with open(path, 'rb') as file:
@@ -56,11 +56,13 @@ def verify(path: str | os.PathLike) -> None:
             file.seek(0)
             damage = _damage_of_archive(file, size) if file.read(4) == _HEAD else None
     if damage:
-        raise CheckpointError(f'{os.fspath(path)} is damaged: {damage}; copy or download it again, or use another')
+        raise CheckpointError(
+            f'{os.fspath(path)} is damaged: {damage}; copy or download it again, or use another checkpoint'
+        )
 
 
 def verify_once(path: str | os.PathLike) -> None:
-    """Does as :func:`verify`, but once in a process for a file that stays as it is."""
+    """Runs :func:`verify` once in a process for each file, unless the file changes."""
     state = os.stat(path)
     _verify_once(os.fspath(path), (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns))
 
@@ -74,19 +76,19 @@ def _damage(file: BinaryIO, size: int, comment_length: bytes, signature: re.Matc
     """Returns what is wrong with the ``size`` bytes before a signature, None where nothing is."""
     written, digest = int(signature[1]), signature[2].decode()
     if size != written:
-        return f'it has {size} bytes where {written} were written'
+        return f'it has {size} bytes, and {written} were written'
     if int.from_bytes(comment_length, 'little') != _LENGTH or _sha256(file, size) != digest:
-        return 'it has been changed since it was written (its SHA-256 is another)'
+        return 'it was changed after it was written (its SHA-256 differs)'
     return None
 
 
 def _damage_of_archive(file: BinaryIO, size: int) -> str | None:
     """Returns what is wrong with a zip archive that has no signature of ours, None where nothing is."""
     tail = _tail(file, size, _END_SIZE + _LONGEST_COMMENT)
-    at = tail.rfind(_END, 0, len(_END) + len(tail) - _END_SIZE)  # the last that is whole
+    at = tail.rfind(_END, 0, len(_END) + len(tail) - _END_SIZE)  # the last complete one
     comment, length = tail[at + _END_SIZE :], int.from_bytes(tail[at + _END_SIZE - 2 : at + _END_SIZE], 'little')
     if at < 0 or len(comment) < length:
-        return 'it is cut off'
+        return 'it is truncated'
     if len(comment) == _LENGTH:
         return 'its signature has been changed'
     try:
@@ -96,13 +98,13 @@ def _damage_of_archive(file: BinaryIO, size: int) -> str | None:
                 with archive.open(member) as content:
                     while content.read(_CHUNK):
                         pass
-    except Exception as error:  # what is damaged fails in any way
+    except Exception as error:  # damaged archives raise anything
         return ' '.join(str(error).split()) or type(error).__name__
     return None
 
 
 def _sha256(file: BinaryIO, size: int) -> str:
-    """Returns the digest of the first ``size`` bytes as they are without a comment: with a length of 0 at the end."""
+    """Returns the digest of the first ``size`` bytes, with the length of the comment set to 0."""
     digest, left = hashlib.sha256(), size - 2
     file.seek(0)
     while left:

@@ -8,11 +8,12 @@ import pytest
 import torch
 from mmengine.runner.checkpoint import load_from_local
 
-from pvt_mm import integrity
-from pvt_mm.checkpoint import read_file, save_checkpoint
-from pvt_mm.errors import CheckpointError
-from pvt_mm.files import whole_file
-from pvt_mm.integrity import sign, verify
+from pvt_mm.checkpoint import integrity
+from pvt_mm.checkpoint.integrity import sign, verify
+from pvt_mm.checkpoint.reader import read_file
+from pvt_mm.checkpoint.writer import save_checkpoint
+from pvt_mm.utils.errors import CheckpointError
+from pvt_mm.utils.files import atomic_write
 
 STATE = {'a': torch.arange(100.0), 'b': torch.ones(3, 4)}
 COMMENT = len('pvt_mm size=') + 20 + len(' sha256=') + 64
@@ -76,13 +77,15 @@ def test_every_bit_of_the_signature_counts(signed):
 
 
 @pytest.mark.parametrize('name', ['signed', 'foreign'])
-def test_a_file_cut_off_anywhere_is_found(name, request):
+def test_a_file_truncated_anywhere_is_found(name, request):
     path = request.getfixturevalue(name)
     whole = path.read_bytes()
     lengths = {*range(12), *range(12, len(whole), 97), *range(len(whole) - COMMENT - 60, len(whole))}
     for length in sorted(lengths, reverse=True):
         os.truncate(path, length)
-        with pytest.raises(CheckpointError, match=f'{name}.pth is (damaged: it is cut off|no checkpoint, or a dam)'):
+        with pytest.raises(
+            CheckpointError, match=f'{name}.pth is (damaged: it is truncated|not a checkpoint, or is dam)'
+        ):
             read_file(path)
     for start in (1, 100):
         path.write_bytes(whole[start:])
@@ -93,9 +96,9 @@ def test_a_file_cut_off_anywhere_is_found(name, request):
 def test_the_message_is_one_line_and_says_what_is_wrong(signed):
     whole = signed.read_bytes()
     for content, message in (
-        (whole[:-500], 'it is cut off'),
-        (whole[:500] + whole[600:], f'it has {len(whole) - COMMENT - 100} bytes where {len(whole) - COMMENT} were'),
-        (whole[:500] + b'x' + whole[501:], 'it has been changed since it was written'),
+        (whole[:-500], 'it is truncated'),
+        (whole[:500] + whole[600:], f'it has {len(whole) - COMMENT - 100} bytes, and {len(whole) - COMMENT} were'),
+        (whole[:500] + b'x' + whole[501:], 'it was changed after it was written'),
         (whole.replace(b'pvt_mm size', b'pvt-mm size'), 'its signature has been changed'),
     ):
         signed.write_bytes(content)
@@ -187,6 +190,6 @@ def test_a_whole_file_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, 'fsync', fsync)
     monkeypatch.setattr(os, 'replace', replace)
-    with whole_file(tmp_path / 'file') as beside:
+    with atomic_write(tmp_path / 'file') as beside:
         beside.write_text('text')
     assert done == [(tmp_path / 'file').stat().st_ino, 'renamed', tmp_path.stat().st_ino]

@@ -1,0 +1,1 @@
+"""Checkpoints: names and shapes of every format, safe reading, strict loading, integrity."""
