@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw what a point of a picture attends to, in one layer of a trained model's PVT."""
+"""Plot the attention of a point of an image in one layer of a trained PVT."""
 
 import argparse
 import json
@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pvt_mm.analysis import figures
-from pvt_mm.checkpoint import add_trust, trust_checkpoints
-from pvt_mm.engine import run
-from pvt_mm.errors import command
+from pvt_mm.apis.config import add_cfg_options, load_config
+from pvt_mm.apis.flags import add_trust
+from pvt_mm.checkpoint.reader import safe_reading
+from pvt_mm.utils.errors import command
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -19,20 +20,20 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog='Example: tools/attention.py street.jpg configs/retinanet/pvt_s_1x.py epoch_12.pth --query 310 180 '
         '--stage 3 --head each --out attention.png',
     )
-    parser.add_argument('image', help='the picture')
-    parser.add_argument('config', help='the config file of a detector, segmentor or classifier with a PVT')
-    parser.add_argument('checkpoint', help='the checkpoint file, or a work directory for its last checkpoint')
-    parser.add_argument('--stage', type=int, metavar='N', help='counted from 1 (default: the last)')
-    parser.add_argument('--layer', type=int, metavar='N', help='of the stage, counted from 1 (default: the last)')
-    parser.add_argument('--head', default='mean', help='counted from 1; or mean, or each (default: %(default)s)')
+    parser.add_argument('image', help='the image file')
+    parser.add_argument('config', help='the config of a detector, segmentor or classifier with a PVT')
+    parser.add_argument('checkpoint', help='the checkpoint, or a work directory for its last checkpoint')
+    parser.add_argument('--stage', type=int, metavar='N', help='stage, counted from 1 (default: the last)')
+    parser.add_argument('--layer', type=int, metavar='N', help='layer of the stage, from 1 (default: the last)')
+    parser.add_argument('--head', default='mean', help='head, counted from 1; or mean, or each (default: %(default)s)')
     parser.add_argument(
         '--query',
         nargs=2,
         type=float,
         metavar=('X', 'Y'),
-        help="the point that asks, in pixels of the picture (default: the class token of a classifier's last stage)",
+        help="the point, in pixels of the image (default: the class token, in a classifier's last stage)",
     )
-    run.add_cfg_options(parser)
+    add_cfg_options(parser)
     add_trust(parser)
     parser.add_argument('--out', default='attention.png', help='a .png, .svg, .pdf or .jpg file (default: %(default)s)')
     return parser.parse_args(argv)
@@ -41,28 +42,29 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    trust_checkpoints(args.trust)
     figures.check_out(args.out)
-    config = run.load_config(args.config, args.cfg_options)
+    config = load_config(args.config, args.cfg_options)
     # The model's libraries take seconds to load.
     from pvt_mm.analysis import attention
     from pvt_mm.analysis.predictions import find_checkpoint
-    from pvt_mm.engine import inference
+    from pvt_mm.apis.inference import load_model
+    from pvt_mm.datasets.image_io import read_image
 
-    picture = inference.read_picture(args.image)
-    model = inference.load_model(config, find_checkpoint(args.checkpoint))
+    image = read_image(args.image)
+    with safe_reading(trust=args.trust):
+        model = load_model(config, find_checkpoint(args.checkpoint))
     backbone, stage, layer = attention.find_layer(model, args.stage, args.layer)
     heads = attention.choose_heads(args.head, backbone.arch.num_heads[stage])
-    seen = attention.view(config, model, picture, args.image)
-    found = attention.attention_of(backbone, stage, layer, seen, args.query, picture.shape[:2])
+    seen = attention.view(config, model, image, args.image)
+    found = attention.attention_of(backbone, stage, layer, seen, args.query, image.shape[:2])
 
     where = f'stage {stage + 1}, layer {layer + 1}'
     title = f'{Path(args.config).stem}, {where}: {found.weights.shape[2]} x {found.weights.shape[1]} keys'
-    figures.save_figure(attention.plot_attention(picture, found, heads, title), args.out)
+    figures.save_figure(attention.plot_attention(image, found, heads, title), args.out)
     print(args.out)
     kept = slice(None) if heads is None else heads
     results = dict(out=args.out, stage=stage + 1, layer=layer + 1, query=args.query, keys=found.weights.shape[1:])
-    results['greatest'] = {name: round(float(one.max()), 5) for name, one in attention.panels(found, heads).items()}
+    results['maximum'] = {name: round(float(one.max()), 5) for name, one in attention.panels(found, heads).items()}
     results['on_padding'] = round(float(found.padding[kept].mean()), 5)
     if found.class_token is not None:
         results['on_class_token'] = round(float(found.class_token[kept].mean()), 5)

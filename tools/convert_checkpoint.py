@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write the PVT weights of any known format in another: ours, MMDetection's or the authors'."""
+"""Convert PVT weights from any known format to ours, MMDetection's or the authors'."""
 
 import argparse
 import json
@@ -7,23 +7,18 @@ import os
 import sys
 from collections.abc import Sequence
 
-from pvt_mm.checkpoint import (
-    CheckpointError,
-    add_trust,
-    convert,
-    find_backbone,
-    read_checkpoint,
-    save_checkpoint,
-    trust_checkpoints,
-)
-from pvt_mm.errors import InputError, command
+from pvt_mm.apis.flags import add_trust
+from pvt_mm.checkpoint.formats import convert, find_backbone
+from pvt_mm.checkpoint.reader import read_checkpoint, safe_reading
+from pvt_mm.checkpoint.writer import save_checkpoint
+from pvt_mm.utils.errors import CheckpointError, InputError, command
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__ + " Read are the authors' releases, MMDetection's PVT, Hugging Face's, ours, and any "
-        'detector or segmentor that contains one of them; its other parts come along. The last line of the output is '
-        'JSON.',
+        description=__doc__ + " It reads the authors' releases, MMDetection's PVT, Hugging Face's, ours, and any "
+        'classifier, detector or segmentor that contains one of them; its other parts are kept. The last line of the '
+        'output is JSON.',
         epilog='Example: tools/convert_checkpoint.py retinanet_pvt-t_fpn_1x_coco.pth pvt_tiny.pth',
     )
     parser.add_argument('source', metavar='IN', help='a path or URL of a .pth or .safetensors file')
@@ -31,13 +26,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         '--to', choices=('pvt_mm', 'mmdet', 'authors'), default='pvt_mm', help='format to write (default: pvt_mm)'
     )
-    parser.add_argument('--prefix', help='what the keys of the backbone begin with, where IN holds more than one')
+    parser.add_argument('--prefix', help='prefix of the keys of the backbone, if IN contains several')
     parser.add_argument(
         '--pretrain-img-size',
         type=int,
         nargs='+',
         metavar=('H', 'W'),
-        help='size of the images that the position embeddings were trained on, where they were not square',
+        help='size of the images that the position embeddings were trained on, if not square',
     )
     add_trust(parser)
     return parser.parse_args(argv)
@@ -46,25 +41,22 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    trust_checkpoints(args.trust)
     size = args.pretrain_img_size
     if size and len(size) > 2:
         raise InputError(f'--pretrain-img-size takes a side or H and W, got {len(size)} numbers')
     if os.path.realpath(args.source) == os.path.realpath(args.target):
-        raise InputError(f'{args.target} is the file to convert, and would be lost: name another to write')
+        raise InputError(f'{args.target} is the file to convert and would be overwritten: name another')
     if not args.target.endswith(('.pth', '.safetensors')):
         raise InputError(f'{args.target}: name a file that ends in .pth or .safetensors')
-    state_dict = read_checkpoint(args.source)
+    with safe_reading(trust=args.trust):
+        state_dict = read_checkpoint(args.source)
     try:
         layout, prefix = find_backbone(state_dict, args.prefix)
         sides = (size[0], size[-1]) if size else None
         converted, dropped = convert(state_dict, args.to, args.prefix, sides)
     except CheckpointError as error:
         raise CheckpointError(f'{args.source}: {error}') from None
-    try:
-        save_checkpoint(converted, args.target)
-    except OSError as error:
-        raise InputError(f'{args.target} cannot be written: {error.strerror or error}') from None
+    save_checkpoint(converted, args.target)
     print(f'{args.source}: {layout} format, prefix {prefix!r}')
     for key in dropped:
         print(f'  dropped {key}')

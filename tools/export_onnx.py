@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write a trained backbone, or Semantic FPN whole, as ONNX that takes any height, width and batch."""
+"""Export a trained backbone, or a whole Semantic FPN, to ONNX with dynamic height, width and batch."""
 
 import argparse
 import json
@@ -9,18 +9,19 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from pvt_mm import export
-from pvt_mm.checkpoint import add_trust, trust_checkpoints
-from pvt_mm.engine import run
-from pvt_mm.engine.inference import load_model
-from pvt_mm.errors import InputError, command
+from pvt_mm.apis import export
+from pvt_mm.apis.config import add_cfg_options, check_checkpoint_exists, load_config
+from pvt_mm.apis.flags import add_trust
+from pvt_mm.apis.inference import load_model
+from pvt_mm.checkpoint.reader import safe_reading
+from pvt_mm.utils.errors import InputError, command
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__
-        + ' The file is written where onnxruntime computes with it what PyTorch does, at three sizes. '
-        'Its input is a normalised image; the metadata say how. The last line of the output is JSON.',
+        + ' The file is written only if the outputs of onnxruntime and PyTorch agree at three sizes. '
+        'Its input is a normalised image; the metadata contain mean and std. The last line of the output is JSON.',
         epilog='Example: tools/export_onnx.py configs/semantic_fpn/pvt_s_80k.py iter_80000.pth --out pvt_s.onnx',
     )
     parser.add_argument('config', help='the config file')
@@ -29,7 +30,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         '--part', choices=('backbone', 'model'), help='default: the whole model for Semantic FPN, else the backbone'
     )
-    run.add_cfg_options(parser)
+    add_cfg_options(parser)
     add_trust(parser)
     return parser.parse_args(argv)
 
@@ -37,12 +38,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    trust_checkpoints(args.trust)
     if not args.out.endswith('.onnx') or os.path.isdir(args.out):
         raise InputError(f'--out {args.out}: name a file that ends in .onnx')
-    run.check_checkpoint_exists(args.checkpoint)
-    config = run.load_config(args.config, args.cfg_options)
-    model = load_model(config, args.checkpoint).cpu()
+    check_checkpoint_exists(args.checkpoint)
+    config = load_config(args.config, args.cfg_options)
+    with safe_reading(trust=args.trust):
+        model = load_model(config, args.checkpoint).cpu()
     part, name = export.choose_part(model, args.part)
     about = {'part': name, 'model': type(model).__name__}
     normalise = config.model.get('data_preprocessor', {})

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Count the parameters and multiply-adds of the model of a config, whole and by part, without data or weights."""
+"""Count parameters and multiply-adds of the model of a config, in total and by part, without data or weights."""
 
 import argparse
 import json
@@ -12,8 +12,8 @@ from rich.progress import track
 from rich.table import Table
 
 from pvt_mm.analysis import flops
-from pvt_mm.engine import run
-from pvt_mm.errors import InputError, command
+from pvt_mm.apis.config import add_cfg_options, load_config
+from pvt_mm.utils.errors import InputError, command
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 
@@ -25,16 +25,16 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument('config', nargs='?', help='the config file')
-    which.add_argument('--all', action='store_true', help='every config of configs/, a row each')
+    which.add_argument('--all', action='store_true', help='all configs of configs/, one row each')
     parser.add_argument(
         '--shape',
         nargs='+',
         type=int,
         metavar=('H', 'W'),
-        help='height and width in pixels, or one side (default: 800 1280 for most detectors, whose test images have a '
-        'shorter side of 800; 512 512 for segmentors)',
+        help='height and width in pixels, or the side of a square (default: 800 1280 for most detectors, 512 512 for '
+        'segmentors, 224 224 for classifiers)',
     )
-    run.add_cfg_options(parser)
+    add_cfg_options(parser)
     return parser.parse_args(argv)
 
 
@@ -51,14 +51,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         paths = sorted(path for path in CONFIGS.rglob('*.py') if not {'_base_', 'sweeps'} & set(path.parts))
         results = {}
         for path in track(paths, 'counting', console=Console(stderr=True), transient=True):
-            config = run.load_config(str(path), args.cfg_options)
+            config = load_config(str(path), args.cfg_options)
             at = shape or flops.default_shape(config)
             whole = flops.count(config, at)[0]
             name = path.relative_to(CONFIGS).with_suffix('').as_posix()
             results[name] = dict(params_m=round(whole.params_m, 2), gflops=round(whole.gflops, 1), shape=at)
             table.add_row(name, f'{whole.params_m:.2f}', f'{whole.gflops:.1f}', f'{at[0]} x {at[1]}')
     else:
-        config = run.load_config(args.config, args.cfg_options)
+        config = load_config(args.config, args.cfg_options)
         shape = shape or flops.default_shape(config)
         parts = flops.count(config, shape)
         for part in parts:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw training curves, predictions beside the ground truth, GFLOPs against scale, and accuracy against size."""
+"""Plot training curves, predictions next to the ground truth, GFLOPs against scale, or accuracy against size."""
 
 import argparse
 import json
@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pvt_mm.analysis import curves, figures
-from pvt_mm.checkpoint import add_trust, trust_checkpoints
-from pvt_mm.engine import run
-from pvt_mm.errors import InputError, command
+from pvt_mm.apis.config import add_cfg_options, load_config
+from pvt_mm.apis.flags import add_trust
+from pvt_mm.checkpoint.reader import safe_reading
+from pvt_mm.utils.errors import InputError, command
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 
@@ -23,48 +24,52 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     commands = parser.add_subparsers(required=True, metavar='curves|predictions|scale|accuracy')
 
-    part = commands.add_parser('curves', help='the loss and a metric over training', description=draw_curves.__doc__)
+    part = commands.add_parser('curves', help='the loss and a metric over training', description=plot_curves.__doc__)
     part.add_argument('logs', nargs='+', metavar='LOG', help='a work directory or a scalars.json; several are overlaid')
-    part.add_argument('--metric', help=f'as the log names it (default: the first there of {", ".join(curves.METRICS)})')
+    part.add_argument('--metric', help=f'its name in the log (default: the first of {", ".join(curves.METRICS)})')
     part.add_argument('--out', default='curves.png', help='a .png, .svg, .pdf or .jpg file (default: %(default)s)')
-    part.set_defaults(draw=draw_curves)
+    part.set_defaults(plot=plot_curves)
 
     part = commands.add_parser(
-        'predictions', help='a grid of test images with their boxes', description=draw_predictions.__doc__
+        'predictions', help='a grid of test images with their boxes', description=plot_predictions.__doc__
     )
-    part.add_argument('config', help='the config file of a detector')
-    part.add_argument('checkpoint', help='the checkpoint file, or a work directory for its last checkpoint')
-    part.add_argument('--images', type=int, default=8, metavar='N', help='how many images (default: %(default)s)')
-    part.add_argument('--score-thr', type=float, default=0.5, help='the least score drawn (default: %(default)s)')
-    run.add_cfg_options(part, ', e.g. data_root=/data/coco')
+    part.add_argument('config', help='the config of a detector')
+    part.add_argument('checkpoint', help='the checkpoint, or a work directory for its last checkpoint')
+    part.add_argument('--images', type=int, default=8, metavar='N', help='number of images (default: %(default)s)')
+    part.add_argument('--score-thr', type=float, default=0.5, help='minimum score of boxes (default: %(default)s)')
+    add_cfg_options(part, ', e.g. data_root=/data/coco')
     add_trust(part)
     part.add_argument('--out', default='predictions.png', help='a .png, .svg, .pdf or .jpg file (default: %(default)s)')
-    part.set_defaults(draw=draw_predictions)
+    part.set_defaults(plot=plot_predictions)
 
-    part = commands.add_parser('scale', help='GFLOPs against the input (Figure 6)', description=draw_scale.__doc__)
+    part = commands.add_parser('scale', help='GFLOPs against the input (Figure 6)', description=plot_scale.__doc__)
     part.add_argument(
-        '--sides', nargs='+', type=int, metavar='PIXELS', help='of the square images (default: 224 to 1024)'
+        '--sides', nargs='+', type=int, metavar='PIXELS', help='sides of the square images (default: 224 to 1024)'
     )
     part.add_argument('--out', default='scale.png', help='a .png, .svg, .pdf or .jpg file (default: %(default)s)')
-    part.set_defaults(draw=draw_scale)
+    part.set_defaults(plot=plot_scale)
 
     part = commands.add_parser(
-        'accuracy', help='accuracy against parameters (Figure 2)', description=draw_accuracy.__doc__
+        'accuracy', help='accuracy against parameters (Figure 2)', description=plot_accuracy.__doc__
     )
     part.add_argument(
         '--models',
         default='retinanet',
         choices=('retinanet', 'mask_rcnn', 'semantic_fpn'),
-        help='which folder of configs (default: %(default)s)',
+        help='the folder of configs (default: %(default)s)',
     )
-    part.add_argument('--results', default='work_dirs', help='where runs are that have measured (default: %(default)s)')
+    part.add_argument(
+        '--results',
+        default='work_dirs',
+        help='the folder of work directories (default: %(default)s)',
+    )
     part.add_argument('--out', default='accuracy.png', help='a .png, .svg, .pdf or .jpg file (default: %(default)s)')
-    part.set_defaults(draw=draw_accuracy)
+    part.set_defaults(plot=plot_accuracy)
     return parser.parse_args(argv)
 
 
-def draw_curves(args: argparse.Namespace) -> dict:
-    """Draw the training loss and a metric over training, of one run or of several."""
+def plot_curves(args: argparse.Namespace) -> dict:
+    """Plot the training loss and a metric of one or more runs."""
     runs = curves.read_runs(args.logs)
     metric = curves.choose_metric(runs, args.metric)
     figures.save_figure(curves.plot_curves(runs, metric), args.out)
@@ -79,16 +84,16 @@ def draw_curves(args: argparse.Namespace) -> dict:
     return results[runs[0].name] if len(runs) == 1 else {'runs': results}
 
 
-def draw_predictions(args: argparse.Namespace) -> dict:
-    """Draw images evenly spaced through the test data, the ground truth beside the predictions."""
-    from pvt_mm.analysis import predictions  # loads the model's libraries, which curves can do without
+def plot_predictions(args: argparse.Namespace) -> dict:
+    """Plot test images, evenly spaced, with the ground truth next to the predictions."""
+    from pvt_mm.analysis import predictions  # imports the model's libraries, which takes seconds
 
     if args.images < 1 or not 0 <= args.score_thr <= 1:
-        raise InputError('--images is at least 1, and --score-thr is between 0 and 1')
-    trust_checkpoints(args.trust)
-    config = run.load_config(args.config, args.cfg_options)
+        raise InputError('--images must be at least 1, and --score-thr from 0 to 1')
+    config = load_config(args.config, args.cfg_options)
     checkpoint = predictions.find_checkpoint(args.checkpoint)
-    examples, classes = predictions.predict(config, checkpoint, args.images)
+    with safe_reading(trust=args.trust):
+        examples, classes = predictions.predict(config, checkpoint, args.images)
     figure = predictions.plot_predictions(
         examples, classes, args.score_thr, title=predictions.title(args.config, checkpoint)
     )
@@ -97,8 +102,8 @@ def draw_predictions(args: argparse.Namespace) -> dict:
     return {'images': len(examples), 'ground_truth': sum(len(e.truth.labels) for e in examples), 'predictions': drawn}
 
 
-def draw_scale(args: argparse.Namespace) -> dict:
-    """Draw the GFLOPs of PVT-S, ResNet-50, ViT-S/16 and ViT-S/32, backbones alone, against the side of the image."""
+def plot_scale(args: argparse.Namespace) -> dict:
+    """Plot the GFLOPs of the backbones PVT-S, ResNet-50, ViT-S/16 and ViT-S/32 against the side of the image."""
     from pvt_mm.analysis import scale
 
     sides = sorted(set(args.sides or scale.SIDES))
@@ -107,8 +112,8 @@ def draw_scale(args: argparse.Namespace) -> dict:
     return {'sides': sides, 'gflops': {name: [round(one, 2) for one in line] for name, line in gflops.items()}}
 
 
-def draw_accuracy(args: argparse.Namespace) -> dict:
-    """Draw accuracy against parameters, quoted from the paper, and marked apart what runs here have measured."""
+def plot_accuracy(args: argparse.Namespace) -> dict:
+    """Plot accuracy against parameters as quoted from the paper, and as measured by runs."""
     from pvt_mm.analysis import accuracy, tables
 
     runs, refused = tables.measured(CONFIGS, Path(args.results))
@@ -127,7 +132,7 @@ def draw_accuracy(args: argparse.Namespace) -> dict:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     figures.check_out(args.out)
-    results = args.draw(args)
+    results = args.plot(args)
     print(args.out)
     print(json.dumps({'out': args.out, **results}))
 

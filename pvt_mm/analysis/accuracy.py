@@ -1,4 +1,4 @@
-"""Figure 2 of the paper: accuracy against parameters, quoted from it, and beside that what runs have measured."""
+"""Figure 2 of the paper: accuracy against parameters, as quoted and as measured by runs."""
 
 import re
 from collections.abc import Sequence
@@ -9,25 +9,24 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from pvt_mm.analysis.figures import STYLE, dress
-from pvt_mm.analysis.latency import COLORS, MARKERS
+from pvt_mm.analysis.figures import LINE_COLORS, MARKERS, STYLE, dress
 from pvt_mm.analysis.tables import entries
 
-# What a folder of configs is compared by: the metric, the ending of the configs of one schedule, and the title.
+# For each folder of configs: the metric, the suffix of the configs of one schedule, and the title.
 COMPARISONS = {
     'retinanet': ('box AP', '_1x', 'RetinaNet on COCO val2017, 12 epochs'),
     'mask_rcnn': ('mask AP', '_1x', 'Mask R-CNN on COCO val2017, 12 epochs'),
     'semantic_fpn': ('mIoU', '_80k', 'Semantic FPN on ADE20K, 80,000 iterations'),
 }
-# The families by what their configs' names are made of, what a point of each is called, and where its name is, clear
-# of its line and its neighbours'.
+# For each family: the pattern of its configs' names, the label of a point, and the label's position, which keeps it
+# clear of the lines.
 FAMILIES = {
     'PVT': (r'pvt_([tsml])', 'PVT-{}', 'left'),
     'ResNet': (r'r(\d+)', 'ResNet-{}', 'below'),
     'ResNeXt': (r'x101_(\d+x4d)', 'ResNeXt-101-{}', 'above'),
     'ViT': (r'vit_s_p(\d+)', 'ViT-S/{}', 'below'),
 }
-PLACES = {
+POSITIONS = {
     'left': dict(xytext=(-5, 5), ha='right', va='bottom'),
     'above': dict(xytext=(0, 8), ha='center', va='bottom'),
     'below': dict(xytext=(7, -5), ha='left', va='top'),
@@ -35,7 +34,7 @@ PLACES = {
 
 
 class Point(NamedTuple):
-    """A model: its config, its family and name there, its parameters in millions, and its accuracy in percent."""
+    """A model: its config, family and name, its parameters in millions, and its accuracy in percent."""
 
     config: str
     family: str
@@ -46,15 +45,15 @@ class Point(NamedTuple):
 
 
 def points(configs: Path, runs: dict[str, dict[str, float]], folder: str) -> list[Point]:
-    """Collects the models of a folder of configs whose metafile quotes parameters and accuracy from the paper.
+    """Lists the models of a folder of configs whose metafile quotes parameters and accuracy from the paper.
 
     Args:
-        configs: The folder of the configs and their metafiles.
-        runs: What :func:`pvt_mm.analysis.tables.measured` has found.
+        configs: The root folder of the configs and metafiles.
+        runs: The first result of :func:`pvt_mm.analysis.tables.measured`.
         folder: One of :data:`COMPARISONS`.
 
     Returns:
-        Them, by family and ascending parameters.
+        The points, ordered by family and parameters.
     """
     metric, ending, _ = COMPARISONS[folder]
     found = []
@@ -70,11 +69,11 @@ def points(configs: Path, runs: dict[str, dict[str, float]], folder: str) -> lis
 
 
 def plot_accuracy(models: Sequence[Point], folder: str) -> Figure:
-    """Draws accuracy against parameters, a line a family; what was measured is a larger, hollow mark.
+    """Plots accuracy against parameters, one line per family; measured values are larger, hollow markers.
 
     Args:
         models: See :func:`points`.
-        folder: Of their configs, one of :data:`COMPARISONS`.
+        folder: The folder of their configs, one of :data:`COMPARISONS`.
     """
     metric, _, title = COMPARISONS[folder]
     hollow = dict(markersize=13, markerfacecolor='none', markeredgewidth=2, linestyle='none')
@@ -82,7 +81,7 @@ def plot_accuracy(models: Sequence[Point], folder: str) -> Figure:
         figure = Figure(figsize=(7, 4.6), layout='constrained')
         axes = figure.subplots()
         families = dict.fromkeys(model.family for model in models)
-        for family, color, marker in zip(families, COLORS, MARKERS, strict=False):
+        for family, color, marker in zip(families, LINE_COLORS, MARKERS, strict=False):
             line = [model for model in models if model.family == family]
             style = dict(color=color, marker=marker)
             axes.plot(*zip(*((model.params_m, model.quoted) for model in line), strict=True), **style, linewidth=2)
@@ -90,7 +89,7 @@ def plot_accuracy(models: Sequence[Point], folder: str) -> Figure:
                 if model.measured is not None:
                     axes.plot(model.params_m, model.measured, **style, **hollow)
                 text = dict(color=color, weight='bold', fontsize=9, textcoords='offset points')
-                axes.annotate(model.name, (model.params_m, model.quoted), **text, **PLACES[FAMILIES[family][2]])
+                axes.annotate(model.name, (model.params_m, model.quoted), **text, **POSITIONS[FAMILIES[family][2]])
         dress(axes, title, 'parameters of the model (M)', metric)
         axes.margins(x=0.11, y=0.12)
         marks = {f'{metric} quoted from the paper': dict(markersize=6)}

@@ -1,4 +1,4 @@
-"""Training curves: MMEngine's scalars read back, and the loss and a metric of one or more runs in one picture."""
+"""Training curves: the loss and a metric of one or more runs, from the scalars that MMEngine logs."""
 
 import json
 import math
@@ -14,15 +14,16 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pvt_mm.analysis.figures import OKABE_ITO, STYLE, dress
-from pvt_mm.errors import InputError
+from pvt_mm.analysis.figures import LINE_COLORS, MARKERS, STYLE, dress
+from pvt_mm.utils.errors import InputError
+from pvt_mm.utils.text import shorten
 
 METRICS = {'coco/bbox_mAP': 'box AP', 'mIoU': 'mIoU (%)', 'accuracy/top1': 'top-1 accuracy (%)'}
 NOT_METRICS = ('step', 'epoch', 'iter', 'time', 'data_time', 'memory')
 
 
 class Point(NamedTuple):
-    """One validation: when it was, by the iteration and (None where the run does not count them) the epoch."""
+    """The result of one validation: its iteration, its epoch (None if the run counts iterations only), its value."""
 
     iteration: int
     epoch: int | None
@@ -31,10 +32,10 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """What a run logged.
+    """The logged scalars of a run.
 
     Attributes:
-        name: What to call it in a picture: the name of its work directory.
+        name: The label in figures: the name of its work directory.
         loss: The training loss by iteration, in order.
         metrics: The validations by the name of the metric, in order.
     """
@@ -48,7 +49,7 @@ class Run:
 
 
 def read_runs(paths: Sequence[str | os.PathLike]) -> list[Run]:
-    """Reads the runs in work directories or ``scalars.json`` files. Those of one name are called by their paths.
+    """Reads runs from work directories or ``scalars.json`` files. Runs that share a name are labelled by their paths.
 
     Raises:
         InputError: See :func:`read_run`.
@@ -62,14 +63,14 @@ def read_runs(paths: Sequence[str | os.PathLike]) -> list[Run]:
 
 
 def read_run(path: str | os.PathLike) -> Run:
-    """Reads the run in a work directory, or in one ``scalars.json``.
+    """Reads a run from a work directory or from a single ``scalars.json``.
 
-    A work directory has a log of each start. A start that resumed continues the log before it, from its own first
-    iteration on; one that did not begins anew. The last log may be of a run that goes on: a last line that is only
-    partly written is left out.
+    A work directory has one log per start. The log of a start that resumed replaces the previous log from its own first
+    iteration on; the log of one that did not replaces it completely. A last line that is only partly written, as of a
+    run that is still training, is ignored.
 
     Raises:
-        InputError: There is no log, it is no log of MMEngine's, or it has no training loss.
+        InputError: There is no log, it is not a log of MMEngine, or it has no training loss.
     """
     path = Path(path)
     logs = _logs(path)
@@ -81,7 +82,7 @@ def read_run(path: str | os.PathLike) -> Run:
             _forget(run, first if _resumed(log) else 0)
         _add(run, records)
     if not run.loss:
-        raise InputError(f'{", ".join(map(str, logs))}: no training loss is logged (yet)')
+        raise InputError(f'{shorten(logs)}: no training loss is logged (yet)')
     return run
 
 
@@ -89,12 +90,12 @@ def _logs(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.exists():
-        raise InputError(f'the log {path} does not exist: give a work directory or a scalars.json')
+        raise InputError(f'the log {path} does not exist: name a work directory or a scalars.json')
     for pattern in ('*/vis_data/scalars.json', 'vis_data/scalars.json', 'scalars.json'):
-        logs = sorted(path.glob(pattern))  # the folders are named by the time
+        logs = sorted(path.glob(pattern))  # the folders are named after the time
         if logs:
             return logs
-    raise InputError(f'{path} holds no log: there is no <timestamp>/vis_data/scalars.json in it')
+    raise InputError(f'{path} has no log: there is no <timestamp>/vis_data/scalars.json in it')
 
 
 def _name(path: Path) -> str:
@@ -113,18 +114,20 @@ def _records(log: Path) -> list[dict]:
                 records.append(record)
         except (ValueError, KeyError, TypeError):
             if number < len(lines) or not records:
-                raise InputError(f'{log} is no log of MMEngine: line {number} is no JSON object with a step') from None
+                raise InputError(
+                    f'{log} is not a log of MMEngine: line {number} is not a JSON object with a step'
+                ) from None
     return records
 
 
 def _resumed(log: Path) -> bool:
-    """Whether a log goes on with an earlier one. Without the config that MMEngine dumps beside it, it may."""
+    """Whether the run of a log was resumed; assumed where the config that MMEngine writes next to it is missing."""
     config = log.with_name('config.py')
     return not config.is_file() or re.search(r'^resume = True', config.read_text(), re.MULTILINE) is not None
 
 
 def _forget(run: Run, iteration: int) -> None:
-    """Removes what is logged from an iteration on."""
+    """Removes a run's scalars from an iteration on."""
     for step in [step for step in run.loss if step >= iteration]:
         del run.loss[step]
     for name, points in run.metrics.items():
@@ -132,7 +135,7 @@ def _forget(run: Run, iteration: int) -> None:
 
 
 def _add(run: Run, records: list[dict]) -> None:
-    # A run that goes on may begin with the evaluation that it was cut off in.
+    # A resumed run may begin with the validation that was interrupted.
     epochs = any(point.epoch is not None for points in run.metrics.values() for point in points)
     epoch = next((record.get('epoch') for record in records if 'iter' in record), math.inf if epochs else None)
     iteration = max(run.loss, default=0)
@@ -143,54 +146,55 @@ def _add(run: Run, records: list[dict]) -> None:
             if 'loss' in record:
                 run.loss[step] = float(record['loss'])
             continue
-        # A validation's step is its epoch or its iteration; nothing says which, but no epoch is ahead of training.
+        # The step of a validation is an epoch or an iteration; the log does not say which. An epoch is never ahead of
+        # the training's.
         by_epoch = epoch is not None and step <= epoch
         for name, value in record.items():
             if name not in NOT_METRICS and isinstance(value, (int, float)):
                 point = Point(iteration, step, float(value)) if by_epoch else Point(step, None, float(value))
                 points = run.metrics.setdefault(name, [])
                 if points and points[-1][:2] == point[:2]:
-                    points.pop()  # repeated
+                    points.pop()  # the same validation, repeated
                 points.append(point)
 
 
 def choose_metric(runs: Sequence[Run], metric: str | None = None) -> str | None:
-    """Returns the metric to draw: ``metric``, or the first of :data:`METRICS` that a run has, or None.
+    """Returns the metric to plot: ``metric``, or by default the first of :data:`METRICS` that a run has, or None.
 
     Raises:
-        InputError: A run does not have ``metric``; the message lists what it has.
+        InputError: A run does not have ``metric``; the message lists its metrics.
     """
     if metric is None:
         return next((name for name in METRICS if any(run.metrics.get(name) for run in runs)), None)
     for run in runs:
         if not run.metrics.get(metric):
-            there = ', '.join(name for name, points in run.metrics.items() if points)
+            there = shorten((name for name, points in run.metrics.items() if points), limit=20)
             raise InputError(f'{run.name} has no metric {metric}; it has {there or "none: it was never validated"}')
     return metric
 
 
 def last_and_best(run: Run, metric: str) -> tuple[Point, Point]:
-    """Returns the last and the best (the first of equals) validation of a run: of an error or a loss, the lowest."""
+    """Returns the last and the best validation of a run: the highest, or the lowest of an error or a loss."""
     points = run.metrics[metric]
     finite = [point for point in points if math.isfinite(point.value)]
     best = min if re.search(r'error|loss', metric) else max
     return points[-1], best(finite, key=lambda point: point.value, default=points[-1])
 
 
-# ----------------------------------------------------------------------------------------------------------- drawing
+# ---------------------------------------------------------------------------------------------------------- plotting
 
 
 def plot_curves(runs: Sequence[Run], metric: str | None) -> Figure:
-    """Draws the training loss and beside it a metric, of one run or of several over one another.
+    """Plots the training loss and, next to it, a metric of one or more runs.
 
-    The loss is drawn as logged, faint, and smoothed. The number at the end of a curve is its last value; of the loss,
+    The loss is plotted as logged, faint, and smoothed. The number at the end of a curve is its last value, for the loss
     the last smoothed one.
 
     Args:
         runs: The runs.
-        metric: What is drawn beside the loss; nothing if None. Runs that do not have it are left out there.
+        metric: The metric; only the loss is plotted if None. Runs without it have no curve there.
     """
-    colors, styles, markers = list(OKABE_ITO.values())[:-1], ('-', '--', ':', '-.'), 'osD^vPX'
+    styles = ('-', '--', ':', '-.')
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(11 if metric else 6, 4.2 if len(runs) == 1 else 4.6), layout='constrained')
         loss_axes, *others = figure.subplots(1, 2 if metric else 1, squeeze=False)[0]
@@ -198,9 +202,9 @@ def plot_curves(runs: Sequence[Run], metric: str | None) -> Figure:
         loss_ends, metric_ends = [], []
         by_epoch = all(point.epoch is not None for run in runs for point in run.metrics.get(metric, ()))
         for number, run in enumerate(runs):
-            color = colors[number % len(colors)]
-            line = dict(color=color, linewidth=2, linestyle=styles[number // len(colors) % len(styles)])
-            line |= dict(marker=markers[number % len(markers)], markersize=5, clip_on=False)
+            color = LINE_COLORS[number % len(LINE_COLORS)]
+            line = dict(color=color, linewidth=2, linestyle=styles[number // len(LINE_COLORS) % len(styles)])
+            line |= dict(marker=MARKERS[number % len(MARKERS)], markersize=5, clip_on=False)
             steps, losses = np.array(list(run.loss)), np.array(list(run.loss.values()))
             loss_axes.plot(steps, losses, color=color, linewidth=1, alpha=0.35)
             smoothed = smooth(losses)
@@ -226,7 +230,7 @@ def plot_curves(runs: Sequence[Run], metric: str | None) -> Figure:
             figure.suptitle(runs[0].name, x=0.01, ha='left', fontsize=10, color='0.4')
         else:
             _legend(figure, loss_axes)
-        figure.draw_without_rendering()  # lays the panels out, for the heights of the labels
+        figure.draw_without_rendering()  # computes the layout, which label_ends needs
         label_ends(loss_axes, loss_ends)
         for axes in others:
             label_ends(axes, metric_ends)
@@ -234,7 +238,7 @@ def plot_curves(runs: Sequence[Run], metric: str | None) -> Figure:
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """Returns a curve's running mean, weighted by a Gaussian a fiftieth of the curve wide; not finite is no value.
+    """Returns a curve smoothed by a Gaussian whose width is 1/50 of the curve; NaN/Inf are ignored and become NaN.
 
     Args:
         values: (N,) values at about equal distances.
@@ -249,7 +253,7 @@ def smooth(values: np.ndarray) -> np.ndarray:
 
 
 def _start_at_zero(axes: Axes) -> None:
-    """Begins the y axis at 0 where the curves come near it."""
+    """Starts the y axis at 0 where the curves come near it."""
     bottom, top = axes.dataLim.intervaly
     if 0 <= bottom < top / 2:
         axes.set_ylim(0, top * 1.06)
@@ -262,24 +266,23 @@ def _legend(figure: Figure, axes: Axes) -> None:
 
 
 def label_ends(axes: Axes, ends: list[tuple[float, float, str, str]]) -> None:
-    """Writes a text beside the end of each curve, right of the axes, the texts clear of one another.
+    """Writes a label at the end of each curve, to the right of the axes, without overlaps.
 
     Args:
-        axes: In a figure that is laid out.
-        ends: The x, y, color and text of each curve's end; one that is not finite is left out.
+        axes: The axes; their figure's layout has been computed.
+        ends: The x, y, colour and text of each curve's end; those with NaN/Inf are left out.
     """
-    ends = sorted(end for end in ends if math.isfinite(end[1]))
+    ends = sorted((end for end in ends if math.isfinite(end[1])), key=lambda end: end[1])
     if not ends:
         return
-    ends.sort(key=lambda end: end[1])
     points_per_pixel = 72 / axes.figure.dpi
     heights = [axes.transData.transform(end[:2])[1] * points_per_pixel for end in ends]
-    for (_, y, color, text), height, place in zip(ends, heights, spread(heights, gap=13), strict=True):
+    for (_, y, color, text), height, position in zip(ends, heights, spread(heights, gap=13), strict=True):
         axes.annotate(
             text,
             (1, y),
             xycoords=axes.get_yaxis_transform(),
-            xytext=(8, place - height),
+            xytext=(8, position - height),
             textcoords='offset points',
             va='center',
             color=color,
@@ -288,12 +291,12 @@ def label_ends(axes: Axes, ends: list[tuple[float, float, str, str]]) -> None:
         )
 
 
-def spread(places: Sequence[float], gap: float) -> list[float]:
-    """Returns the ascending places that are nearest to ``places``, ascending too, and at least ``gap`` apart."""
-    # Less i times the gap they need only ascend: isotonic regression, by pooling neighbours that do not.
+def spread(positions: Sequence[float], gap: float) -> list[float]:
+    """Moves ascending positions as little as possible (least squares) so that they are at least ``gap`` apart."""
+    # With i * gap subtracted from the i-th, they only have to ascend: isotonic regression by pooling neighbours.
     pools: list[list[float]] = []
-    for i, place in enumerate(places):
-        pools.append([place - i * gap])
+    for i, position in enumerate(positions):
+        pools.append([position - i * gap])
         while len(pools) > 1 and np.mean(pools[-2]) > np.mean(pools[-1]):
             pools[-2:] = [pools[-2] + pools[-1]]
     level = [float(np.mean(pool)) for pool in pools for _ in pool]

@@ -1,8 +1,5 @@
-"""Predictions on pictures and videos of one's own, drawn on them and as plain values (Figure 7 of the paper)."""
+"""Predictions on images and videos of the user, drawn on them and as plain values (Figure 7 of the paper)."""
 
-import copy
-import json
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,167 +9,131 @@ import torch
 from matplotlib.colors import to_rgb
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
-from mmengine.logging import MMLogger
-from mmengine.registry import DATASETS, init_default_scope
+from mmengine.registry import DATASETS
 from mmengine.structures import BaseDataElement, PixelData
 from mmengine.visualization import Visualizer
 from pycocotools import mask as coco_mask
 from rich.console import Console
 from rich.progress import track
 
-from pvt_mm.analysis.predictions import COLORS
-from pvt_mm.checkpoint import read_file
-from pvt_mm.datasets.image_folder import EXTENSIONS
-from pvt_mm.engine.inference import image_steps, load_model, read_picture
-from pvt_mm.errors import WRONG_CONFIG, InputError
-from pvt_mm.files import whole_file
+from pvt_mm.analysis.figures import CLASS_COLORS
+from pvt_mm.apis.config import innermost_dataset
+from pvt_mm.apis.inference import image_steps, load_model, run_steps
+from pvt_mm.checkpoint.reader import read_file
+from pvt_mm.datasets.image_io import EXTENSIONS, read_image
+from pvt_mm.utils.errors import InputError
+from pvt_mm.utils.files import atomic_write
 
 VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v')
-# Pictures are drawn on at so many pixels of their shorter side at least: names are not readable on less.
-LEAST_SIDE, MOST_SIDE = 480, 20000
+# Smaller images are enlarged to this shorter side in pixels, so that class names are readable on them.
+MIN_SIDE, MAX_SIDE = 480, 20000
 
 
 class Predictor:
-    """A trained detector, segmentor or classifier, behind MMDetection's or MMSegmentation's inferencer or alone.
+    """A trained detector, segmentor or classifier, with the visualizer of its library.
 
     Args:
-        config: Of the model.
-        checkpoint: All of its weights; read without running anything in it.
-        score_thr: The least score of a box that is drawn and returned.
+        config: The config of the model.
+        checkpoint: The checkpoint with all of its weights.
+        score_thr: The minimum score of boxes that are drawn and returned.
 
     Raises:
-        InputError: The model cannot be built, the checkpoint is of another one, or the test pipeline is for no picture.
+        InputError: The model or its test pipeline cannot be built, or the checkpoint is of another model.
     """
 
     def __init__(self, config: Config, checkpoint: str, score_thr: float = 0.3):
-        config = copy.deepcopy(config)
-        self.scope = config.get('default_scope', 'mmengine')
-        init_default_scope(self.scope)
-        image_steps(config)  # says what is wrong with the pipeline
-        dataset = config.test_dataloader.dataset
-        while 'dataset' in dataset:
-            dataset = dataset.dataset
-        dataset.pipeline = [step for step in dataset.pipeline if 'Annotation' not in step['type']]
-        config.test_dataloader.dataset = dataset
         self.score_thr = score_thr
-        model = load_model(config, checkpoint)
-        self.classes, palette = _classes(checkpoint, dataset, _count_classes(model))
-        model.dataset_meta = dict(classes=self.classes, palette=palette)
-        if self.scope == 'mmengine':
-            self.steps, self.model, self.visualizer = image_steps(config)[1:], model, Visualizer()
-            return
-        try:
-            self.inferencer = _inferencer(self.scope, config, model)
-        except (*WRONG_CONFIG, IndexError) as error:
-            raise InputError(f'no inferencer can be built: {type(error).__name__}: {error}') from error
-        self.visualizer = self.inferencer.visualizer
-        self.visualizer.dataset_meta = model.dataset_meta
-        if self.scope == 'mmseg':
-            self.visualizer.alpha = 0.5  # the picture is seen through the map
+        self.scope = config.get('default_scope', 'mmengine')
+        self.steps = image_steps(config)[1:]
+        self.model = load_model(config, checkpoint)
+        dataset = innermost_dataset(config.test_dataloader.dataset)
+        self.classes, palette = _classes(checkpoint, dataset, _count_classes(self.model))
+        self.visualizer = _build_visualizer(self.scope)
+        self.visualizer.dataset_meta = dict(classes=self.classes, palette=palette)
 
     @torch.no_grad()
-    def __call__(self, picture: np.ndarray) -> tuple[np.ndarray, list[dict]]:
-        """Predicts on a picture.
+    def __call__(self, image: np.ndarray) -> tuple[np.ndarray, list[dict]]:
+        """Predicts on an image.
 
         Args:
-            picture: (H, W, 3) uint8 BGR.
+            image: (H, W, 3) uint8 BGR.
 
         Returns:
-            The picture with the predictions on it, BGR, enlarged if it is small; and the predictions, best first: a
-            ``label`` and, of a detector, its ``score``, ``bbox`` (x1, y1, x2, y2) in pixels of the picture and, where
-            there are any, ``mask``; of a segmentor, the ``share`` of the picture and the ``mask``; of a classifier, the
-            ``score``, of the best five.
+            The image with the predictions drawn on it, BGR, enlarged if it is small; and the predictions, best first.
+            A prediction has a ``label`` and, for a detector, its ``score``, ``bbox`` (x1, y1, x2, y2) in pixels of the
+            image and the ``mask``, if any; for a segmentor, its ``share`` of the image and the ``mask``; for a
+            classifier (the best five), the ``score``.
 
         Raises:
-            InputError: The model cannot take the picture.
+            InputError: The model cannot take the image.
         """
+        packed = run_steps(self.steps, image)
         try:
-            sample = self._predict(picture)
+            (sample,) = self.model.test_step(pseudo_collate([packed]))
         except ValueError as error:
             raise InputError(str(error)) from error
-        factor = max(1, min(-(-LEAST_SIDE // min(picture.shape[:2])), MOST_SIDE // max(picture.shape[:2])))
-        image = cv2.resize(picture[..., ::-1], None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
+        sample = sample.cpu()
+        factor = max(1, min(-(-MIN_SIDE // min(image.shape[:2])), MAX_SIDE // max(image.shape[:2])))
+        canvas = cv2.resize(image[..., ::-1], None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
         if self.scope == 'mmengine':
-            return self._scores(image, sample.pred_score.cpu().numpy())
-        if self.scope == 'mmseg':
-            found = self._regions(sample)
+            predictions = self._scores(canvas, sample.pred_score.numpy())
+        elif self.scope == 'mmseg':
+            predictions = self._regions(sample)
+            self.visualizer.add_datasample('', canvas, _enlarge(sample, factor), draw_gt=False)
         else:
             instances = sample.pred_instances[sample.pred_instances.scores >= self.score_thr]
-            sample.pred_instances = instances[instances.scores.argsort()]  # the best are drawn last
-            found = self._instances(sample)
-        flags = {} if self.scope == 'mmseg' else dict(pred_score_thr=self.score_thr)
-        self.visualizer.add_datasample('picture', image, _enlarged(sample, factor), draw_gt=False, **flags)
-        return np.ascontiguousarray(self.visualizer.get_image()[..., ::-1]), found
-
-    def _predict(self, picture: np.ndarray) -> BaseDataElement:
-        if self.scope == 'mmengine':
-            results = dict(img=picture, ori_shape=picture.shape[:2], img_shape=picture.shape[:2])
-            for step in self.steps:
-                results = step(results)
-            (sample,) = self.model.test_step(pseudo_collate([results]))
-            return sample.cpu()
-        data = next(iter(self.inferencer.preprocess([picture])))
-        (sample,) = self.inferencer.forward(data[1] if self.scope == 'mmdet' else data)
-        return sample.cpu()
+            sample.pred_instances = instances[instances.scores.argsort()]  # the best are drawn last, on top
+            predictions = self._instances(sample)
+            self.visualizer.add_datasample('', canvas, _enlarge(sample, factor), draw_gt=False, pred_score_thr=0)
+        return np.ascontiguousarray(self.visualizer.get_image()[..., ::-1]), predictions
 
     def _instances(self, sample: BaseDataElement) -> list[dict]:
-        instances, found = sample.pred_instances, []
+        instances, predictions = sample.pred_instances, []
         for i, (label, score, box) in enumerate(zip(instances.labels, instances.scores, instances.bboxes, strict=True)):
             one = dict(label=self.classes[label], score=round(float(score), 4), bbox=[round(float(x), 2) for x in box])
             if 'masks' in instances:
-                one['mask'] = run_lengths(instances.masks[i].numpy())
-            found.append(one)
-        return found[::-1]
+                one['mask'] = encode_mask(instances.masks[i].numpy())
+            predictions.append(one)
+        return predictions[::-1]
 
     def _regions(self, sample: BaseDataElement) -> list[dict]:
-        regions, found = sample.pred_sem_seg.data[0].numpy(), []
+        regions, predictions = sample.pred_sem_seg.data[0].numpy(), []
         for label in np.unique(regions):
             mask = regions == label
-            found.append(dict(label=self.classes[label], share=round(mask.mean().item(), 4), mask=run_lengths(mask)))
-        return sorted(found, key=lambda one: -one['share'])
+            share = round(mask.mean().item(), 4)
+            predictions.append(dict(label=self.classes[label], share=share, mask=encode_mask(mask)))
+        return sorted(predictions, key=lambda one: -one['share'])
 
-    def _scores(self, image: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, list[dict]]:
+    def _scores(self, canvas: np.ndarray, scores: np.ndarray) -> list[dict]:
         best = scores.argsort()[::-1][:5]
-        found = [dict(label=self.classes[i], score=round(float(scores[i]), 4)) for i in best]
-        size = max(min(image.shape[:2]) // 24, 12)
-        self.visualizer.set_image(image)
-        text = '\n'.join(f'{one["score"]:6.1%}  {one["label"]}' for one in found)
+        predictions = [dict(label=self.classes[i], score=round(float(scores[i]), 4)) for i in best]
+        size = max(min(canvas.shape[:2]) // 24, 12)
+        text = '\n'.join(f'{one["score"]:6.1%}  {one["label"]}' for one in predictions)
+        style = dict(font_sizes=size, colors='white', font_families='monospace')
         boxed = dict(facecolor='black', edgecolor='none', alpha=0.7, pad=size / 3)
-        place = torch.tensor([[size, size]])
-        self.visualizer.draw_texts(
-            text, place, font_sizes=size, colors='white', bboxes=boxed, font_families='monospace'
-        )
-        return np.ascontiguousarray(self.visualizer.get_image()[..., ::-1]), found
+        self.visualizer.set_image(canvas)
+        self.visualizer.draw_texts(text, torch.tensor([[size, size]]), bboxes=boxed, **style)
+        return predictions
 
 
-def _inferencer(scope: str, config: Config, model: torch.nn.Module) -> object:
-    """Returns MMDetection's or MMSegmentation's inferencer around a model, which it neither builds nor loads."""
+def _build_visualizer(scope: str) -> Visualizer:
     if scope == 'mmdet':
-        from mmdet.apis import DetInferencer as Inferencer
-    else:
-        from mmseg.apis import MMSegInferencer as Inferencer
+        from mmdet.visualization import DetLocalVisualizer
 
-    class Loaded(Inferencer):
-        def _init_model(self, cfg: Config, weights: None, device: str) -> torch.nn.Module:
-            return model
+        return DetLocalVisualizer()
+    if scope == 'mmseg':
+        from mmseg.visualization import SegLocalVisualizer
 
-    logger = MMLogger.get_current_instance()
-    level = logger.level
-    logger.setLevel('ERROR')  # it warns of a registry that it does not need
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # and of a palette that it is given afterwards
-            return Loaded(config, scope=scope, show_progress=False)
-    finally:
-        logger.setLevel(level)
+        return SegLocalVisualizer(alpha=0.5)  # the image is visible through the map
+    return Visualizer()
 
 
-def _classes(checkpoint: str, dataset: dict, count: int | None) -> tuple[list[str], list | str]:
-    """Returns the names of ``count`` classes, by the checkpoint or else by the data set, and their colours."""
+def _classes(checkpoint: str, dataset: dict, count: int | None) -> tuple[list[str], list[tuple]]:
+    """Returns names and RGB colours of ``count`` classes, from the checkpoint or else from the data set's config."""
     meta = (read_file(checkpoint).get('meta') or {}).get('dataset_meta') or {}
     try:
         known = DATASETS.build({**dataset, 'lazy_init': True}).metainfo
-    except Exception:  # the data need not be here
+    except Exception:  # the data need not exist
         known = {}
     named = [one.get('classes') or () for one in (meta, known, dataset.get('metainfo', {}))]
     classes = next((list(names) for names in named if names and count in (None, len(names))), None)
@@ -181,40 +142,40 @@ def _classes(checkpoint: str, dataset: dict, count: int | None) -> tuple[list[st
         which = f'the {count} classes{others}' if count else 'the classes'
         raise InputError(f'{checkpoint} does not name {which}: set test_dataloader.dataset.metainfo.classes')
     palette = meta.get('palette') or known.get('palette')
-    if len(classes) <= len(COLORS):
-        palette = [tuple(round(255 * part) for part in to_rgb(color)) for color in COLORS[: len(classes)]]
+    if len(classes) <= len(CLASS_COLORS):
+        palette = [[round(255 * part) for part in to_rgb(color)] for color in CLASS_COLORS[: len(classes)]]
     if not isinstance(palette, (list, tuple)):
         palette = np.random.default_rng(0).integers(40, 256, (len(classes), 3)).tolist()
     return classes, [tuple(color) for color in palette]
 
 
 def _count_classes(model: torch.nn.Module) -> int | None:
-    """Returns how many classes a model's head tells apart; None where it does not say."""
+    """Returns the number of classes of a model's head, or None if it is unknown."""
     heads = dict(model.named_modules())
     names = ('bbox_head', 'roi_head.bbox_head', 'decode_head', 'head.fc')
     head = next((heads[name] for name in names if name in heads), None)
     return getattr(head, 'num_classes', getattr(head, 'out_features', None))
 
 
-def _enlarged(sample: BaseDataElement, factor: int) -> BaseDataElement:
-    """Returns a sample as it is on a picture of ``factor`` times the size."""
+def _enlarge(sample: BaseDataElement, factor: int) -> BaseDataElement:
+    """Returns a copy of a sample for an image enlarged by an integer factor."""
     sample = sample.clone()
     if 'pred_sem_seg' in sample:
-        sample.pred_sem_seg = PixelData(data=_repeated(sample.pred_sem_seg.data, factor))
+        sample.pred_sem_seg = PixelData(data=_repeat(sample.pred_sem_seg.data, factor))
     if 'pred_instances' in sample:
         instances = sample.pred_instances
         instances.bboxes = instances.bboxes * factor
         if 'masks' in instances:
-            instances.masks = _repeated(instances.masks, factor)
+            instances.masks = _repeat(instances.masks, factor)
     return sample
 
 
-def _repeated(maps: torch.Tensor, factor: int) -> torch.Tensor:
+def _repeat(maps: torch.Tensor, factor: int) -> torch.Tensor:
     return maps.repeat_interleave(factor, -1).repeat_interleave(factor, -2)
 
 
-def run_lengths(mask: np.ndarray) -> dict:
-    """Returns a mask (H, W) as COCO's compressed run lengths, as JSON can have them."""
+def encode_mask(mask: np.ndarray) -> dict:
+    """Returns a mask (H, W) as COCO's compressed run lengths, in values that JSON can hold."""
     coded = coco_mask.encode(np.asfortranarray(mask, np.uint8))
     return dict(size=coded['size'], counts=coded['counts'].decode())
 
@@ -223,19 +184,19 @@ def run_lengths(mask: np.ndarray) -> dict:
 
 
 def find_inputs(what: str, out: Path) -> list[Path]:
-    """Lists the pictures, or the one video, of a file or of a folder and all below it but ``out``.
+    """Lists the images of a folder and its subfolders except ``out``; a file is listed alone.
 
     Raises:
-        InputError: There is none, or ``out`` is where they are.
+        InputError: There is none, or ``out`` is the folder of the images.
     """
     path = Path(what)
     if not path.exists():
-        raise InputError(f'{path} does not exist: give a picture, a video or a folder of pictures')
+        raise InputError(f'{path} does not exist: name an image, a video or a folder of images')
     if out.exists() and not out.is_dir():
         raise InputError(f'--out {out} is a file: name a folder')
     folder = path if path.is_dir() else path.parent
     if out.resolve() == folder.resolve():
-        raise InputError(f'--out {out} is the folder of the pictures, which would be overwritten: name another')
+        raise InputError(f'--out {out} is the folder of the images, which would be overwritten: name another')
     if path.is_file():
         return [path]
     found = [
@@ -244,67 +205,61 @@ def find_inputs(what: str, out: Path) -> list[Path]:
         if one.suffix.lower() in EXTENSIONS and one.is_file() and out.resolve() not in one.resolve().parents
     ]
     if not found:
-        raise InputError(f'{path} holds no picture: none ends in {", ".join(EXTENSIONS)}')
+        raise InputError(f'{path} has no image: no file ends in {", ".join(EXTENSIONS)}')
     return found
 
 
-def run_pictures(predictor: Predictor, paths: list[Path], root: Path, out: Path) -> tuple[dict[str, list], list[str]]:
-    """Draws the predictions on pictures into a folder, under their names below ``root``.
+def run_images(predictor: Predictor, paths: list[Path], root: Path, out: Path) -> tuple[dict[str, list], list[str]]:
+    """Writes images with predictions drawn on them to a folder, under their names relative to ``root``.
 
     Returns:
-        The predictions by these names; and a line for each picture that cannot be read or taken, which says why.
+        The predictions by these names; and one line for each image that was skipped, with the reason.
     """
-    found, refused = {}, []
+    found, skipped = {}, []
     bar = dict(console=Console(stderr=True), transient=True, disable=len(paths) == 1)
     for path in track(paths, 'predicting', **bar):
         name = path.relative_to(root).as_posix()
         try:
-            drawn, found_here = predictor(read_picture(path))
+            drawn, predictions = predictor(read_image(path))
         except InputError as error:
-            refused.append(str(error) if str(path) in str(error) else f'{path}: {error}')
+            skipped.append(str(error) if str(path) in str(error) else f'{path}: {error}')
             continue
         suffix = path.suffix.lower() if path.suffix.lower() in ('.jpg', '.jpeg', '.png') else '.jpg'
-        target = out / (name if path.suffix.lower() == suffix else name + suffix)
-        _write(target, cv2.imencode(suffix, drawn)[1].tobytes())
-        found[name] = found_here
-    return found, refused
+        with atomic_write(out / (name if path.suffix.lower() == suffix else name + suffix)) as temporary:
+            temporary.write_bytes(cv2.imencode(suffix, drawn)[1].tobytes())
+        found[name] = predictions
+    return found, skipped
 
 
 def run_video(predictor: Predictor, path: Path, out: Path) -> list[list[dict]]:
-    """Draws the predictions on every frame of a video into one of its name, as MPEG-4.
+    """Writes a video with predictions drawn on every frame to a folder, under its name, as MPEG-4.
 
     Returns:
-        The predictions, one list a frame.
+        The predictions, one list per frame.
 
     Raises:
-        InputError: It cannot be read, or the video cannot be written.
+        InputError: The video cannot be read.
     """
     reader = cv2.VideoCapture(str(path))
     count, fps = int(reader.get(cv2.CAP_PROP_FRAME_COUNT)), reader.get(cv2.CAP_PROP_FPS) or 25.0
     found, writer = [], None
-    target = out / f'{path.stem}.mp4'
-    try:
-        with whole_file(target) as beside:
-            part = beside.with_suffix('.mp4')  # which the writer goes by
-            try:
-                frames = track(_frames(reader), 'predicting', count, console=Console(stderr=True), transient=True)
-                for frame in frames:
-                    drawn, found_here = predictor(frame)
-                    if writer is None:
-                        size = (drawn.shape[1], drawn.shape[0])
-                        writer = cv2.VideoWriter(str(part), cv2.VideoWriter_fourcc(*'mp4v'), fps, size)
-                    writer.write(drawn)
-                    found.append(found_here)
+    with atomic_write(out / f'{path.stem}.mp4') as temporary:
+        part = temporary.with_suffix('.mp4')  # OpenCV chooses the format by the suffix
+        try:
+            for frame in track(_frames(reader), 'predicting', count, console=Console(stderr=True), transient=True):
+                drawn, predictions = predictor(frame)
                 if writer is None:
-                    raise InputError(f'{path} is no video that can be read')
-                writer.release()
-                part.replace(beside)
-            finally:
-                part.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f'{target} cannot be written: {error.strerror or error}') from None
-    finally:
-        reader.release()
+                    size = (drawn.shape[1], drawn.shape[0])
+                    writer = cv2.VideoWriter(str(part), cv2.VideoWriter_fourcc(*'mp4v'), fps, size)
+                writer.write(drawn)
+                found.append(predictions)
+            if writer is None:
+                raise InputError(f'{path} is truncated or not a video')
+            writer.release()
+            part.replace(temporary)
+        finally:
+            part.unlink(missing_ok=True)
+            reader.release()
     return found
 
 
@@ -314,20 +269,3 @@ def _frames(reader: cv2.VideoCapture) -> Iterator[np.ndarray]:
         if not read:
             return
         yield frame
-
-
-def write_predictions(path: Path, content: dict) -> None:
-    """Writes predictions as JSON, whole or not at all.
-
-    Raises:
-        InputError: The file cannot be written.
-    """
-    _write(path, (json.dumps(content) + '\n').encode())
-
-
-def _write(path: Path, content: bytes) -> None:
-    try:
-        with whole_file(path) as beside:
-            beside.write_bytes(content)
-    except OSError as error:
-        raise InputError(f'{path} cannot be written: {error.strerror or error}') from None

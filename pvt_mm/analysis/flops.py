@@ -1,7 +1,7 @@
-"""Parameters and multiply-adds of the model of a config, whole and by part, without data, weights or memory.
+"""Parameters and multiply-adds of the model of a config, in total and by part, without data, weights or memory.
 
-Counted on the meta device by ``torch.utils.flop_counter``: matrix products (those of fused attention too) and
-convolutions, one multiply-add each as papers count FLOPs. Norms, activations and additions are left out, as there.
+Counted on the meta device by ``torch.utils.flop_counter``: one per multiply-add of matrix products, including fused
+attention, and convolutions, which papers call FLOPs. Like there, norms, activations and additions do not count.
 """
 
 import copy
@@ -15,12 +15,12 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pvt_mm.errors import WRONG_CONFIG, InputError
-from pvt_mm.models.pvt import PVT
+from pvt_mm.models import PVT
+from pvt_mm.utils.errors import InputError, config_errors
 
 
 class Part(NamedTuple):
-    """A part of a model: its name, its parameters in millions, and its multiply-adds an image in 1e9."""
+    """A part of a model: its name, its parameters in millions, and its multiply-adds per image in 1e9."""
 
     name: str
     params_m: float
@@ -28,10 +28,10 @@ class Part(NamedTuple):
 
 
 def default_shape(config: Config) -> tuple[int, int]:
-    """Returns the (H, W) in pixels that the models of a config's task are counted at.
+    """Returns the (H, W) in pixels at which the paper counts models of a config's task.
 
-    A detector's is the shorter side of its test images and 1.6 times that, but no more than their longer side: for
-    800 pixels the 800 x 1280 of Table 11. A segmentor's is 512 x 512 (Table 5), a classifier's 224 x 224 (Table 2).
+    For a detector, H is the shorter side of its test images, and W is 1.6 H but at most their longer side: 800 x 1280
+    in Table 11. A segmentor is counted at 512 x 512 (Table 5), a classifier at 224 x 224 (Table 2).
     """
     if config.get('default_scope') != 'mmdet':
         return (512, 512) if config.get('default_scope') == 'mmseg' else (224, 224)
@@ -44,17 +44,15 @@ def count(config: Config, shape: tuple[int, int]) -> list[Part]:
     """Counts the model of a config on one image of ``shape`` (H, W) in pixels.
 
     Returns:
-        The whole model, and behind it its parts: backbone, neck and heads. Behind a PVT come its stages, and behind
-        each stage what its embedding, its attention and its FFN are of it.
+        The whole model (``model``) and then its parts: backbone, neck and heads. A PVT is followed by its stages, and
+        each stage by its embedding, attention and FFN.
 
     Raises:
-        InputError: The model cannot be built, or does not take such an image.
+        InputError: The model cannot be built, or the image is too small.
     """
     with DefaultScope.overwrite_default_scope(config.get('default_scope', 'mmengine')):
-        try:
+        with config_errors('the model cannot be built'):
             model = _build(config.model)
-        except WRONG_CONFIG as error:
-            raise InputError(f'the model cannot be built: {type(error).__name__}: {error}') from error
         gflops = _gflops_by_module(model, shape)
     parts = [Part('model', _millions(model), gflops[''])]
     for name, child in model.named_children():
@@ -66,21 +64,21 @@ def count(config: Config, shape: tuple[int, int]) -> list[Part]:
 
 
 def _build(model: dict) -> nn.Module:
-    """Builds a model on the meta device, in evaluation and without gradients, which the counter would follow."""
+    """Builds a model on the meta device, in eval mode and without gradients, which the counter would track."""
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # of losses that nothing here computes
+        warnings.simplefilter('ignore')  # about losses, which are not computed here
         try:
             with torch.device('meta'):
-                built = MODELS.build(copy.deepcopy(model))  # MMDetection writes into what it builds DETR's head from
-        except RuntimeError:  # it reads a value while it is built, as MMSegmentation's ViT does
+                built = MODELS.build(copy.deepcopy(model))  # MMDetection modifies the config of DETR's head
+        except RuntimeError:  # the constructor reads a tensor's value, as that of MMSegmentation's ViT
             built = MODELS.build(copy.deepcopy(model)).to('meta')
     return built.eval().requires_grad_(False)
 
 
 def _gflops_by_module(model: nn.Module, shape: tuple[int, int]) -> dict[str, float]:
-    """Returns the multiply-adds, in 1e9, of each module by its name; the model's own is ''."""
+    """Returns the multiply-adds in 1e9 of each module by its name; that of the model is ''."""
     counter = FlopCounterMode(display=False)
-    # The counter names modules from the one that is called, so the model itself has to be.
+    # The counter names modules relative to the one that is called, so the model itself must be called.
     if hasattr(model, 'roi_head'):
         model.forward = functools.partial(_forward_two_stages, model)
     elif hasattr(model, 'forward_transformer'):
@@ -98,16 +96,16 @@ def _gflops_by_module(model: nn.Module, shape: tuple[int, int]) -> dict[str, flo
     prefix, gflops = type(model).__name__, {}
     for name, module in reversed(list(model.named_modules())):  # children before parents
         inner = sum(gflops[f'{name}.{child}'.lstrip('.')] for child, _ in module.named_children())
-        # MMDetection calls its heads' `forward` past the counter's hooks: they are what their children are.
+        # MMDetection calls its heads' `forward` directly, without the counter's hooks: sum up their children.
         gflops[name] = counted.get(f'{prefix}.{name}'.rstrip('.'), inner)
     return gflops
 
 
 def _forward_two_stages(model: nn.Module, image: torch.Tensor) -> None:
-    """Runs a two-stage detector on an image, its heads on as many boxes as its test has at most.
+    """Runs a two-stage detector on an image, with the maximum number of boxes of a test.
 
-    The box head sees the proposals that the test keeps, the mask head the boxes that it returns: 1000 and 100 in
-    MMDetection's Mask R-CNN, and in Table 10's GFLOPs.
+    The box head gets as many boxes as there are proposals, the mask head as many as there are detections: 1000 and 100
+    in MMDetection's Mask R-CNN, which gives Table 10's GFLOPs.
     """
     features = model.extract_feat(image)
     model.rpn_head(features)
@@ -120,7 +118,7 @@ def _forward_two_stages(model: nn.Module, image: torch.Tensor) -> None:
 
 
 def _forward_transformer(model: nn.Module, image: torch.Tensor) -> None:
-    """Runs a DETR, which asks each image's sample where its padding begins: there is none."""
+    """Runs a DETR, which needs the size of each image without padding."""
     from mmdet.structures import DetDataSample
 
     size = tuple(image.shape[2:])

@@ -1,4 +1,4 @@
-"""Figure 6 of the paper: what the backbones' arithmetic becomes as the image grows."""
+"""Figure 6 of the paper: GFLOPs of backbones against the size of the image."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,12 +10,11 @@ from rich.progress import track
 
 from pvt_mm.analysis import flops
 from pvt_mm.analysis.curves import label_ends
-from pvt_mm.analysis.figures import STYLE, dress
-from pvt_mm.analysis.latency import COLORS, MARKERS
-from pvt_mm.engine.run import load_config
-from pvt_mm.errors import InputError
+from pvt_mm.analysis.figures import LINE_COLORS, MARKERS, STYLE, dress
+from pvt_mm.apis.config import load_config
+from pvt_mm.utils.errors import InputError
 
-# The config that has each backbone, and what is another in it.
+# The config of each backbone, and the settings to override in it.
 BACKBONES = {
     'PVT-S': ('retinanet/pvt_s_1x.py', {}),
     'ResNet-50': ('retinanet/r50_1x.py', {}),
@@ -26,20 +25,20 @@ SIDES = (224, 320, 416, 512, 640, 768, 896, 1024)
 
 
 def count_scales(configs: Path, sides: Sequence[int]) -> dict[str, list[float]]:
-    """Counts the backbones alone on square images.
+    """Counts the GFLOPs of backbones, without neck and head, on square images.
 
     Args:
-        configs: The folder of the configs.
-        sides: Of the images, in pixels.
+        configs: The root folder of the configs.
+        sides: The sides of the images in pixels.
 
     Returns:
-        The multiply-adds in 1e9 of each of :data:`BACKBONES`, one a side.
+        For each of :data:`BACKBONES`, its multiply-adds in 1e9, one number per side.
 
     Raises:
-        InputError: A side is no multiple of 32, which ViT-S/32 needs.
+        InputError: A side is not a multiple of 32, as ViT-S/32 requires.
     """
     if any(side < 32 or side % 32 for side in sides):
-        raise InputError(f'--sides {" ".join(map(str, sides))}: each must be a multiple of 32, as ViT-S/32 needs it')
+        raise InputError(f'--sides {" ".join(map(str, sides))}: each must be a multiple of 32, as ViT-S/32 requires')
     gflops = {name: [] for name in BACKBONES}
     jobs = [(name, side) for name in BACKBONES for side in sides]
     for name, side in track(jobs, 'counting', console=Console(stderr=True), transient=True):
@@ -50,24 +49,24 @@ def count_scales(configs: Path, sides: Sequence[int]) -> dict[str, list[float]]:
 
 
 def plot_scale(gflops: dict[str, list[float]], sides: Sequence[int]) -> Figure:
-    """Draws multiply-adds against the side of square images, a line a backbone, named at its end.
+    """Plots GFLOPs against the side of square images, one line per backbone with its name at the end.
 
     Args:
         gflops: See :func:`count_scales`.
-        sides: Ascending.
+        sides: The sides in pixels, ascending.
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7, 4.4), layout='constrained')
         axes = figure.subplots()
-        for line, color, marker in zip(gflops.values(), COLORS, MARKERS, strict=False):
+        for line, color, marker in zip(gflops.values(), LINE_COLORS, MARKERS, strict=False):
             axes.plot(sides, line, color=color, marker=marker, markersize=6, linewidth=2, clip_on=False)
         dress(axes, 'Arithmetic of the backbone alone', 'side of the image (pixels)', 'GFLOPs (multiply-adds)')
         axes.set_ylim(bottom=0)
         axes.set_xticks(sides)
-        figure.draw_without_rendering()  # lays the axes out, for the heights of the names
+        figure.draw_without_rendering()  # computes the layout, which label_ends needs
         ends = [
             (sides[-1], line[-1], color, f'{name}  {line[-1]:.0f}')
-            for (name, line), color in zip(gflops.items(), COLORS, strict=False)
+            for (name, line), color in zip(gflops.items(), LINE_COLORS, strict=False)
         ]
         label_ends(axes, ends)
     return figure

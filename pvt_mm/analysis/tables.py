@@ -1,6 +1,6 @@
-"""Tables 2 to 11 of the paper: what it reports, quoted, beside what is computed here and what runs have measured.
+"""Tables 2 to 11 of the paper: its figures (quoted), those computed from the configs, and those measured by runs.
 
-The quoted figures of a config are those of its metafile. Only Table 2 has rows that are no config's.
+The quoted figures of a config come from its metafile. Only Table 2 has rows without a config.
 """
 
 import contextlib
@@ -13,11 +13,12 @@ import yaml
 from mmengine.config import Config
 
 from pvt_mm.analysis import flops
-from pvt_mm.engine.run import load_config, use_tta
+from pvt_mm.apis.config import load_config
+from pvt_mm.apis.flags import use_tta
 
 PARAMS, GFLOPS, ERROR, TIME = 'parameters (M)', 'GFLOPs', 'top-1 error (%)', 'V100 (ms)'
-# How far a computed figure may be from the quoted one before its row has to say why; half a unit of the last digit that
-# the paper gives is no difference.
+# The largest relative difference between a computed and a quoted figure before its row must explain it. Half a unit of
+# the last quoted digit is always accepted.
 BOUNDS = {PARAMS: 0.01, GFLOPS: 0.02}
 
 TITLES = {
@@ -27,9 +28,9 @@ TITLES = {
     5: 'Semantic FPN on ADE20K, 512 x 512',
     6: 'DETR on COCO val2017',
     7: 'Trans2Seg and DeepLabV3+ on ADE20K, 512 x 512',
-    8: 'ViT beside PVT, RetinaNet on COCO val2017',
-    9: 'Wider beside deeper: parameters and error of the classifier, AP of RetinaNet on COCO val2017',
-    10: 'Global context blocks beside PVT, Mask R-CNN on COCO val2017',
+    8: 'ViT and PVT, RetinaNet on COCO val2017',
+    9: 'Wider and deeper: parameters and error of the classifier, AP of RetinaNet on COCO val2017',
+    10: 'Global context blocks and PVT, Mask R-CNN on COCO val2017',
     11: 'Input scales, RetinaNet on COCO val2017',
 }
 # The columns of each table, in the paper's order.
@@ -47,14 +48,14 @@ COLUMNS = {
     10: (PARAMS, GFLOPS, *MASK),
     11: (GFLOPS, TIME, *BOX),
 }
-# Rows that a table repeats from the one that their metafile names.
+# Rows that are repeated from the table that their metafile names.
 REPEATED = {
     8: ('retinanet/pvt_s_1x',),
     9: ('retinanet/pvt_m_1x',),
     10: ('mask_rcnn/pvt_s_1x',),
     11: ('retinanet/r50_1x', 'retinanet/pvt_s_1x'),
 }
-# Parameters, GFLOPs and top-1 error; * is trained as in the model's own paper.
+# Parameters, GFLOPs and top-1 error; * marks training as in the model's own paper.
 TABLE_2 = {
     'ResNet18*': (11.7, 1.8, 30.2),
     'ResNet18': (11.7, 1.8, 31.5),
@@ -90,13 +91,13 @@ CLASSIFIERS = {
     'PVT-Medium': 'classification/pvt_m_300e',
     'PVT-Large': 'classification/pvt_l_300e',
 }
-# Table 9 has one row for a detector and the classifier that it starts from, whose parameters and error these are.
+# A row of Table 9 is a detector and the classifier that it starts from; parameters and error are the classifier's.
 TABLE_9 = {
     'retinanet/pvt_s_wide_1x': ('wider', 'classification/pvt_s_wide_300e'),
     'retinanet/pvt_m_1x': ('deeper', 'classification/pvt_m_300e'),
 }
 
-# What the evaluators call the paper's metrics.
+# The paper's metrics and the evaluators' names of them.
 METRICS = {
     f'{paper} {name}': f'coco/{ours}_mAP{suffix}'
     for paper, ours in (('box', 'bbox'), ('mask', 'segm'))
@@ -105,7 +106,7 @@ METRICS = {
 
 
 class Row(NamedTuple):
-    """A row of a table: its figures by column, and why a computed one is out of the bounds where one is."""
+    """A row of a table: its figures by column, the input's (H, W), and why a computed figure is out of bounds."""
 
     name: str
     quoted: dict[str, float | str]
@@ -115,7 +116,7 @@ class Row(NamedTuple):
     why: str = ''
 
     def out_of_bounds(self) -> list[str]:
-        """Returns the columns whose computed figure is further from the quoted one than :data:`BOUNDS`."""
+        """Returns the columns whose computed figure differs from the quoted one by more than :data:`BOUNDS`."""
         return [
             column
             for column, bound in BOUNDS.items()
@@ -126,12 +127,12 @@ class Row(NamedTuple):
 
 
 def table(number: int, configs: Path, runs: dict[str, dict[str, float]]) -> list[Row]:
-    """Makes a table of the paper, 2 to 11.
+    """Returns the rows of a table of the paper.
 
     Args:
-        number: Its number.
-        configs: The folder of the configs and their metafiles.
-        runs: What :func:`measured` has found.
+        number: Of the table, 2 to 11.
+        configs: The root folder of the configs and metafiles.
+        runs: The first result of :func:`measured`.
     """
     if number == 2:
         return [_classifier_row(name, figures, configs, runs) for name, figures in TABLE_2.items()]
@@ -152,7 +153,7 @@ def table(number: int, configs: Path, runs: dict[str, dict[str, float]]) -> list
             else:
                 config = load_config(str(configs / f'{name}.py'))
                 shape = tuple(entry['Metadata'].get('Resolution') or flops.default_shape(config))
-                key = repr((shape, _plain(config.model)))  # another schedule trains the same model
+                key = repr((shape, _plain(config.model)))  # configs with other schedules share a model
                 if key not in counted:
                     counted[key] = flops.count(config, shape)[0]
                 computed = {PARAMS: counted[key].params_m, GFLOPS: counted[key].gflops}
@@ -161,9 +162,9 @@ def table(number: int, configs: Path, runs: dict[str, dict[str, float]]) -> list
 
 
 def grid(number: int, rows: list[Row]) -> tuple[list[str], list[list[str]]]:
-    """Lays a table out: the heads of its columns, and the cells of each row.
+    """Returns the column heads of a table and the cells of each row.
 
-    A column that is quoted, computed or measured says so in its head; measured ones are there where a row has any.
+    The head of a column says whether it is quoted, computed or measured. Columns without any figure are left out.
     """
     columns = [*BOUNDS, *(column for column in COLUMNS[number] if column not in BOUNDS)]
     heads, cells = ['config' if number > 2 else 'model'], [[row.name] for row in rows]
@@ -190,7 +191,7 @@ def _text(figure: float | str | None, quoted: float | None) -> str:
 
 
 def markdown(number: int, rows: list[Row]) -> str:
-    """Returns a table as Markdown, with the reasons of what is out of the bounds below it."""
+    """Returns a table as Markdown, followed by the explanations of figures that are out of bounds."""
     heads, cells = grid(number, rows)
     lines = [f'## Table {number}. {TITLES[number]}', '']
     lines += [f'| {" | ".join(line)} |' for line in (heads, ['---'] + ['---:'] * (len(heads) - 1), *cells)]
@@ -201,7 +202,7 @@ def markdown(number: int, rows: list[Row]) -> str:
 
 
 def entries(configs: Path) -> Iterator[tuple[str, dict]]:
-    """Yields the name, ``folder/config``, and the metafile's entry of every config that has one."""
+    """Yields the name, ``folder/config``, and the metafile entry of every config that has one."""
     for metafile in sorted(configs.glob('*/metafile.yml')):
         for entry in yaml.safe_load(metafile.read_text())['Models']:
             yield f'{metafile.parent.name}/{Path(entry["Config"]).stem}', entry
@@ -229,15 +230,15 @@ def _counted(classifier: Path) -> dict[str, float]:
 
 
 def measured(configs: Path, results: Path) -> tuple[dict[str, dict[str, float]], list[str]]:
-    """Reads the last metrics of every run below a folder that trained or tested one of the configs as it stands.
+    """Reads the last metrics of every run below a folder that trained or tested one of the configs unchanged.
 
-    A run is a work directory of ``tools/train.py`` or ``tools/test.py``. It counts where the config that it has kept is
-    the one of its name, in all that its metrics depend on. Rows that the paper tests at several scales (``TTA`` in the
-    metafile) take runs with test-time augmentation, and no others do.
+    A run is a work directory of ``tools/train.py`` or ``tools/test.py``. It counts if the config saved in it equals the
+    config of that name in every setting that affects metrics. Configs that the paper tests at several scales (``TTA``
+    in the metafile) need runs with test-time augmentation, all others need runs without it.
 
     Returns:
-        The paper's metrics, in percent, by the config's name, the newest run's where there are several; and a line for
-        each run that does not count, which says why.
+        The paper's metrics in percent by config name, from the newest run of each; and one line for each run that does
+        not count, with the reason.
     """
     shipped = {}
     for name, entry in entries(configs):
@@ -253,14 +254,14 @@ def measured(configs: Path, results: Path) -> tuple[dict[str, dict[str, float]],
                     found[name] = metrics
             if reasons and all(reasons.values()):
                 name = min(reasons, key=lambda name: len(reasons[name]))
-                refused.append(f'{log.parent} is not {name} as it stands: another {", ".join(reasons[name])}')
+                refused.append(f'{log.parent} differs from {name} in {", ".join(reasons[name])}')
     return found, refused
 
 
 def _differences(run: Config, shipped: Config, tta: bool) -> list[str]:
-    """Returns the settings that metrics depend on in which a run's config is not the shipped one.
+    """Returns the settings that affect metrics and differ between a run's config and the shipped one.
 
-    Mixed precision is no difference, nor is where the data and the weights to start from are, or how they are loaded.
+    Mixed precision, the locations of data and initial weights, and data loading do not count as differences.
     """
     if tta:
         use_tta(shipped)
@@ -273,12 +274,12 @@ def _differences(run: Config, shipped: Config, tta: bool) -> list[str]:
     return differing
 
 
-# What a setting may be without another result.
+# Settings that do not affect metrics.
 FREE = ('num_workers', 'persistent_workers', 'pin_memory', 'data_root', 'backend_args', 'checkpoint', 'prefix')
 
 
 def _plain(value: object, key: str = '') -> object:
-    """Returns a part of a config as plain values to compare, without what is free to differ."""
+    """Returns a part of a config as plain values to compare, without settings that do not affect metrics."""
     if isinstance(value, dict):
         kept = {name: inner for name, inner in value.items() if name not in FREE}
         if kept.get('type') in ('OptimWrapper', 'AmpOptimWrapper'):
@@ -290,7 +291,7 @@ def _plain(value: object, key: str = '') -> object:
 
 
 def _last_metrics(log: Path) -> dict[str, float]:
-    """Returns the last evaluation in the folder of a run's log: that of a training, or of a test."""
+    """Returns the metrics of the last evaluation, of a training or a test, in the folder of a run's log."""
     found = {}
     for path in (log / 'vis_data/scalars.json', *log.glob('*.json')):
         for text in path.read_text().splitlines() if path.exists() else ():

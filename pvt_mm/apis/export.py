@@ -1,4 +1,4 @@
-"""A trained model as ONNX, with any height, width and batch, and only where onnxruntime computes what PyTorch does."""
+"""Export of a trained model to ONNX with dynamic height, width and batch, compared with onnxruntime's outputs."""
 
 import contextlib
 import json
@@ -15,16 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pvt_mm.errors import InputError
-from pvt_mm.files import whole_file
+from pvt_mm.utils.errors import InputError
+from pvt_mm.utils.files import atomic_write
 
-SMALLEST, LARGEST = 64, 8192  # pixels a side, of which torch.export knows that every map has a pixel
-SIZES = ((1, 64, 96), (2, 224, 224), (3, 101, 230))  # batch, height and width of what is compared
-TOLERANCE = 1e-4  # of the largest value
+SMALLEST, LARGEST = 64, 8192  # pixels per side, a range in which torch.export can prove that no map is empty
+SIZES = ((1, 64, 96), (2, 224, 224), (3, 101, 230))  # batch, height and width of the images that are compared
+TOLERANCE = 1e-4  # relative to the largest value
 
 
 class Segmentor(nn.Module):
-    """A segmentor from normalised images (B, 3, H, W) to scores (B, classes, H, W), without samples and resizing."""
+    """A segmentor that maps normalised images (B, 3, H, W) to scores (B, classes, H, W), without data samples."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -37,7 +37,11 @@ class Segmentor(nn.Module):
 
 
 def choose_part(model: nn.Module, part: str | None) -> tuple[nn.Module, str]:
-    """Returns what of a model is exported, and its name: ``model`` for Semantic FPN unless ``part`` says otherwise.
+    """Returns the module to export and the name of its part, ``model`` or ``backbone``.
+
+    Args:
+        model: A detector, segmentor or classifier.
+        part: ``model``, ``backbone``, or None for the model if it is a Semantic FPN and else the backbone.
 
     Raises:
         InputError: The model has no such part.
@@ -49,30 +53,30 @@ def choose_part(model: nn.Module, part: str | None) -> tuple[nn.Module, str]:
             raise InputError(f'a {type(model).__name__} has no backbone to export')
         return model.backbone, part
     if not isinstance(head, nn.Module):
-        raise InputError(f'--part model: a {type(model).__name__} is exported by its backbone, a segmentor alone whole')
+        raise InputError(f'--part model: a {type(model).__name__} is not a segmentor: use --part backbone')
     return Segmentor(model), part
 
 
 def export(model: nn.Module, path: str | os.PathLike, about: dict | None = None) -> dict:
-    """Writes a module from images (B, 3, H, W) to a map or several as ONNX, whole or, where it differs, not at all.
+    """Writes a module that maps images (B, 3, H, W) to one or more maps as ONNX, if onnxruntime agrees with PyTorch.
 
-    B is any, H and W are at least 64. Images are normalised as in training.
+    B is dynamic, and so are H and W from 64 to 8192. Images are normalised as in training.
 
     Args:
-        model: In eval mode, on the CPU.
-        path: The file, replaced where it is there.
-        about: Further entries of the file's metadata; values that are no strings become JSON.
+        model: The module, in eval mode and on the CPU.
+        path: The file to write, atomically; an existing one is replaced.
+        about: Entries to add to the file's metadata; values that are not strings are written as JSON.
 
     Returns:
-        ``outputs``, their names; ``difference``, the largest between onnxruntime and PyTorch over :data:`SIZES` and
-        outputs, as a share of the output's largest value; ``megabytes``.
+        ``outputs``, their names; ``difference``, the largest between onnxruntime and PyTorch over :data:`SIZES`,
+        relative to the largest value of an output; and ``megabytes``.
 
     Raises:
-        InputError: ONNX's packages are absent, the model cannot be exported, or its results differ.
+        InputError: ONNX's packages are missing, the model cannot be exported, or the outputs differ.
     """
     missing = [name for name in ('onnx', 'onnxscript', 'onnxruntime') if not find_spec(name)]
     if missing:
-        raise InputError(f"{', '.join(missing)} not installed: pip install 'pvt_mm[onnx]'")
+        raise InputError(f"not installed: {', '.join(missing)}; pip install 'pvt_mm[onnx]'")
     with torch.no_grad():
         outputs = _as_tuple(model(torch.zeros(1, 3, 128, 128)))
     names = ['scores'] if isinstance(model, Segmentor) else [f'feature{i}' for i in range(len(outputs))]
@@ -83,14 +87,11 @@ def export(model: nn.Module, path: str | os.PathLike, about: dict | None = None)
         raise InputError(f'a {type(model).__name__} cannot be exported with dynamic sizes: {why}') from error
     for key, value in (about or {}).items():
         program.model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)
-    try:
-        with whole_file(path) as beside:
-            program.save(beside, external_data=False)
-            difference = compare(model, beside)
-            if not difference <= TOLERANCE:
-                raise InputError(f'onnxruntime differs from PyTorch by {difference:.1e}: {path} is not written')
-    except OSError as error:
-        raise InputError(f'{path} cannot be written: {error.strerror or error}') from None
+    with atomic_write(path) as temporary:
+        program.save(temporary, external_data=False)
+        difference = compare(model, temporary)
+        if not difference <= TOLERANCE:  # also if it is NaN
+            raise InputError(f'onnxruntime differs from PyTorch by {difference:.1e}: {path} is not written')
     return dict(outputs=names, difference=difference, megabytes=round(Path(path).stat().st_size / 1e6, 1))
 
 
@@ -98,7 +99,7 @@ def _export(model: nn.Module, names: Sequence[str]) -> torch.onnx.ONNXProgram:
     side = dict(min=SMALLEST, max=LARGEST)
     axes = {0: torch.export.Dim('batch', min=1), 2: torch.export.Dim('height', **side)}
     axes[3] = torch.export.Dim('width', **side)
-    for name in ('torch.onnx', 'onnxscript', 'onnx_ir'):  # they name each operator that is not there or not folded
+    for name in ('torch.onnx', 'onnxscript', 'onnx_ir'):  # they log operators that are missing or not folded
         logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.no_grad(), _symbolic_sizes():
         warnings.simplefilter('ignore')
@@ -115,7 +116,7 @@ def _export(model: nn.Module, names: Sequence[str]) -> torch.onnx.ONNXProgram:
 
 @contextlib.contextmanager
 def _symbolic_sizes() -> Iterator[None]:
-    """Has MMSegmentation, where it is here, compute sizes without `int` and `math.ceil`: constants to torch.export."""
+    """Makes MMSegmentation compute sizes without `int` and `math.ceil`, which torch.export turns into constants."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(ImportError):
             from mmseg.models.utils import Upsample
@@ -137,12 +138,12 @@ def _pad(self: nn.Module, x: Tensor) -> Tensor:
 
 
 def compare(model: nn.Module, path: str | os.PathLike) -> float:
-    """Returns the largest difference between onnxruntime and PyTorch, as a share of an output's largest value.
+    """Returns the largest difference between onnxruntime and PyTorch on random images of :data:`SIZES`.
 
-    Random images of :data:`SIZES` are compared.
+    It is relative to the largest value of an output, and NaN if there is any NaN.
 
     Raises:
-        InputError: onnxruntime cannot run the file, or has outputs of other shapes.
+        InputError: onnxruntime cannot run the file, or its outputs have other shapes.
     """
     import onnxruntime
 
@@ -156,10 +157,10 @@ def compare(model: nn.Module, path: str | os.PathLike) -> float:
             found = session.run(None, {'image': image.numpy()})
             for mine, theirs in zip(expected, found, strict=True):
                 if mine.shape != theirs.shape:
-                    raise ValueError(f'an output is {theirs.shape}, and with PyTorch {mine.shape}')
-                # `max` would pass over what is not a number
+                    raise ValueError(f'an output is {theirs.shape} with onnxruntime and {mine.shape} with PyTorch')
+                # unlike `max`, `np.maximum` keeps NaN
                 worst = float(np.maximum(worst, np.abs(mine - theirs).max() / np.abs(mine).max()))
-    except Exception as error:  # onnxruntime's exceptions have no parent of their own
+    except Exception as error:  # onnxruntime's exceptions have no common base class
         what = ' '.join(str(error).split())[:300]
         raise InputError(f'a {type(model).__name__} cannot be exported with dynamic sizes: {what}') from error
     return worst
