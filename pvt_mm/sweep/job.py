@@ -5,15 +5,13 @@ import shlex
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pvt_mm.sweep.spec import Trial
 from pvt_mm.utils.files import write_json
 
 # Exit codes of a training that a signal stopped: after it wrote a checkpoint (EX_TEMPFAIL), or before its first one, as
@@ -96,14 +94,3 @@ def _terminate(process: subprocess.Popen) -> None:
     timer = threading.Timer(GRACE, process.kill)
     timer.daemon = True
     timer.start()
-
-
-def train_command(trial: Trial, work_dir: Path, train: Path, gpus: int = 0, flags: Sequence[str] = ()) -> list[str]:
-    """Returns the command of a trial: ``tools/train.py`` (at ``train``), under torchrun if ``gpus`` is above one."""
-    launch, launcher = ['-u'], []
-    if gpus > 1:
-        launch = [str(train.with_name('launch.py')), '--standalone', f'--nproc_per_node={gpus}']
-        launcher = ['--launcher', 'pytorch']
-    arguments = [trial.config, '--work-dir', str(work_dir), '--seed', str(trial.seed), *launcher, *flags]
-    options = ['--cfg-options', *trial.options] if trial.options else []
-    return [sys.executable, *launch, str(train), *arguments, *options]

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pvt_mm.sweep.executors import EXECUTORS, Local, Slurm
-from pvt_mm.sweep.job import Job, train_command
+from pvt_mm.sweep.job import Job
 from pvt_mm.sweep.spec import Sweep, Trial
 from pvt_mm.utils.errors import InputError
 from pvt_mm.utils.files import read_json, write_json
@@ -183,6 +183,17 @@ class Trials:
             done = self.executor.cancel({status.job: status.state for status in active})
             sys.stderr.write(f'\n{done}, {len(waiting)} not started. Run the same command to continue.\n')
             raise
+
+
+def train_command(trial: Trial, work_dir: Path, train: Path, gpus: int = 0, flags: Sequence[str] = ()) -> list[str]:
+    """Returns the command of a trial: ``tools/train.py`` (at ``train``), under torchrun if ``gpus`` is above one."""
+    launch, launcher = ['-u'], []
+    if gpus > 1:
+        launch = [str(train.with_name('launch.py')), '--standalone', f'--nproc_per_node={gpus}']
+        launcher = ['--launcher', 'pytorch']
+    arguments = [trial.config, '--work-dir', str(work_dir), '--seed', str(trial.seed), *launcher, *flags]
+    options = ['--cfg-options', *trial.options] if trial.options else []
+    return [sys.executable, *launch, str(train), *arguments, *options]
 
 
 @contextlib.contextmanager

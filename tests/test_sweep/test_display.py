@@ -1,4 +1,4 @@
-"""A live table on a terminal, and elsewhere a line where something has changed."""
+"""The display of a sweep: a live table on a terminal, otherwise a line for each change."""
 
 import io
 
@@ -22,16 +22,16 @@ def shown(terminal: bool) -> str:
     return console.file.getvalue()
 
 
-def test_lines_say_what_has_changed():
+def test_lines_show_changes():
     lines = [line.split(' ', 1)[1] for line in shown(terminal=False).splitlines()]
     assert lines == [
-        'pvt_s-seed0: running, epoch 2/12, 1:02:03 to go',
+        'pvt_s-seed0: running, epoch 2/12, 1:02:03 remaining',
         'pvt_s-seed0: finished, epoch 12/12, coco/bbox_mAP 0.4042',
         'pvt_s-seed1: running',
     ]
 
 
-def test_a_terminal_gets_a_table_of_all():
+def test_a_terminal_gets_a_table_of_all_trials():
     out = shown(terminal=True)
     assert 'epoch 2/12' in out
     assert '1:02:03' in out

@@ -1,4 +1,4 @@
-"""What a job does with its trial's training: its outcome, and when it resumes."""
+"""Jobs: the outcome of training, signals, and resuming."""
 
 import json
 import os
@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from pvt_mm.sweep.job import Job, train_command
-from pvt_mm.sweep.spec import Trial
+from pvt_mm.sweep.job import Job
 
 
 def training(saves: float, code: int) -> list[str]:
-    """Returns the command of a training that takes ``saves`` seconds to save and ends with ``code`` when it is told."""
+    """Returns a command that takes ``saves`` seconds to write a checkpoint on SIGTERM and then exits with ``code``."""
     script = f"""
 import signal, sys, time
 from pathlib import Path
@@ -35,13 +34,13 @@ time.sleep(60)
     [
         ('print("trained")', dict(state='finished', code=0)),
         ('import sys; print("broke"); sys.exit(3)', dict(state='failed', code=3)),
-        ('import os; os.kill(os.getpid(), 9)', dict(state='failed', code=-9)),  # no memory
-        ('import sys; sys.exit(130)', dict(state='running')),  # Ctrl-C: it was cut off
-        ('import sys; sys.exit(75)', dict(state='running')),  # so was it, and wrote a checkpoint
+        ('import os; os.kill(os.getpid(), 9)', dict(state='failed', code=-9)),  # out of memory
+        ('import sys; sys.exit(130)', dict(state='running')),  # Ctrl-C
+        ('import sys; sys.exit(75)', dict(state='running')),  # stopped after writing a checkpoint
         ('import os; os.kill(os.getpid(), 15)', dict(state='running')),
     ],
 )
-def test_the_end_is_written_down(script, outcome, tmp_path):
+def test_outcome(script, outcome, tmp_path):
     Job([sys.executable, '-c', script], str(tmp_path), str(tmp_path))()
     written = json.loads((tmp_path / 'outcome.json').read_text())
     assert {key: written[key] for key in outcome} == outcome
@@ -49,7 +48,7 @@ def test_the_end_is_written_down(script, outcome, tmp_path):
 
 
 def test_ctrl_c_waits_for_the_checkpoint(tmp_path):
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored in background processes
     job = Job(training(saves=0.5, code=75), str(tmp_path), str(tmp_path))
 
     def interrupt():
@@ -65,7 +64,7 @@ def test_ctrl_c_waits_for_the_checkpoint(tmp_path):
     assert json.loads((tmp_path / 'outcome.json').read_text())['state'] == 'running'
 
 
-def test_training_that_ends_although_it_is_told_to_stop_has_finished(tmp_path):
+def test_training_that_ends_after_sigterm_has_finished(tmp_path):
     def stop():
         while not (tmp_path / 'ready').exists():
             time.sleep(0.01)
@@ -76,25 +75,8 @@ def test_training_that_ends_although_it_is_told_to_stop_has_finished(tmp_path):
     assert json.loads((tmp_path / 'outcome.json').read_text())['state'] == 'finished'
 
 
-def test_it_resumes_from_a_checkpoint_that_is_there(tmp_path):
+def test_resumes_if_there_is_a_checkpoint(tmp_path):
     job = Job(['true'], str(tmp_path), str(tmp_path))
     assert not job.can_resume()
     Path(tmp_path / 'last_checkpoint').write_text('epoch_1.pth')
     assert job.can_resume()
-
-
-def test_several_gpus_train_under_torchrun():
-    trial = Trial('a', 'a.py', ('x=1',), 3, None)
-    one, four = (train_command(trial, Path('out'), Path('train.py'), gpus, ['--amp']) for gpus in (1, 4))
-    rest, pytorch = ['train.py', 'a.py', '--work-dir', 'out', '--seed', '3'], ['--launcher', 'pytorch']
-    assert one[1:] == ['-u', *rest, '--amp', '--cfg-options', 'x=1']
-    assert four[1:] == [
-        'launch.py',
-        '--standalone',
-        '--nproc_per_node=4',
-        *rest,
-        *pytorch,
-        '--amp',
-        '--cfg-options',
-        'x=1',
-    ]

@@ -1,16 +1,16 @@
-"""Sweeps as files: those that are shipped, what follows from one, and what is wrong with others."""
+"""Definitions of sweeps: the shipped ones, their trials, and errors."""
 
 from pathlib import Path
 
 import pytest
 import yaml
 
-from pvt_mm.errors import InputError
 from pvt_mm.sweep.spec import load_sweep
+from pvt_mm.utils.errors import InputError
 from tests.conftest import ROOT
 
 SWEEPS = sorted((ROOT / 'configs/sweeps').glob('*.py'))
-# Which results of the metafiles each sweep of the paper is about.
+# The folder and the source of the results in its metafile, for the sweeps of the paper's tables.
 SOURCES = dict(
     retinanet_backbones=('retinanet', 'paper, Table 3'),
     mask_rcnn_backbones=('mask_rcnn', 'paper, Table 4'),
@@ -45,7 +45,7 @@ def test_shipped_sweeps_load_with_their_configs_and_options(path):
         assert {str(Path(trial.config).resolve().relative_to(ROOT)) for trial in sweep.trials} == expected
 
 
-def test_the_gpus_that_a_recipe_is_for():
+def test_gpus_of_the_batch_size():
     assert {trial.gpus for trial in load_sweep(str(ROOT / 'configs/sweeps/retinanet_backbones.py')).trials} == {8.0}
 
 
@@ -59,7 +59,7 @@ def load(tmp_path, text: str, **others):
     return load_sweep(str(path), **others)
 
 
-def test_options_are_combined_and_seeds_follow(tmp_path):
+def test_options_and_seeds_are_combined(tmp_path):
     text = f"""
 rates = ('1e-4', '1e-3')
 options = [{{f'lr{{rate}}': [f'{LR}={{rate}}'] for rate in rates}}, dict(short=['{EPOCHS}=1'], long=['{EPOCHS}=24'])]
@@ -70,7 +70,7 @@ exclude = ['*lr1e-3-long*', 'a-lr1e-4-short-seed1']
     assert (sweep.name, sweep.title, sweep.metric, sweep.rule) == ('sweep', 'sweep', 'loss', 'less')
     names = ['lr1e-4-short-seed0', 'lr1e-4-long-seed0', 'lr1e-4-long-seed1', 'lr1e-3-short-seed0', 'lr1e-3-short-seed1']
     assert [trial.name for trial in sweep.trials] == [f'a-{name}' for name in names]
-    assert [trial.epochs for trial in sweep.trials] == [1, 24, 24, 1, 1]  # a trial's own options win
+    assert [trial.epochs for trial in sweep.trials] == [1, 24, 24, 1, 1]  # a trial's own options override
     assert sweep.trials[1].options == ('train_dataloader.batch_size=4', f'{EPOCHS}=3', f'{LR}=1e-4', f'{EPOCHS}=24')
     assert sweep.trials[1].setting == sweep.trials[2].setting == 'a-lr1e-4-long'
     assert [trial.seed for trial in load(tmp_path, '', seeds=[7]).trials] == [7]
@@ -79,28 +79,29 @@ exclude = ['*lr1e-3-long*', 'a-lr1e-4-short-seed1']
 @pytest.mark.parametrize(
     ('text', 'message'),
     [
-        ("metric = ''", 'is no sweep: it lacks metric; a sweep sets title, metric'),
+        ("metric = ''", 'is not a sweep: metric not set; settings are title, metric'),
         ('seed = (0,)', 'a sweep has no seed; did you mean seeds'),
-        ("rule = 'more'", "rule is 'greater' or 'less', not 'more'"),
+        ("rule = 'more'", "rule must be 'greater' or 'less', not 'more'"),
         ("configs = ['gone.py']", 'gone.py does not exist'),
-        ("configs = 'gone.py'", 'configs is a list of paths of different names'),
-        ("options = ['a=b']", 'options is a dict of lists by name'),
-        ("options = {'a/b': []}", "'a/b' names a part of trials, and folders"),
-        ("configs = {'../b': 'b.py'}", "'../b' names a part of trials, and folders"),
-        ('configs = [3]', 'configs is a list of paths'),
-        ('options = dict(a=None)', 'options is a dict of lists by name'),
-        ('options = dict(a=[1])', 'options is a dict of lists by name'),
-        ('seeds = 3', 'seeds is a list of numbers, such as [0, 1, 2], not 3'),
-        ('seeds = []', 'seeds is a list of numbers'),
-        ("exclude = 'a*'", "exclude is a list of patterns, such as ['pvt_l*-seed2'], not 'a*'"),
+        ("configs = 'gone.py'", 'configs must be a list of paths with different names'),
+        ("options = ['a=b']", 'options must be a dict of lists by name'),
+        ("options = {'a/b': []}", "'a/b' becomes a part of folder names"),
+        ("configs = {'../b': 'b.py'}", "'../b' becomes a part of folder names"),
+        ('configs = 3', 'configs must be a list of paths'),
+        ('configs = [3]', 'configs must be a list of paths'),
+        ('options = dict(a=None)', 'options must be a dict of lists by name'),
+        ('options = dict(a=[1])', 'options must be a dict of lists by name'),
+        ('seeds = 3', 'seeds must be a list of integers, such as [0, 1, 2], not 3'),
+        ('seeds = []', 'seeds must be a list of integers'),
+        ("exclude = 'a*'", "exclude must be a list of patterns, such as ['pvt_l*-seed2'], not 'a*'"),
         ("options = dict(a=['modle.backbone=1'])", 'the config has no modle; did you mean model'),
         ("options = dict(a=['model'])", 'takes KEY=VALUE pairs'),
-        ("exclude = ['b*']", 'nothing is called b*, which exclude names; there are a-seed0'),
-        ("exclude = ['*']", 'every trial is excluded'),
-        ('seeds = (0, 0)', 'two trials are called a-seed0'),
+        ("exclude = ['b*']", 'exclude pattern b* matches none of the trials a-seed0'),
+        ("exclude = ['*']", 'all trials are excluded'),
+        ('seeds = (0, 0)', 'two trials have the name a-seed0'),
     ],
 )
-def test_what_is_wrong_is_said(text, message, tmp_path):
+def test_errors(text, message, tmp_path):
     with pytest.raises(InputError) as error:
         load(tmp_path, text)
     assert message in str(error.value)

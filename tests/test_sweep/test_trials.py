@@ -1,4 +1,4 @@
-"""Where trials stand, as their folders and logs say."""
+"""The statuses of trials, read from their folders and logs."""
 
 import os
 import signal
@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from pvt_mm.errors import InputError
-from pvt_mm.files import read_json, write_json
 from pvt_mm.sweep.executors import Local, Slurm
 from pvt_mm.sweep.spec import Sweep, Trial
-from pvt_mm.sweep.trials import Status, Trials, last_lines
+from pvt_mm.sweep.trials import Status, Trials, last_lines, train_command
+from pvt_mm.utils.errors import InputError
+from pvt_mm.utils.files import read_json, write_json
 
 EPOCHS = Trial('pvt_s', 'pvt_s.py', (), 0, 12)
 ITERATIONS = Trial('fpn', 'fpn.py', (), 0, None)
@@ -25,7 +25,7 @@ LOG = """\
 
 @pytest.fixture
 def alive(monkeypatch) -> dict[str, str]:
-    """The states of jobs, by id, of either executor."""
+    """Replaces the states of jobs, by id, of both executors."""
     states = {}
     for executor in (Local, Slurm):
         monkeypatch.setattr(executor, 'alive', lambda jobs: {job: states[job] for job in jobs if job in states})
@@ -47,47 +47,47 @@ def submitted(trials: Trials, trial: Trial, executor: str = 'local', log: str = 
         write_json(folder / 'outcome.json', dict(state=outcome))
 
 
-def test_a_trial_that_was_never_run_is_new(trials, alive):
+def test_new(trials, alive):
     assert trials.statuses() == {EPOCHS: Status('new'), ITERATIONS: Status('new')}
 
 
 @pytest.mark.parametrize('executor', ['local', 'slurm'])
-def test_a_running_trial_says_how_far_it_is(executor, trials, alive):
+def test_progress_of_a_running_trial(executor, trials, alive):
     submitted(trials, EPOCHS, executor, LOG, outcome='running')
     alive['7'] = 'running'
     status = trials.statuses()[EPOCHS]
     assert status == Status('running', executor, '7', '', 'epoch 2/12', 0.123, '0:03:04')
 
 
-def test_days_are_part_of_the_time_to_go(trials, alive):
+def test_remaining_time_of_days(trials, alive):
     submitted(trials, EPOCHS, log=LOG.splitlines()[0])
     alive['7'] = 'running'
     status = trials.statuses()[EPOCHS]
     assert (status.progress, status.metric, status.eta) == ('epoch 1/12', None, '1 day, 2:03:04')
 
 
-def test_iterations_are_counted_where_there_are_no_epochs(trials, alive):
+def test_progress_in_iterations(trials, alive):
     submitted(trials, ITERATIONS, log='mmengine - INFO - Iter(train) [ 1000/80000]  lr: 1e-4  eta: 9:00:00  time: 1')
     alive['7'] = 'running'
     assert trials.statuses()[ITERATIONS].progress == '1000/80000'
 
 
-def test_one_whose_job_is_gone_was_cut_off_and_has_no_time_to_go(trials, alive):
+def test_interrupted_if_the_job_has_ended_without_an_outcome(trials, alive):
     submitted(trials, EPOCHS, log=LOG, outcome='running')
     status = trials.statuses()[EPOCHS]
-    assert (status.state, status.eta) == ('cut off', '')
+    assert (status.state, status.eta) == ('interrupted', '')
 
 
 @pytest.mark.parametrize('outcome', ['finished', 'failed'])
-def test_an_outcome_outlives_the_job(outcome, trials, alive):
+def test_an_outcome_overrides_the_state_of_the_job(outcome, trials, alive):
     submitted(trials, EPOCHS, log=LOG, outcome=outcome)
-    alive['7'] = 'running'  # Slurm still completes it, or another process has its id
+    alive['7'] = 'running'  # Slurm has not removed it, or another process has its id
     assert trials.statuses()[EPOCHS].state == outcome
 
 
-def test_ctrl_c_waits_until_a_job_is_on_record(trials, alive, monkeypatch, capsys):
+def test_ctrl_c_waits_until_a_job_is_recorded(trials, alive, monkeypatch, capsys):
     class Executor:
-        name, limit, every, gpus = 'local', 1, 0.0, 0
+        name, limit, interval, gpus = 'local', 1, 0.0, 0
 
         def environment(self, taken):
             return {}
@@ -112,20 +112,29 @@ def test_ctrl_c_waits_until_a_job_is_on_record(trials, alive, monkeypatch, capsy
     assert "['9'] stopped, 1 not started." in capsys.readouterr().err
 
 
-def test_a_folder_of_another_trial_is_refused(trials, tmp_path):
+def test_a_folder_of_another_trial_is_an_error(trials, tmp_path):
     submitted(trials, EPOCHS)
     other = Trial('pvt_s', 'pvt_s.py', ('optim_wrapper.optimizer.lr=1',), 0, 12)
     with pytest.raises(InputError, match='was run with options'):
         Trials(Sweep('two', 'Two', 'coco/bbox_mAP', 'greater', (other,)), tmp_path, Path('tools/train.py'))
 
 
-def test_the_last_lines_are_of_the_last_start(tmp_path):
+def test_several_gpus_use_torchrun():
+    trial = Trial('a', 'a.py', ('x=1',), 3, None)
+    one, four = (train_command(trial, Path('out'), Path('train.py'), gpus, ['--amp']) for gpus in (1, 4))
+    rest, pytorch = ['train.py', 'a.py', '--work-dir', 'out', '--seed', '3'], ['--launcher', 'pytorch']
+    assert one[1:] == ['-u', *rest, '--amp', '--cfg-options', 'x=1']
+    launch = ['launch.py', '--standalone', '--nproc_per_node=4']
+    assert four[1:] == [*launch, *rest, *pytorch, '--amp', '--cfg-options', 'x=1']
+
+
+def test_last_lines_of_the_last_training(tmp_path):
     (tmp_path / 'train.log').write_text('$ train\nold\n$ train --resume\n\nfirst\nsecond\n')
     assert last_lines(tmp_path) == ['first', 'second']
     assert last_lines(tmp_path, count=1) == ['second']
 
 
-def test_where_training_never_began_the_last_lines_are_the_jobs(tmp_path):
+def test_last_lines_of_the_job_if_training_never_started(tmp_path):
     (tmp_path / 'submitit').mkdir()
     for age, name in enumerate(('1_0_log.err', '2_0_log.err')):
         (tmp_path / 'submitit' / name).write_text(f'{name} broke\n')

@@ -1,4 +1,4 @@
-"""Sweeps run for real on this machine: what fails, is cut off and goes on, and what is reported of it."""
+"""A sweep on this machine: a trial that fails, one that is interrupted and resumed, and the report."""
 
 import csv
 import json
@@ -27,13 +27,13 @@ val_dataloader = loading
 train_cfg = dict(max_epochs=2, val_interval=2)
 default_hooks = dict(logger=dict(interval=1), checkpoint=dict(max_keep_ckpts=2))
 """
-# It waits before its second epoch until it is let go.
+# Waits before its second epoch for a file.
 WAITING = """
 import time
 from pathlib import Path
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-from pvt_mm.engine.checkpoint_hook import CheckpointHook
+from pvt_mm.engine.hooks.checkpoint_hook import CheckpointHook
 
 @HOOKS.register_module()
 class WaitForGo(Hook):
@@ -99,12 +99,12 @@ def test_a_sweep_goes_on_where_it_was_cut_off(sweep, shapes, capsys):
     )
     wait_for(lambda: state('tiny-late-seed0'), 'the first trial does not start')
     assert sweep_tool.main([sweep, *data]) == 2
-    assert 'another tools/sweep.py runs the sweep in work_dirs/sweeps/two' in capsys.readouterr().err
+    assert 'another tools/sweep.py is running the sweep in work_dirs/sweeps/two' in capsys.readouterr().err
     wait_for(Path('work_dirs/sweeps/two/held-plain-seed0/last_checkpoint').exists, 'the second trial does not train')
     os.killpg(process.pid, signal.SIGINT)  # to all that was started, as a terminal does
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert '1 running stopped, 0 not started. The same command goes on from here.' in err
+    assert '1 running stopped, 0 not started. Run the same command to continue.' in err
     lines = [re.sub(r'^[\d:]+ ', '', line) for line in out.splitlines()]
     assert lines[:3] == ['tiny-late-seed0: running', 'tiny-late-seed0: failed', 'held-plain-seed0: running']
     assert (state('tiny-late-seed0'), state('held-plain-seed0')) == ('failed', 'running')
@@ -114,8 +114,8 @@ def test_a_sweep_goes_on_where_it_was_cut_off(sweep, shapes, capsys):
     out = capsys.readouterr().out
     assert f'  error: the train data is not there: {shapes}/late.json does not exist' in out
     report = json.loads(out.splitlines()[-1])
-    assert (report['failed'], report['cut off'], report['best']) == (1, 1, None)
-    assert '- held-plain-seed0: cut off' in Path('work_dirs/sweeps/two/sweep.md').read_text()
+    assert (report['failed'], report['interrupted'], report['best']) == (1, 1, None)
+    assert '- held-plain-seed0: interrupted' in Path('work_dirs/sweeps/two/sweep.md').read_text()
 
     # Again: the failed one is rerun, and the one that was cut off goes on.
     (shapes / 'late.json').write_text((shapes / 'annotations/instances_train2017.json').read_text())
@@ -156,12 +156,12 @@ def test_a_sweep_goes_on_where_it_was_cut_off(sweep, shapes, capsys):
     ('arguments', 'message'),
     [
         (['gone.py'], 'the config gone.py does not exist'),
-        (['two.py', '--gpus', '64'], '--jobs 1 of --gpus 64 need 64'),
-        (['two.py', '--executor', 'slurm'], 'there is no sbatch here'),
+        (['two.py', '--gpus', '64'], '--jobs 1 with --gpus 64 needs 64 GPUs'),
+        (['two.py', '--executor', 'slurm'], 'sbatch not found'),
         (['two.py', '--cfg-options', 'model.backbone'], "takes KEY=VALUE pairs, got 'model.backbone"),
-        (['two.py', '--work-dir', 'two.py/x'], 'two.py/x cannot be written'),
-        (['two.py', '--', '--amp', '--seed', '3'], '-- --seed: the sweep sets that for each trial'),
-        (['two.py', '--', '--work-dir=x'], '-- --work-dir=x: the sweep sets that for each trial'),
+        (['two.py', '--work-dir', 'two.py/x'], 'two.py/x: Not a directory'),
+        (['two.py', '--', '--amp', '--seed', '3'], '-- --seed: the sweep sets it for each trial'),
+        (['two.py', '--', '--work-dir=x'], '-- --work-dir=x: the sweep sets it for each trial'),
     ],
 )
 def test_bad_input_gets_one_line_and_exit_code_2(arguments, message, sweep, monkeypatch, capsys):
@@ -173,26 +173,26 @@ def test_bad_input_gets_one_line_and_exit_code_2(arguments, message, sweep, monk
     assert message in error[0]
 
 
-def test_another_batch_than_the_recipes_is_told(tmp_path, capsys):
+def test_note_about_the_batch_size(tmp_path, capsys):
     trial = Trial('a', 'a.py', (), 0, 12, gpus=8.0)
 
     def note(gpus: int, *flags: str) -> str:
         swept = Sweep('one', 'One', 'mIoU', 'greater', (trial,))
-        sweep_tool.note_batches(Trials(swept, tmp_path, Path('train.py'), flags=flags, gpus=gpus))
+        sweep_tool.warn_of_batch_size(Trials(swept, tmp_path, Path('train.py'), flags=flags, gpus=gpus))
         return capsys.readouterr().err
 
-    assert note(1).endswith('for the batches of 8 GPUs, and a trial has 1: add --gpus 8, or -- --auto-scale-lr\n')
+    assert note(1).endswith('for the batch size of 8 GPUs, and a trial has 1: add --gpus 8, or -- --auto-scale-lr\n')
     assert note(1, '--auto-scale-lr') == note(8) == ''
 
 
 @pytest.mark.parametrize(
     ('flags', 'message'),
     [
-        (['--time', '90:00'], '90:00 is no time limit'),
-        (['--jobs', '0'], '0 is no number of at least 1'),
-        (['--gpus', '-1'], '-1 is no number of at least 0'),
-        (['--executor', 'slurm', '--slurm', 'mem'], 'mem is no KEY=VALUE'),
-        (['--partition', 'gpu'], 'go with --executor slurm'),
+        (['--time', '90:00'], '90:00 is not a time limit'),
+        (['--jobs', '0'], '0 is not an integer of at least 1'),
+        (['--gpus', '-1'], '-1 is not an integer of at least 0'),
+        (['--executor', 'slurm', '--slurm', 'mem'], 'mem is not KEY=VALUE'),
+        (['--partition', 'gpu'], 'need --executor slurm'),
         (['--dry-run', '--report'], 'not allowed with'),
     ],
 )
