@@ -1,4 +1,4 @@
-"""What the tests share."""
+"""Helpers and fixtures shared by the tests."""
 
 import os
 import sys
@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
 from mmengine.visualization import Visualizer
 from torch import nn
 
@@ -19,7 +17,7 @@ from pvt_mm.datasets.shapes import make_shapes  # noqa: E402
 if 'PYTEST_XDIST_WORKER' in os.environ:
     torch.set_num_threads(1)  # the processes share the cores
 
-# A PVT of every kind of layer and a few thousand parameters.
+# A PVT with every kind of layer and a few thousand parameters.
 TINY_ARCH = dict(
     embed_dims=(8, 16, 24, 32),
     depths=(1, 2, 1, 1),
@@ -31,43 +29,32 @@ TINY_ARCH = dict(
 
 
 def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    """The greatest difference over the greatest value."""
+    """Returns the maximum absolute difference divided by the maximum absolute value of ``theirs``."""
     return ((ours - theirs).abs().max() / theirs.abs().max()).item()
 
 
 def align_hugging_faces_eps(model: nn.Module) -> None:
-    """Gives Hugging Face's PVT the reference's eps, which it does not have."""
+    """Sets the reference's eps, which Hugging Face's PVT does not have."""
     for name, module in model.named_modules():
         if isinstance(module, nn.LayerNorm):
             module.eps = 1e-5 if 'patch_embeddings' in name or 'attention.self' in name else 1e-6
 
 
 @pytest.fixture(autouse=True)
-def _afresh():
+def _reset():
     torch.manual_seed(0)
     forget_visualizers()
 
 
 def forget_visualizers() -> None:
-    """MMEngine keeps the first visualizer of a process, with its folder, for every later run."""
+    """Forgets MMEngine's first visualizer, which it would keep with its folder for all later runs of the process."""
     for kind in (Visualizer, *Visualizer.__subclasses__()):
         kind._instance_dict.clear()
 
 
 @pytest.fixture(scope='session')
 def shapes(tmp_path_factory) -> Path:
-    """A few generated pictures of 64 pixels, in every layout."""
+    """A few generated images of 64 pixels, in all layouts; read only."""
     root = tmp_path_factory.mktemp('data') / 'shapes'
     make_shapes(root, image_size=64, train=12, val=6)
     return root
-
-
-@HOOKS.register_module()
-class StopAfterEpoch(Hook):
-    """Ends a run after its first epoch, checkpoint included, as Ctrl-C would."""
-
-    priority = 'LOWEST'
-
-    def before_train_epoch(self, runner):
-        if runner.epoch == 1:
-            raise KeyboardInterrupt

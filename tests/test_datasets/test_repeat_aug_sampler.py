@@ -1,4 +1,4 @@
-"""Repeated augmentation: how often, where and in which order images are drawn."""
+"""Repeated augmentation: how often, on which rank and in which order images are drawn."""
 
 from collections import defaultdict
 from types import SimpleNamespace
@@ -11,8 +11,8 @@ from pvt_mm.datasets import RepeatAugSampler, repeat_aug_sampler
 
 
 @pytest.fixture
-def processes(monkeypatch):
-    """Returns a function that builds each process's sampler."""
+def samplers_of_ranks(monkeypatch):
+    """Returns a function that builds the sampler of each rank."""
 
     def build(size: int, world: int, **options) -> list[RepeatAugSampler]:
         samplers = []
@@ -25,9 +25,9 @@ def processes(monkeypatch):
 
 
 @pytest.mark.parametrize('world', [1, 2, 3, 4, 8])
-def test_each_image_is_drawn_three_times_in_as_many_processes_as_there_are(world, processes):
+def test_each_image_is_drawn_three_times_on_as_many_ranks_as_possible(world, samplers_of_ranks):
     ranks = defaultdict(list)
-    for rank, sampler in enumerate(processes(240, world, selected_round=0)):
+    for rank, sampler in enumerate(samplers_of_ranks(240, world, selected_round=0)):
         for index in sampler:
             ranks[index].append(rank)
     assert len(ranks) == 80
@@ -38,11 +38,11 @@ def test_each_image_is_drawn_three_times_in_as_many_processes_as_there_are(world
 
 @pytest.mark.parametrize(('size', 'world'), [(10, 1), (10, 4), (11, 4), (1, 4), (700, 8), (512, 3)])
 @pytest.mark.parametrize('repeats', [1, 2, 3])
-def test_draws_are_dealt_out_in_turn(size, world, repeats, processes):
+def test_draws_are_distributed_in_turn(size, world, repeats, samplers_of_ranks):
     draws = [index for index in range(size) for _ in range(repeats)]
     while len(draws) % world:
         draws.append(draws[len(draws) - size * repeats])  # from the start again
-    for rank, sampler in enumerate(processes(size, world, shuffle=False, num_repeats=repeats)):
+    for rank, sampler in enumerate(samplers_of_ranks(size, world, shuffle=False, num_repeats=repeats)):
         assert list(sampler) == draws[rank::world][: len(sampler)]
 
 
@@ -59,27 +59,27 @@ def test_draws_are_dealt_out_in_turn(size, world, repeats, processes):
         (301, 4, 0, 76),
     ],
 )
-def test_an_epoch_is_as_long_as_without_repeats(size, world, selected_round, expected, processes):
-    for sampler in processes(size, world, selected_round=selected_round):
+def test_an_epoch_is_as_long_as_without_repeats(size, world, selected_round, expected, samplers_of_ranks):
+    for sampler in samplers_of_ranks(size, world, selected_round=selected_round):
         assert len(sampler) == len(list(sampler)) == expected
 
 
-def test_without_repeats_it_is_a_shuffle(processes):
-    drawn = [index for sampler in processes(512, 4, num_repeats=1) for index in sampler]
+def test_without_repeats_it_is_a_shuffle(samplers_of_ranks):
+    drawn = [index for sampler in samplers_of_ranks(512, 4, num_repeats=1) for index in sampler]
     assert sorted(drawn) == list(range(512))
     assert drawn != sorted(drawn)
-    assert sorted(processes(100, 1, num_repeats=1)[0]) == list(range(100))
+    assert sorted(samplers_of_ranks(100, 1, num_repeats=1)[0]) == list(range(100))
 
 
-def test_epochs_and_seeds_have_orders_of_their_own(processes, monkeypatch):
-    (sampler,) = processes(300, 1)
+def test_epochs_and_seeds_have_different_orders(samplers_of_ranks, monkeypatch):
+    (sampler,) = samplers_of_ranks(300, 1)
     first = list(sampler)
     assert list(sampler) == first
     runner = SimpleNamespace(epoch=1, train_loop=SimpleNamespace(dataloader=DataLoader(range(300), sampler=sampler)))
     DistSamplerSeedHook().before_train_epoch(runner)
     second = list(sampler)
     assert set(second) != set(first)  # a third of the images each
-    (sampler,) = processes(300, 1, seed=7)
+    (sampler,) = samplers_of_ranks(300, 1, seed=7)
     assert list(sampler) not in (first, second)
     monkeypatch.setattr(repeat_aug_sampler, 'sync_random_seed', lambda: 7)
-    assert list(processes(300, 1, seed=None)[0]) == list(sampler)
+    assert list(samplers_of_ranks(300, 1, seed=None)[0]) == list(sampler)

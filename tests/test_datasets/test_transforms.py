@@ -1,4 +1,4 @@
-"""A classifier's steps: boxes within their bounds, Pillow's pixels, and what reaches the model."""
+"""The crop's distribution and pixels, and the inputs that reach the model."""
 
 import math
 
@@ -9,7 +9,7 @@ from mmcv.transforms.utils import cache_random_params
 from PIL import Image
 
 from pvt_mm.datasets import PackInputs, RandomResizedCrop
-from pvt_mm.errors import InputError
+from pvt_mm.utils.errors import InputError
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +42,7 @@ def test_boxes_lie_in_the_image_with_an_area_and_a_ratio_from_the_ranges():
     assert np.mean([x / (W - w) for x, _, w, _ in boxes]) == pytest.approx(0.5, abs=0.06)
 
 
-def test_where_every_box_fits_areas_and_logarithms_of_ratios_are_uniform():
+def test_areas_and_logarithms_of_ratios_are_uniform_where_every_box_fits():
     crop = RandomResizedCrop(224, crop_ratio_range=(0.1, 0.3), aspect_ratio_range=(1 / 3, 3))
     boxes = np.array([crop.draw_box(1000, 1000) for _ in range(2000)])
     areas = boxes[:, 2] * boxes[:, 3] / 1e6
@@ -68,18 +68,18 @@ def test_the_pixels_are_pillows(scale, size):
 @pytest.mark.parametrize(
     ('shape', 'box'),
     [
-        ((30, 100), (30, 0, 40, 30)),  # too wide: 4 : 3
-        ((100, 30), (0, 30, 30, 40)),  # too high: 3 : 4
+        ((30, 100), (30, 0, 40, 30)),  # too wide: 4:3
+        ((100, 30), (0, 30, 30, 40)),  # too high: 3:4
         ((30, 36), (0, 0, 36, 30)),
         ((1, 1), (0, 0, 1, 1)),
     ],
 )
-def test_where_no_box_fits_it_is_central(shape, box):
+def test_a_central_box_is_taken_where_none_fits(shape, box):
     assert RandomResizedCrop(8, max_attempts=0).draw_box(*shape) == box
     assert RandomResizedCrop(8, crop_ratio_range=(4, 5)).draw_box(*shape) == box
 
 
-def test_the_box_is_kept_for_several_images():
+def test_the_box_can_be_cached_for_several_images():
     crop = RandomResizedCrop(8)
     first, second = crop(dict(img=noise(50, 60)))['img'], crop(dict(img=noise(50, 60)))['img']
     assert not np.array_equal(first, second)
@@ -98,13 +98,13 @@ def test_the_box_is_kept_for_several_images():
         (dict(aspect_ratio_range=(0, 1)), r'aspect_ratio_range is \(0, 1\)'),
     ],
 )
-def test_arguments_that_make_no_sense(options, message):
+def test_invalid_arguments(options, message):
     with pytest.raises(InputError, match=message):
         RandomResizedCrop(224, **options)
 
 
 @pytest.mark.parametrize('image', [noise(4, 6), noise(4, 6)[:, ::-1], noise(4, 6)[..., 0]])
-def test_what_reaches_the_model(image):
+def test_inputs_and_data_sample(image):
     results = dict(img=image, gt_label=2, img_path='a.jpg', ori_shape=(8, 9), img_shape=(4, 6), flip=True)
     packed = PackInputs()(results)
     inputs, sample = packed['inputs'], packed['data_samples']

@@ -1,4 +1,4 @@
-"""Top-k accuracy against NumPy's, whatever the batches and processes."""
+"""Top-k accuracy against NumPy, for any batches and ranks."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def samples(number: int, classes: int) -> list[DataSample]:
     ]
 
 
-def per_cent_right(given: list[DataSample], k: int) -> float:
+def percent_right(given: list[DataSample], k: int) -> float:
     best = [np.argsort(-sample.pred_score.numpy())[:k] for sample in given]
     return 100 * np.mean([sample.gt_label.item() in places for sample, places in zip(given, best, strict=True)])
 
@@ -38,11 +38,11 @@ def test_top_k(classes, topk, expected):
     metrics = evaluator.evaluate(101)
     assert set(metrics) == {f'accuracy/{name}{k}' for k in expected for name in ('top', 'error')}
     for k in expected:
-        assert metrics[f'accuracy/top{k}'] == pytest.approx(per_cent_right(given, k))
-        assert metrics[f'accuracy/error{k}'] == pytest.approx(100 - per_cent_right(given, k))
+        assert metrics[f'accuracy/top{k}'] == pytest.approx(percent_right(given, k))
+        assert metrics[f'accuracy/error{k}'] == pytest.approx(100 - percent_right(given, k))
 
 
-def test_what_the_sampler_repeats_to_fill_the_last_batches_is_not_counted(monkeypatch):
+def test_samples_that_the_sampler_repeats_to_fill_the_last_batch_are_not_counted(monkeypatch):
     given = samples(9, 10)
     shares = [given[0::2], [*given[1::2], given[0]]]  # 5 each: the first again
     metrics = []
@@ -52,7 +52,7 @@ def test_what_the_sampler_repeats_to_fill_the_last_batches_is_not_counted(monkey
         assert len(metrics[-1].results) == 5
     gathered = [result for pair in zip(*(metric.results for metric in metrics), strict=True) for result in pair]
     monkeypatch.setattr(mmengine_metric, 'collect_results', lambda results, size, *args, **kwargs: gathered[:size])
-    assert metrics[0].evaluate(9)['accuracy/top5'] == pytest.approx(per_cent_right(given, 5))
+    assert metrics[0].evaluate(9)['accuracy/top5'] == pytest.approx(percent_right(given, 5))
 
 
 def test_scores_of_half_precision():

@@ -1,16 +1,12 @@
-"""A trained model and pictures into it."""
+"""Loading a trained model, and the transforms that an image goes through."""
 
-import cv2
-import numpy as np
 import pytest
 import torch
 from mmengine.registry import MODELS, DefaultScope
-from PIL import Image
 
-from pvt_mm.checkpoint import CheckpointError
-from pvt_mm.engine.inference import image_steps, load_model, read_picture
-from pvt_mm.engine.run import load_config
-from pvt_mm.errors import InputError
+from pvt_mm.apis.config import load_config
+from pvt_mm.apis.inference import image_steps, load_model
+from pvt_mm.utils.errors import CheckpointError, InputError
 from tests.conftest import ROOT
 
 
@@ -18,7 +14,7 @@ def config_of(name):
     return load_config(str(ROOT / f'configs/{name}.py'))
 
 
-def test_a_model_is_loaded_whole_or_not_at_all(tmp_path):
+def test_a_model_is_loaded_strictly(tmp_path):
     config, path = config_of('demo/classifier_shapes'), str(tmp_path / 'epoch_1.pth')
     with DefaultScope.overwrite_default_scope('mmengine'):
         weights = MODELS.build(config.model).state_dict()
@@ -33,20 +29,18 @@ def test_a_model_is_loaded_whole_or_not_at_all(tmp_path):
 
 
 @pytest.mark.parametrize('name', ['demo/retinanet_shapes', 'semantic_fpn/pvt_t_80k', 'classification/pvt_t_300e'])
-def test_steps_are_a_pictures(name):
+def test_steps_load_an_image_and_no_annotations(name):
     steps = [type(step).__name__ for step in image_steps(config_of(name))]
     assert steps[0] == 'LoadImageFromFile'
     assert steps[-1].startswith('Pack')
     assert not any('Annotations' in step for step in steps)
 
 
-def test_a_picture_is_read_upright_and_whole(tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
-    turned = Image.Exif()
-    turned[0x0112] = 6  # held on its side
-    Image.fromarray(pixels).save(tmp_path / 'a.png', exif=turned)
-    np.testing.assert_array_equal(read_picture(tmp_path / 'a.png'), np.rot90(pixels, -1)[..., ::-1])
-    cv2.imwrite(str(tmp_path / 'b.jpg'), pixels)
-    (tmp_path / 'b.jpg').write_bytes((tmp_path / 'b.jpg').read_bytes()[:-200])
-    with pytest.raises(InputError, match=r'b\.jpg is no picture that can be read'):
-        read_picture(tmp_path / 'b.jpg')
+def test_steps_that_are_missing_or_cannot_be_built():
+    config = config_of('classification/pvt_t_300e')
+    config.test_dataloader.dataset.pipeline[0].type = 'LoadNothing'
+    with pytest.raises(InputError, match=r'the test pipeline cannot be built: KeyError: .*LoadNothing'):
+        image_steps(config)
+    config.test_dataloader.dataset.pipeline = []
+    with pytest.raises(InputError, match=r'test_dataloader.dataset.pipeline is not set in the config'):
+        image_steps(config)

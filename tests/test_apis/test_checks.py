@@ -1,0 +1,331 @@
+"""What is found wrong with data, weights and checkpoints before a run starts."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.model import BaseModule
+from mmengine.registry import init_default_scope
+from PIL import Image
+from torch import nn
+
+from pvt_mm.apis import checks
+from pvt_mm.models import PVT
+from pvt_mm.utils.errors import CheckpointError, InputError
+from tests.conftest import TINY_ARCH
+
+CLASSES = ('circle', 'square', 'triangle')
+
+
+@pytest.fixture
+def root(shapes, tmp_path) -> Path:
+    """A copy of the shapes that a test may damage."""
+    return shutil.copytree(shapes, tmp_path / 'shapes')
+
+
+@pytest.fixture
+def coco(root) -> Config:
+    return config_of('mmdet', dict(bbox_head=dict(num_classes=3), rpn_head=dict(num_classes=1)), coco_data, root)
+
+
+@pytest.fixture
+def maps(root) -> Config:
+    return config_of('mmseg', dict(decode_head=dict(num_classes=3)), map_data, root)
+
+
+@pytest.fixture
+def folders(root) -> Config:
+    return config_of('mmengine', dict(head=dict(num_classes=3)), folder_data, root / 'classification')
+
+
+def config_of(scope: str, model: dict, data, root: Path) -> Config:
+    init_default_scope(scope)
+    loaders = {
+        f'{split}_dataloader': dict(batch_size=2, dataset=data(root, split)) for split in ('train', 'val', 'test')
+    }
+    return Config(dict(model=model, **loaders))
+
+
+def coco_data(root: Path, split: str) -> dict:
+    year = 'train2017' if split == 'train' else 'val2017'
+    return dict(
+        type='CocoDataset',
+        data_root=f'{root}/',
+        ann_file=f'annotations/instances_{year}.json',
+        data_prefix=dict(img=f'{year}/'),
+        metainfo=dict(classes=CLASSES),
+        pipeline=[dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True)],
+    )
+
+
+def map_data(root: Path, split: str) -> dict:
+    folder = 'training' if split == 'train' else 'validation'
+    return dict(
+        type='BaseSegDataset',
+        data_root=f'{root}/',
+        data_prefix=dict(img_path=f'images/{folder}', seg_map_path=f'annotations/{folder}'),
+        reduce_zero_label=True,
+        metainfo=dict(classes=CLASSES, palette=[[0, 0, 0]] * 3),
+        pipeline=[dict(type='LoadImageFromFile'), dict(type='mmseg.LoadAnnotations', reduce_zero_label=True)],
+    )
+
+
+def folder_data(root: Path, split: str) -> dict:
+    return dict(
+        type='pvt_mm.ImageFolder',
+        data_root=f'{root}/',
+        data_prefix='train' if split == 'train' else 'val',
+        pipeline=[dict(type='LoadImageFromFile'), dict(type='pvt_mm.RandomResizedCrop', scale=32)],
+    )
+
+
+def refuses(config: Config, split: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        checks.check_data(config, split)
+
+
+# ---------------------------------------------------------------------------------------------------------------- data
+
+
+@pytest.mark.parametrize('kind', ['coco', 'maps', 'folders'])
+def test_valid_data_passes(kind, request):
+    config = request.getfixturevalue(kind)
+    checks.check_data(config, 'train', 'val', 'test')
+    checks.check_data(Config(dict(model=config.model, train_dataloader=None)), 'train')
+
+
+def test_missing_files_are_named_with_the_layout(coco, folders, root):
+    coco.test_evaluator = [dict(ann_file='gone.json')]
+    refuses(coco, 'test', r'test_evaluator.ann_file, gone.json, does not exist')
+    coco.val_dataloader.dataset.data_prefix.img = 'images2017'
+    refuses(coco, 'val', r'the val data is missing: .*/images2017 does not exist. COCO is laid out as')
+    inner = {**coco.train_dataloader.dataset, 'data_root': '/gone'}
+    joined = dict(type='ConcatDataset', datasets=[coco_data(root, 'train'), inner])
+    coco.train_dataloader.dataset = dict(type='RepeatDataset', times=2, dataset=joined)
+    refuses(coco, 'train', 'the train data is missing: /gone/annotations/instances_train2017.json does not exist')
+    shutil.rmtree(root / 'classification/val')
+    for prefix in ('val', dict(img_path='val')):
+        folders.val_dataloader.dataset.data_prefix = prefix
+        refuses(folders, 'val', rf'/val does not exist. ImageNet is laid out as .*, in {root}/classification/; if it')
+
+
+@pytest.mark.parametrize('size', [0, -1, 'two'])
+def test_batch_sizes_below_one(size, coco):
+    coco.train_dataloader.batch_size = size
+    refuses(coco, 'train', f'train_dataloader.batch_size is {size}: it must be at least 1')
+
+
+def test_pipelines_that_cannot_be_built(coco, folders):
+    init_default_scope('mmdet')
+    coco.train_dataloader.dataset.pipeline.append(dict(type='Resize', scales=[(1, 1)]))
+    refuses(coco, 'train', r'train_dataloader.dataset.pipeline.2 \(Resize\) cannot be built: TypeError')
+    folders.train_dataloader.dataset.pipeline[1].interpolation = 'bicubik'
+    refuses(folders, 'train', r"pipeline.1 \(pvt_mm.RandomResizedCrop\) cannot be built: .*no interpolation 'bicubik'")
+
+
+@pytest.mark.parametrize(
+    ('classes', 'message'),
+    [
+        (('circle', 'hexagon', 'triangle'), 'has no hexagon; its classes are circle, square, triangle: set train_data'),
+        (('circle', 'square'), 'bbox_head.num_classes is 3, and the train data has 2 classes: make them equal'),
+        ('circle', r"metainfo.classes is the string 'circle': write a tuple, \('circle',\) for"),
+        (None, 'has no person, bicycle, car, motorcycle, airplane and 75 more; its'),  # COCO's are the default
+    ],
+)
+def test_classes_that_do_not_fit_the_annotations(classes, message, coco):
+    coco.train_dataloader.dataset.metainfo = dict(classes=classes)
+    refuses(coco, 'train', message)
+
+
+def test_heads_with_another_number_of_classes(coco, maps, folders):
+    for config, head in ((coco, 'bbox_head'), (maps, 'decode_head'), (folders, 'head')):
+        config.model[head].num_classes = 80
+        init_default_scope('mmdet' if config is coco else 'mmseg' if config is maps else 'mmengine')
+        refuses(config, 'train', f'model.{head}.num_classes is 80, and the train data has 3 classes')
+    coco.model = dict(roi_head=dict(bbox_head=dict(num_classes=3), mask_head=dict(num_classes=80)))
+    init_default_scope('mmdet')
+    refuses(coco, 'train', 'model.roi_head.mask_head.num_classes is 80')
+
+
+def test_annotations_without_the_masks_that_the_pipeline_loads(coco, root):
+    path = root / 'annotations/instances_train2017.json'
+    content = json.loads(path.read_text())
+    for annotation in content['annotations']:
+        del annotation['segmentation']
+    coco.train_dataloader.dataset.pipeline[1].with_mask = True
+    checks.check_data(coco, 'train')
+    path.write_text(json.dumps(content))
+    refuses(coco, 'train', r'instances_train2017.json has no "segmentation", which the pipeline loads')
+    coco.train_dataloader.dataset.pipeline[1].with_mask = False
+    checks.check_data(coco, 'train')
+
+
+@pytest.mark.parametrize('text', ['', 'text', '{"categories": 3}', '{"categories": [{"id": 1}]}', '{"images": []}'])
+def test_files_that_are_not_coco_annotations(text, tmp_path):
+    (tmp_path / 'a.json').write_text(text)
+    with pytest.raises(InputError, match=r'a.json is not a COCO annotation file'):
+        checks.coco_categories(str(tmp_path / 'a.json'))
+
+
+def test_categories_are_found_anywhere_in_the_file(tmp_path):
+    content = {'images': [{'id': 1}], 'categories': [{'id': 7, 'name': 'ö'}, {'id': 9, 'name': 'b'}], 'annotations': []}
+    long = {'categories': [{'id': 7, 'name': 'ö'}, {'id': 9, 'name': 'b'}], 'captions': 'x' + 'ö' * 6_000_000}
+    for text in (json.dumps(content, indent=2), json.dumps(long, ensure_ascii=False)):  # the read part cuts a letter
+        (tmp_path / 'a.json').write_text(text)
+        assert checks.coco_categories(str(tmp_path / 'a.json')) == ['ö', 'b']
+
+
+# ---------------------------------------------------------------------------------------------------------- label maps
+
+
+def label(path: Path, value: int) -> None:
+    labels = np.array(Image.open(path))
+    labels[0, 0] = value
+    Image.fromarray(labels).save(path)
+
+
+def test_labels_outside_of_the_classes(maps, root, monkeypatch):
+    path = sorted((root / 'annotations/training').iterdir())[1]
+    label(path, 255)
+    checks.check_data(maps, 'train')
+    label(path, 4)
+    message = f'{path} has the label 3 after reduce_zero_label, and the 3 classes are 0 to 2: fix the label map'
+    refuses(maps, 'train', message)
+    checks.check_data(maps, 'val')
+    with monkeypatch.context() as other_rank:  # the first rank reads the label maps
+        other_rank.setenv('SLURM_PROCID', '1')
+        checks.check_data(maps, 'train')
+    checks.check_data(Config({**maps, 'resume': True}), 'train')  # they were read when the run began
+    maps.train_dataloader.dataset = dict(type='RepeatDataset', times=2, dataset=maps.train_dataloader.dataset)
+    maps.model = dict(type='SegTTAModel', module=dict(decode_head=[dict(num_classes=3)]))  # a list in cascades
+    refuses(maps, 'train', message)
+
+
+def test_labels_of_a_data_set_without_names_of_classes(maps, root):
+    data = maps.train_dataloader.dataset
+    data.metainfo, data.reduce_zero_label, data.pipeline[1].reduce_zero_label = None, False, False
+    maps.model.decode_head.update(num_classes=4)
+    checks.check_data(maps, 'train')
+    maps.model.decode_head.update(num_classes=3, ignore_index=3)
+    checks.check_data(maps, 'train')
+    maps.model.decode_head.update(ignore_index=255)
+    refuses(maps, 'train', 'has the label 3, and the 3 classes are 0 to 2: fix')
+
+
+def test_label_maps_that_cannot_be_read(maps, root):
+    path = sorted((root / 'annotations/training').iterdir())[1]
+    path.write_bytes(b'not an image')
+    refuses(maps, 'train', f'the label map {path} cannot be read: ')
+    path.unlink()
+    refuses(maps, 'train', f'the label map {path} cannot be read: ')
+
+
+# ------------------------------------------------------------------------------------------------------- image folders
+
+
+def test_testing_needs_no_training_data(folders, root):
+    shutil.rmtree(root / 'classification/train')
+    checks.check_data(folders, 'test')
+    (root / 'classification/train').mkdir()
+    checks.check_data(folders, 'test')
+    folders.train_dataloader = None
+    checks.check_data(folders, 'test')
+
+
+def test_folders_without_classes_or_images(folders, root):
+    train = root / 'classification/train'
+    for path in (train / 'square').iterdir():
+        path.rename(path.with_suffix('.txt'))
+    refuses(folders, 'train', r'the train data has no image of square: fill the folder in .*/train, or')
+    shutil.move(train, root / 'all')
+    train.mkdir()
+    refuses(folders, 'train', r'train contains no folder: it must have one for each class')
+    shutil.copytree(root / 'all', train / 'all')
+    refuses(folders, 'train', r'the train data has one class, all: .*/train must have a folder for')
+
+
+def test_classes_of_one_split_only(folders, root):
+    train, val = root / 'classification/train', root / 'classification/val'
+    (val / 'square').rename(val / 'star')
+    checks.check_data(folders, 'train')
+    refuses(folders, 'val', r'the train and the val data differ: .*/val has no square; give both')
+    shutil.copytree(train / 'square', val / 'square')
+    folders.train_dataloader.dataset = dict(type='RepeatDataset', times=2, dataset=folders.train_dataloader.dataset)
+    refuses(folders, 'test', r'the train and the test data differ: .*/train has no star; give both')
+    folders.test_dataloader.dataset.metainfo = dict(classes=CLASSES)
+    checks.check_data(folders, 'test')
+
+
+def test_classes_that_are_given(folders):
+    folders.train_dataloader.dataset.metainfo = dict(classes=['square', 'circle', 'triangle'])
+    refuses(folders, 'val', r'metainfo.classes of the train and the val data differ in order')
+    folders.val_dataloader.dataset.metainfo = dict(classes=('square', 'circle', 'triangle'))
+    checks.check_data(folders, 'train', 'val')
+    folders.train_dataloader.dataset.metainfo = dict(classes=('circle', 'star'))
+    refuses(folders, 'train', r'train has no folder star: each of metainfo.classes')
+
+
+# --------------------------------------------------------------------------------------------- weights and checkpoints
+
+
+def test_initial_weights_that_are_missing(tmp_path, monkeypatch):
+    def config(checkpoint: str) -> Config:
+        return Config(dict(model=dict(backbone=dict(init_cfg=dict(type='Pretrained', checkpoint=checkpoint)))))
+
+    message = r'model.backbone.init_cfg names gone.pth, which does not exist: .*init_cfg=None'
+    with pytest.raises(InputError, match=message):
+        checks.check_init_weights(config('gone.pth'))
+    (tmp_path / 'there.pth').touch()
+    for fine in (str(tmp_path / 'there.pth'), 'https://example.com/a.pth'):
+        checks.check_init_weights(config(fine))
+    checks.check_init_weights(Config(dict(model=dict(backbone=dict(init_cfg=None)))))
+    monkeypatch.setattr(checks, 'find_spec', lambda name: None)
+    with pytest.raises(InputError, match=r'names torchvision://resnet50, and torchvision is not installed'):
+        checks.check_init_weights(config('torchvision://resnet50'))
+    monkeypatch.setattr(checks, 'find_spec', lambda name: object())
+    checks.check_init_weights(config('torchvision://resnet50'))
+    with pytest.raises(InputError, match=r"backbone.init_cfg is 'a.pth': it must be a dict; write --cfg-options"):
+        checks.check_init_weights(Config(dict(model=dict(backbone=dict(init_cfg='a.pth')))))
+
+
+class Backbone(BaseModule):
+    def __init__(self, checkpoint: str, **options):
+        super().__init__(dict(type='Pretrained', checkpoint=checkpoint, **options))
+        self.layers = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4))
+
+
+def test_initial_weights_of_another_model(tmp_path):
+    path = str(tmp_path / 'a.pth')
+    model = nn.Sequential(Backbone(path))
+    weights = model[0].state_dict()
+    for fitting in (weights, {**weights, 'head.weight': torch.zeros(2, 8)}):  # a classifier's
+        torch.save({'state_dict': fitting}, path)
+        checks.check_pretrained(model)
+    torch.save({f'backbone.{name}': value for name, value in weights.items()}, path)
+    checks.check_pretrained(Backbone(path, prefix='backbone'))
+    message = r'a.pth fills 1 of 4 parameters of Backbone: it has no layers.0.weight, layers.1.weight, layers.1.bias of'
+    wrong = {'layers.0.bias': weights['layers.0.bias'], 'layers.0.weight': torch.zeros(3, 3), 'blocks': torch.zeros(1)}
+    torch.save({'model': wrong}, path)
+    with pytest.raises(CheckpointError, match=f'{message} that shape; its keys are layers.0.bias, layers.0.weight, bl'):
+        checks.check_pretrained(model)
+    checks.check_pretrained(PVT(TINY_ARCH, init_cfg=dict(type='Pretrained', checkpoint=path)))  # loads strictly itself
+
+
+def test_checkpoints_of_another_model(tmp_path):
+    model, path = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4)), str(tmp_path / 'a.pth')
+    torch.save({'state_dict': {f'module.{name}': value for name, value in model.state_dict().items()}}, path)
+    weights = checks.check_checkpoint(model, path, strict=True)
+    assert list(weights) == list(model.state_dict())
+    torch.save({'state_dict': {**weights, '1.weight': torch.ones(5, 3)}}, path)
+    checks.check_checkpoint(model, path, strict=False)
+    with pytest.raises(CheckpointError, match=r'of another model: .*1.weight \(5, 3\), not \(4, 3\)'):
+        checks.check_checkpoint(model, path, strict=True)
+    torch.save({'other': torch.ones(1)}, path)
+    with pytest.raises(CheckpointError, match='has nothing for this model'):
+        checks.check_checkpoint(model, path, strict=False)
+    with pytest.raises(CheckpointError, match=r'a.pth has no meta, message_hub, optimizer, so no run can resume'):
+        checks.check_resumable(path)

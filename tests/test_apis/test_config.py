@@ -1,0 +1,82 @@
+"""Configs that are read and overridden, or refused."""
+
+import pytest
+from mmengine.config import Config, ConfigDict
+
+from pvt_mm.apis.config import check_checkpoint_exists, innermost_dataset, leaf_datasets, load_config
+from pvt_mm.utils.errors import InputError
+from tests.conftest import ROOT
+
+RETINANET = str(ROOT / 'configs/retinanet/pvt_t_1x.py')
+DEMO = str(ROOT / 'configs/demo/retinanet_shapes.py')
+
+
+def test_options_override_settings_and_data_root_moves_all_data():
+    options = {'data_root': '/elsewhere', 'model.backbone.drop_path_rate': 0.3, 'train_cfg.max_epochs': 2}
+    config = load_config(RETINANET, options)
+    for split in ('train', 'val', 'test'):
+        assert config[f'{split}_dataloader'].dataset.data_root == '/elsewhere/'
+    assert config.val_evaluator.ann_file == '/elsewhere/annotations/instances_val2017.json'
+    assert config.test_evaluator.ann_file == '/elsewhere/annotations/instances_val2017.json'
+    assert config.train_dataloader.dataset.ann_file == 'annotations/instances_train2017.json'
+    assert config.model.backbone.drop_path_rate == 0.3
+    assert config.train_cfg.max_epochs == 2
+
+
+def test_options_below_none_make_a_dict():
+    config = load_config(DEMO, {'model.backbone.init_cfg.type': 'Pretrained'})
+    assert config.model.backbone.init_cfg == dict(type='Pretrained')
+
+
+@pytest.mark.parametrize(
+    ('path', 'options', 'message'),
+    [
+        (RETINANET.replace('pvt_t', 'pvt_z'), {}, r'does not exist; did you mean .*/retinanet/pvt_\w_1x.py\?'),
+        (RETINANET.replace('retinanet', 'retinanat'), {}, r'does not exist; did you mean .*/retinanet/pvt_t_1x.py\?'),
+        ('nowhere/at/all.py', {}, r'the config nowhere/at/all.py does not exist$'),
+        (str(ROOT / 'LICENSE'), {}, 'LICENSE cannot be read'),
+        (str(ROOT / 'configs'), {}, 'configs is a folder'),
+        (RETINANET, {'modle.backbone.arch': 'small'}, r'the config has no modle; did you mean model\?'),
+        (RETINANET, {'quux': 1}, 'the config has no quux; it has'),
+        (DEMO, {'metainfo.classes': ('a',)}, 'metainfo is a variable inside the config'),
+        (RETINANET, {'model.backbone.arch.x': 1}, '--cfg-options do not fit'),
+    ],
+)
+def test_paths_and_options_that_are_refused(path, options, message):
+    with pytest.raises(InputError, match=message):
+        load_config(path, options)
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('a = 1', 'has no model: is it the config of a model'),
+        ('model = [1]', r'model is \[1\], and must be a dict'),
+        ('model = dict()\ntest_dataloader = 3', 'test_dataloader is 3, and must be a dict'),
+        ('model = dict()\ntest_dataloader = dict()', r'has no test_dataloader\.dataset'),
+    ],
+)
+def test_configs_without_the_parts_that_tools_read(text, message, tmp_path):
+    (tmp_path / 'config.py').write_text(text)
+    with pytest.raises(InputError, match=message):
+        load_config(str(tmp_path / 'config.py'))
+    with pytest.raises(InputError, match='data_root is not set in the config'):
+        load_config(str(tmp_path / 'config.py'), {'data_root': 'data'})
+
+
+def test_a_missing_checkpoint_and_a_similar_one(tmp_path):
+    (tmp_path / 'epoch_8.pth').touch()
+    check_checkpoint_exists(str(tmp_path / 'epoch_8.pth'))
+    check_checkpoint_exists('https://example.com/epoch_8.pth')
+    with pytest.raises(InputError, match=r'epoch_80.pth does not exist; did you mean .*/epoch_8.pth\?'):
+        check_checkpoint_exists(str(tmp_path / 'epoch_80.pth'))
+    with pytest.raises(InputError, match='is a folder'):
+        check_checkpoint_exists(str(tmp_path))
+
+
+def test_data_sets_inside_of_wrappers():
+    one, two = ConfigDict(type='A'), ConfigDict(type='B')
+    joined = Config(dict(dataset=dict(datasets=[one, dict(dataset=two)])))
+    assert list(leaf_datasets(joined)) == [one, two]
+    assert list(leaf_datasets(one)) == [one]
+    assert innermost_dataset(ConfigDict(dataset=dict(dataset=one))) == one

@@ -1,0 +1,60 @@
+"""From a config to a runner, and errors of other ranks."""
+
+import argparse
+
+import pytest
+from mmengine.config import Config
+
+from pvt_mm.apis import launch
+from pvt_mm.apis.launch import build_runner, prepare_config, report_lost_ranks
+from pvt_mm.utils.errors import InputError
+
+
+def arguments(config, **more) -> argparse.Namespace:
+    return argparse.Namespace(
+        **{'config': str(config), 'cfg_options': None, 'work_dir': None, 'launcher': 'none', 'local_rank': 0, **more}
+    )
+
+
+@pytest.fixture
+def path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launch.torch.cuda, 'is_available', lambda: False)
+    (tmp_path / 'small.py').write_text('model = dict()\n')
+    return tmp_path / 'small.py'
+
+
+def test_work_directories(path, tmp_path):
+    assert prepare_config(arguments(path)).work_dir == 'work_dirs/small'
+    assert prepare_config(arguments(path, work_dir='there/it/is')).work_dir == 'there/it/is'
+    assert [file.name for file in tmp_path.iterdir()] == ['small.py']  # none is made before all checks
+    with pytest.raises(InputError, match=r'the work directory small.py/x cannot be made: .*/small.py is a file'):
+        prepare_config(arguments(path, work_dir='small.py/x'))
+
+
+def test_slurms_launcher_outside_of_slurm(path, monkeypatch):
+    monkeypatch.delenv('SLURM_PROCID', raising=False)
+    with pytest.raises(InputError, match='--launcher slurm: not a Slurm task'):
+        prepare_config(arguments(path, launcher='slurm'))
+
+
+def test_errors_of_the_config_and_others(monkeypatch):
+    with pytest.raises(InputError, match='the config cannot be built: KeyError: '):
+        build_runner(Config(dict(runner_type='NoRunner')))
+
+    def fail(config):
+        raise RuntimeError('CUDA out of memory')
+
+    monkeypatch.setattr(launch.Runner, 'from_cfg', fail)
+    with pytest.raises(RuntimeError, match='out of memory'):
+        build_runner(Config({}))
+
+
+def test_another_rank_that_exited(capsys, monkeypatch):
+    monkeypatch.setattr(launch.time, 'sleep', lambda seconds: None)
+    with pytest.raises(SystemExit) as stop, report_lost_ranks():
+        raise RuntimeError('[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer')
+    assert stop.value.code == 1
+    assert capsys.readouterr().err == 'error: another rank exited; see its error above\n'
+    with pytest.raises(RuntimeError, match='a bug'), report_lost_ranks():
+        raise RuntimeError('a bug')
