@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import matplotlib
 from matplotlib.figure import Figure
 
-from pvt_mm.analysis.benchmark import Result
+from pvt_mm.analysis.benchmark.contender import Result
 from pvt_mm.analysis.figures import OKABE_ITO, STYLE, dress
 
 COLORS = [OKABE_ITO[name] for name in ('blue', 'vermilion', 'green', 'orange', 'purple', 'sky blue', 'black')]

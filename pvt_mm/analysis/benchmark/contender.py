@@ -1,0 +1,168 @@
+"""What a benchmark measures, and the figures of it."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+
+from pvt_mm.models.backbone import ARCHS
+
+MODES = {
+    'forward': 'the backbone, without gradients',
+    'train': 'the backbone, forward and backward',
+    'attention': "the backbone's attention alone, on random queries, keys and values",
+    'detector': 'the whole detector or segmentor, without gradients',
+    'end2end': 'all of testing: images from disk through the pipeline and the model to predictions',
+}
+PEERS = {'mmdet': "MMDetection's built-in PVT", 'hf': "Hugging Face's PvtModel (squares only)"}
+FORMATS = {'contiguous': torch.contiguous_format, 'channels_last': torch.channels_last}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A model and how to run it.
+
+    Attributes:
+        model: A name of ``ARCHS``, the path of a config, or with mode 'product' the name of a matrix product.
+        shape: (H, W) of an image in pixels; end2end takes the sizes of its data.
+        mode: One of ``MODES``, or 'product'.
+        peer: Whose PVT: one of ``PEERS``, or '' for this project's.
+        batch: Images per step; end2end takes that of its data.
+        device: 'cpu' or 'cuda'.
+        dtype: 'float32', or the dtype of ``torch.autocast``.
+        compile: Whether the model is compiled first, by ``torch.compile`` with dynamic sizes.
+        memory_format: One of ``FORMATS``, or 'better' for the one that a few steps show to be faster.
+        threads: PyTorch's threads on the CPU; 0 for PyTorch's default.
+        with_cp: Whether the backbone recomputes its layers in the backward pass.
+        prepare: A function, as 'module:function', that changes the built backbone in place before it is measured.
+        busy: Whether another process keeps one core busy during the steps.
+        options: Settings of the config to override.
+        label: The name in tables and plots, instead of the model's own.
+    """
+
+    model: str
+    shape: tuple[int, int] = (800, 1344)
+    mode: str = 'forward'
+    peer: str = ''
+    batch: int = 1
+    device: str = 'cpu'
+    dtype: str = 'float32'
+    compile: bool = False
+    memory_format: str = 'better'
+    threads: int = 0
+    with_cp: bool = False
+    prepare: str = ''
+    busy: bool = False
+    options: dict = field(default_factory=dict, hash=False)
+    label: str = ''
+
+    @property
+    def name(self) -> str:
+        """The name in tables and plots."""
+        path = Path(self.model)
+        name = f'{path.parent.name}/{path.stem}'.lstrip('/') if path.suffix == '.py' else self.model
+        if self.model in ARCHS:
+            name = f'PVT-{name.title().replace("_", "-")}'
+        extras = [
+            PEERS[self.peer].split("'")[0] if self.peer else '',
+            self.dtype if self.dtype != 'float32' else '',
+            'compiled' if self.compile else '',
+            'with_cp' if self.with_cp and self.mode == 'train' else '',
+            self.prepare.rpartition(':')[2],
+            'busy neighbour' if self.busy else '',
+        ]
+        return ', '.join([self.label or name, *filter(None, extras)])
+
+
+@dataclass(frozen=True)
+class Result:
+    """The figures of a contender.
+
+    Attributes:
+        seconds: The time of each round's step.
+        parts: The seconds of parts of each step by name: waiting for data (end2end), backbone, neck and heads
+            (detector); empty in the other modes.
+        images: Images per step.
+        gflops: Multiply-adds of a step in 1e9, as papers count; None where they are unknown.
+        peak_memory: GB above what the built model and its input take; None where the system does not say.
+        memory_format: The one that was used.
+    """
+
+    contender: Contender
+    seconds: tuple[float, ...]
+    parts: tuple[dict[str, float], ...]
+    images: int
+    gflops: float | None
+    peak_memory: float | None
+    memory_format: str
+
+    @property
+    def median(self) -> float:
+        """The median step in seconds."""
+        return statistics.median(self.seconds)
+
+    @property
+    def spread(self) -> float:
+        """Half the interquartile range, as a share of the median."""
+        if len(self.seconds) < 2:
+            return 0.0
+        first, _, third = statistics.quantiles(self.seconds, n=4, method='inclusive')
+        return (third - first) / 2 / self.median
+
+    @property
+    def rate(self) -> float | None:
+        """GFLOP/s, two for each multiply-add."""
+        return None if self.gflops is None else 2 * self.gflops / self.median
+
+    @property
+    def part_medians(self) -> dict[str, float]:
+        """The median seconds of each part."""
+        return {name: statistics.median(parts[name] for parts in self.parts) for name in self.parts[0]}
+
+    def ratio(self, other: 'Result') -> float:
+        """How many times as long ``other`` takes: the median over the rounds."""
+        return statistics.median(b / a for a, b in zip(self.seconds, other.seconds, strict=True))
+
+    def summary(self) -> dict:
+        """Returns the figures as the tool's last line has them, for JSON."""
+        contender = asdict(self.contender)
+        del contender['options'], contender['label']
+        return {
+            **contender,
+            'name': self.contender.name,
+            'threads': self.contender.threads or torch.get_num_threads(),
+            'memory_format': self.memory_format,
+            'median_s': round(self.median, 5),
+            'spread': round(self.spread, 4),
+            'rounds': len(self.seconds),
+            'images_per_s': round(self.images / self.median, 3),
+            'parts_s': {name: round(seconds, 5) for name, seconds in self.part_medians.items()},
+            'gflops': self.gflops and round(self.gflops, 2),
+            'gflop_per_s': self.rate and round(self.rate, 1),
+            'peak_memory_gb': self.peak_memory and round(self.peak_memory, 3),
+        }
+
+
+def table_rows(results: Sequence[Result]) -> list[list[str]]:
+    """Returns the rows of a table of contenders that took turns, the first row its head."""
+    rows = []
+    for result in results:
+        contender, cells = result.contender, {}
+        cells['model'] = contender.name
+        if contender.mode not in ('product', 'end2end'):
+            cells['size'] = f'{contender.shape[0]} x {contender.shape[1]}'
+        cells['ms'] = f'{1000 * result.median:.0f}' if result.median > 0.1 else f'{1000 * result.median:.2f}'
+        cells |= {'+-': f'{result.spread:.1%}', 'x': f'{results[0].ratio(result):.2f}'}
+        cells |= {f'{part} ms': f'{1000 * seconds:.0f}' for part, seconds in result.part_medians.items()}
+        if contender.mode != 'product':
+            cells['images/s'] = f'{result.images / result.median:.2f}'
+            cells['peak GB'] = '' if result.peak_memory is None else f'{result.peak_memory:.2f}'
+        if result.rate:
+            cells |= {'GFLOPs': f'{result.gflops:.1f}', 'GFLOP/s': f'{result.rate:.0f}'}
+        if contender.mode != 'product':
+            cells['format'] = result.memory_format
+        rows.append(cells)
+    head = list(dict.fromkeys(name for cells in rows for name in cells))
+    return [head, *([cells.get(name, '') for name in head] for cells in rows)]

@@ -1,0 +1,77 @@
+"""The processor that a benchmark runs on."""
+
+import contextlib
+import os
+import platform
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+AMD_GENERATIONS = {23: 'Zen 1 or 2', 25: 'Zen 3', 26: 'Zen 5'}
+ZEN_4_MODELS = (1, 6, 7, 10)  # of family 25, in sixteens
+
+
+class Processor(NamedTuple):
+    """A processor.
+
+    Attributes:
+        name: With family and model, where Linux tells them.
+        vendor: 'AMD', 'Intel', 'NVIDIA' or ''.
+    """
+
+    name: str
+    vendor: str
+    multiplies_bf16: bool
+
+
+def find_processor(device: str) -> Processor:
+    """Returns the processor of a device, 'cpu' or 'cuda'."""
+    if device == 'cuda':
+        return Processor(torch.cuda.get_device_name(), 'NVIDIA', True)
+    facts: dict[str, str] = {}
+    with contextlib.suppress(OSError):
+        facts = dict(re.findall(r'^(.*?)\s*: (.*)$', Path('/proc/cpuinfo').read_text(), re.MULTILINE))
+    name = facts.get('model name') or platform.processor() or platform.machine()
+    flags = facts.get('flags', facts.get('Features', '')).split()
+    vendor = next((vendor for vendor in ('AMD', 'Intel') if vendor in facts.get('vendor_id', '')), '')
+    if 'cpu family' in facts and 'model' in facts:
+        family, model = int(facts['cpu family']), int(facts['model'])
+        name += f', family {family}, model {model}'
+        generation = 'AMX' if 'amx_tile' in flags else ''
+        if vendor == 'AMD':
+            is_zen_4 = family == 25 and model // 16 in ZEN_4_MODELS
+            generation = 'Zen 4' if is_zen_4 else AMD_GENERATIONS.get(family, '')
+        name += f' ({generation})' if generation else ''
+    return Processor(name, vendor, not {'avx512_bf16', 'amx_bf16', 'bf16'}.isdisjoint(flags))
+
+
+def machine(device: str) -> str:
+    """Returns one line about the machine: processor, cores, instruction set, PyTorch's version."""
+    name = find_processor(device).name
+    if device == 'cuda':
+        return f'{name}, torch {torch.__version__}'
+    return f'{name}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}'
+
+
+def used_memory(device: str) -> float | None:
+    """Returns the bytes in use, and makes :func:`peak_memory` forget what was before. On a CPU only Linux says them."""
+    if device == 'cuda':
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    with contextlib.suppress(OSError):
+        Path('/proc/self/clear_refs').write_text('5')
+    return _process_memory('VmRSS')
+
+
+def peak_memory(device: str) -> float | None:
+    """Returns the most bytes in use since :func:`used_memory` was called."""
+    return torch.cuda.max_memory_allocated() if device == 'cuda' else _process_memory('VmHWM')
+
+
+def _process_memory(field: str) -> float | None:
+    with contextlib.suppress(OSError):
+        found = re.search(rf'{field}:\s+(\d+)', Path('/proc/self/status').read_text())
+        return 1024.0 * int(found.group(1)) if found else None
+    return None

@@ -1,0 +1,151 @@
+"""Contenders measured in turns, each in a process of its own.
+
+So each peak memory is of one model only, and whatever else slows the machine down slows all of them: they take a step
+each per round while the others wait, and ratios are medians over the rounds.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from pvt_mm.analysis.benchmark.contender import Contender, Result
+from pvt_mm.analysis.benchmark.machine import peak_memory, used_memory
+from pvt_mm.analysis.benchmark.models import prepare, synchronize
+from pvt_mm.utils.errors import InputError, config_errors
+
+
+def measure(contenders: Sequence[Contender], rounds: int, report: Callable[[str], Any]) -> list[Result]:
+    """Measures contenders in turns, after a step each to warm up.
+
+    Args:
+        contenders: What to measure. Those that differ only in ``busy`` share a process.
+        rounds: Steps of each.
+        report: Called with the name of each contender before it is built and before each of its steps.
+
+    Raises:
+        InputError: A contender cannot be built or run; the message names it.
+    """
+    workers: dict[Contender, ProcessPoolExecutor] = {}
+    facts: dict[Contender, dict] = {}
+    steps: list[list[tuple]] = [[] for _ in contenders]
+    quiet = [replace(contender, busy=False) for contender in contenders]
+    with contextlib.ExitStack() as stack:
+        for contender in quiet:
+            report(contender.name)
+            if contender not in workers:
+                context = multiprocessing.get_context('spawn')
+                workers[contender] = stack.enter_context(ProcessPoolExecutor(1, context, _silence))
+                facts[contender] = _call(workers[contender], _build, contender)
+        for _ in range(rounds):
+            for contender, key, taken in zip(contenders, quiet, steps, strict=True):
+                report(contender.name)
+                with busy_neighbour() if contender.busy else contextlib.nullcontext():
+                    taken.append(_call(workers[key], _step, key))
+    results = []
+    for contender, key, taken in zip(contenders, quiet, steps, strict=True):
+        seconds, parts, peaks = zip(*taken, strict=True)
+        peak = None if None in peaks else max(peaks)
+        results.append(Result(contender, seconds, parts, peak_memory=peak, **facts[key]))
+    return results
+
+
+def _call(worker: ProcessPoolExecutor, function: Callable, contender: Contender) -> Any:
+    try:
+        return worker.submit(function, contender).result()
+    except BrokenProcessPool:
+        raise InputError(
+            f'{contender.name}: its process died, perhaps for lack of memory: try a smaller --shape or --batch'
+        ) from None
+
+
+# Pinned, so that the scheduler cannot spread its work over all cores.
+SPIN = """
+import os
+if hasattr(os, 'sched_setaffinity'):
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+print(flush=True)
+while True:
+    pass
+"""
+
+
+@contextlib.contextmanager
+def busy_neighbour() -> Iterator[None]:
+    """Keeps one core busy with another process."""
+    process = subprocess.Popen([sys.executable, '-S', '-c', SPIN], stdout=subprocess.PIPE)
+    try:
+        process.stdout.readline()
+        yield
+    finally:
+        process.kill()
+        process.communicate()
+
+
+# What follows runs in the process of a contender.
+
+_prepared: list = []
+
+
+def _silence() -> None:
+    """Drops the messages of models, which would break the progress bar."""
+    sys.stdout = sys.stderr = open(os.devnull, 'w')  # noqa: SIM115
+
+
+def _build(contender: Contender) -> dict[str, Any]:
+    """Builds a contender, runs a step to warm up, and returns the fields of :class:`Result` that stay the same."""
+    if contender.threads:
+        torch.set_num_threads(contender.threads)
+    with config_errors(contender.name, RuntimeError):
+        prepared = prepare(contender)
+        prepared.step()
+    used_memory(contender.device)  # the peaks of compiling and of trying formats are not the steps'
+    _prepared.append(prepared)
+    return {name: getattr(prepared, name) for name in ('images', 'gflops', 'memory_format')}
+
+
+def _step(contender: Contender) -> tuple[float, dict[str, float], float | None]:
+    """Runs a step, and returns its seconds, those of its parts, and the peak memory so far in GB."""
+    (prepared,) = _prepared
+    with config_errors(contender.name, RuntimeError):
+        start = time.perf_counter()
+        parts = prepared.step()
+        synchronize(contender.device)
+        seconds = time.perf_counter() - start
+    peak = peak_memory(contender.device)
+    return seconds, parts, None if None in (peak, prepared.memory) else (peak - prepared.memory) / 1e9
+
+
+# PyTorch's operators on a CPU by kind, as its profiler names them.
+KINDS = {
+    'linear layers': ('aten::addmm', 'aten::mm', 'aten::bmm', 'aten::mkldnn_linear'),
+    'convolutions': ('aten::mkldnn_convolution', 'aten::_slow_conv2d_forward'),
+    'attention': ('aten::_scaled_dot_product_flash_attention_for_cpu', 'aten::_softmax'),
+    'GELU': ('aten::gelu',),
+    'norms': ('aten::native_layer_norm', 'aten::native_batch_norm'),
+    'additions': ('aten::add', 'aten::add_'),
+    'copies': ('aten::copy_', 'aten::cat'),
+}
+
+
+def time_by_kind(contender: Contender, steps: int) -> dict[str, float]:
+    """Returns the shares of a contender's time on the CPU by kind of operator: those of ``KINDS``, and 'other'."""
+    step = prepare(contender).step
+    step()
+    with profile(activities=[ProfilerActivity.CPU]) as recorded:
+        for _ in range(steps):
+            step()
+    spent = {event.key: event.self_cpu_time_total for event in recorded.key_averages()}
+    total = sum(spent.values())
+    shares = {kind: sum(spent.get(name, 0) for name in names) / total for kind, names in KINDS.items()}
+    return shares | {'other': 1 - sum(shares.values())}

@@ -1,0 +1,346 @@
+"""What a step of each contender is: models built, inputs made, and the function to time."""
+
+import contextlib
+import copy
+import importlib
+import itertools
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from pvt_mm.analysis import flops
+from pvt_mm.analysis.benchmark.contender import FORMATS, Contender
+from pvt_mm.analysis.benchmark.machine import used_memory
+from pvt_mm.apis.config import load_config
+from pvt_mm.models.backbone import ARCHS, PVT, Arch
+from pvt_mm.utils.errors import InputError
+
+try:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+except ImportError:  # torch < 2.3
+    sdpa_kernel = None
+
+MMDET_ARCHS = ('tiny', 'small', 'medium', 'large')
+TRIAL_SECONDS = 3.0  # of steps in each memory format, to find the better one
+
+
+class Prepared(NamedTuple):
+    """A contender that is ready to run.
+
+    Attributes:
+        step: Runs a step, and returns the seconds of its parts.
+        memory: Bytes in use before the first step; None where the system does not say.
+        images, gflops, memory_format: As in :class:`Result`.
+    """
+
+    step: Callable[[], dict[str, float]]
+    memory: float | None
+    images: int
+    gflops: float | None
+    memory_format: str
+
+
+def prepare(contender: Contender) -> Prepared:
+    """Builds a contender.
+
+    Raises:
+        InputError: The flags do not fit each other or the config.
+    """
+    others = dict(product=_prepare_product, attention=_prepare_attention, end2end=_prepare_end2end)
+    if contender.mode in others:
+        return others[contender.mode](contender)
+    model, gflops = build(contender)
+    is_training = contender.mode == 'train'
+    model = model.to(contender.device).train(is_training)
+    if contender.compile:
+        _compile(model)
+    image = torch.randn(contender.batch, 3, *contender.shape, device=contender.device)
+
+    def step(memory_format: torch.memory_format) -> None:
+        with _precision(contender), fused_attention(), torch.set_grad_enabled(is_training):
+            outputs = model(image.contiguous(memory_format=memory_format))
+        if is_training:
+            sum(output.float().mean() for output in _tensors(outputs)).backward()
+            model.zero_grad()
+
+    memory = used_memory(contender.device)
+    chosen = contender.memory_format
+    if chosen == 'better':
+        chosen = _faster_format(model, step, contender.device)
+    model.to(memory_format=FORMATS[chosen])
+    passes = 3 if is_training else 1  # the backward pass has two products for each of the forward pass
+    gflops = gflops and gflops * passes * contender.batch
+    # Hooks would break a compiled graph, and on a GPU they would time launches.
+    parts = {} if contender.compile or contender.device == 'cuda' else _parts(model)
+    run = _time_parts(parts, lambda: step(FORMATS[chosen]))
+    return Prepared(run, memory, contender.batch, gflops, chosen)
+
+
+def _faster_format(model: nn.Module, step: Callable[[torch.memory_format], None], device: str) -> str:
+    best = {}
+    for name, memory_format in FORMATS.items():
+        torch.compiler.reset()  # a compiled model would reach the limit of its recompilations
+        model.to(memory_format=memory_format)
+        step(memory_format)  # to warm up
+        seconds: list[float] = []
+        while len(seconds) < 3 and sum(seconds) < TRIAL_SECONDS:
+            start = time.perf_counter()
+            step(memory_format)
+            synchronize(device)
+            seconds.append(time.perf_counter() - start)
+        best[name] = min(seconds)
+    torch.compiler.reset()
+    return min(best, key=best.get)
+
+
+def synchronize(device: str) -> None:
+    """Waits until a device has finished its work."""
+    if device == 'cuda':
+        torch.cuda.synchronize()
+
+
+def fused_attention() -> contextlib.AbstractContextManager:
+    """Makes PyTorch's attention raise a RuntimeError instead of using the kernel that builds the whole attention map.
+
+    Before torch 2.3 nothing is checked.
+    """
+    if sdpa_kernel is None:
+        return contextlib.nullcontext()
+    names = ('FLASH_ATTENTION', 'EFFICIENT_ATTENTION', 'CUDNN_ATTENTION')
+    return sdpa_kernel([getattr(SDPBackend, name) for name in names if hasattr(SDPBackend, name)])
+
+
+def _precision(contender: Contender) -> contextlib.AbstractContextManager:
+    if contender.dtype == 'float32':
+        return contextlib.nullcontext()
+    return torch.autocast(contender.device, dtype=getattr(torch, contender.dtype))
+
+
+def _tensors(outputs: Any) -> list[Tensor]:
+    if isinstance(outputs, Tensor):
+        return [outputs]
+    return [tensor for output in outputs for tensor in _tensors(output)]
+
+
+def _time_parts(parts: dict[str, nn.Module], run: Callable[[], None]) -> Callable[[], dict[str, float]]:
+    """Times the parts of a detector by hooks; its heads, which MMDetection calls past hooks, are the rest of a step."""
+    spent: dict[str, float] = {}
+    for name, part in parts.items():
+        part.register_forward_pre_hook(lambda *_, name=name: spent.update({name: -time.perf_counter()}))
+        part.register_forward_hook(lambda *_, name=name: spent.update({name: spent[name] + time.perf_counter()}))
+
+    def step() -> dict[str, float]:
+        start = time.perf_counter()
+        run()
+        return {**spent, 'heads': time.perf_counter() - start - sum(spent.values())} if parts else {}
+
+    return step
+
+
+def _parts(model: nn.Module) -> dict[str, nn.Module]:
+    """Returns the backbone and the neck of a detector, whose inputs are tensors alone; nothing of a backbone."""
+    parts = {name: getattr(model, name, None) for name in ('backbone', 'neck')}
+    return {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
+
+
+def _compile(model: nn.Module) -> None:
+    for part in list(_parts(model).values()) or [model]:
+        part.compile(dynamic=True)
+
+
+# ----------------------------------------------------------------------------------------------------------- models
+
+
+def build(contender: Contender) -> tuple[nn.Module, float | None]:
+    """Builds the model of a contender, which takes images, and counts the multiply-adds of one image in 1e9."""
+    if contender.model in ARCHS:
+        model, gflops = _build_backbone(contender), _backbone_gflops(contender)
+    else:
+        model, gflops = _build_from_config(contender)
+    if contender.prepare:
+        module, _, function = contender.prepare.partition(':')
+        getattr(importlib.import_module(module), function)(getattr(model, 'backbone', model))
+    return model, gflops
+
+
+def _build_from_config(contender: Contender) -> tuple[nn.Module, float]:
+    config = _load_config(contender)
+    if contender.with_cp:
+        config.model.backbone.with_cp = True
+    part = 'model' if contender.mode == 'detector' else 'backbone'
+    gflops = next(counted.gflops for counted in flops.count(config, contender.shape) if counted.name == part)
+    with DefaultScope.overwrite_default_scope(config.get('default_scope', 'mmengine')):
+        model = MODELS.build(copy.deepcopy(config.model))
+    return (_Detector(model) if contender.mode == 'detector' else model.backbone), gflops
+
+
+def _load_config(contender: Contender) -> Config:
+    config = load_config(contender.model, contender.options)
+    if contender.peer:
+        backbone = config.model.backbone
+        name = backbone.get('arch', 'small')
+        if backbone.type != 'pvt_mm.PVT' or contender.peer != 'mmdet' or name not in MMDET_ARCHS:
+            raise InputError(
+                f'{contender.model}: --peers {contender.peer} has no such backbone; mmdet has PVT-Tiny to Large'
+            )
+        kept = {key: backbone[key] for key in ('out_indices', 'drop_path_rate') if key in backbone}
+        num_layers = list(ARCHS[name].depths)
+        config.model.backbone = dict(type='mmdet.PyramidVisionTransformer', num_layers=num_layers, **kept)
+    return config
+
+
+def _build_backbone(contender: Contender) -> nn.Module:
+    arch = ARCHS[contender.model]
+    if contender.mode == 'detector':
+        raise InputError(f'--mode detector takes the path of a config, not {contender.model}')
+    if contender.peer == 'hf':
+        return _HuggingFace(arch, contender.shape)
+    if contender.peer == 'mmdet':
+        from mmdet.models.backbones import PyramidVisionTransformer
+
+        if contender.model not in MMDET_ARCHS:
+            raise InputError(f'--peers mmdet has no PVT like {contender.model}: choose from {", ".join(MMDET_ARCHS)}')
+        return PyramidVisionTransformer(num_layers=list(arch.depths), drop_path_rate=0.1)
+    return PVT(contender.model, with_cp=contender.with_cp)
+
+
+def _backbone_gflops(contender: Contender) -> float:
+    with torch.device('meta'), FlopCounterMode(display=False) as counter, torch.no_grad():
+        PVT(contender.model).requires_grad_(False)(torch.empty(1, 3, *contender.shape))
+    return counter.get_total_flops() / 2e9
+
+
+class _HuggingFace(nn.Module):
+    """Hugging Face's PVT, built for one size: it cannot resample position embeddings to a map that is not square."""
+
+    def __init__(self, arch: Arch, shape: tuple[int, int]):
+        super().__init__()
+        if shape[0] != shape[1]:
+            raise InputError(f'--peers hf takes squares only, and --shape is {shape[0]} {shape[1]}')
+        from transformers import PvtConfig, PvtModel
+
+        config = PvtConfig(
+            image_size=shape[0],
+            depths=list(arch.depths),
+            hidden_sizes=list(arch.embed_dims),
+            num_attention_heads=list(arch.num_heads),
+            patch_sizes=list(arch.patch_sizes),
+            strides=list(arch.patch_sizes),
+            sequence_reduction_ratios=list(arch.sr_ratios),
+            mlp_ratios=list(arch.mlp_ratios),
+        )
+        self.model = PvtModel(config)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.model(image).last_hidden_state
+
+
+class _Detector(nn.Module):
+    """A detector or segmentor from images to the outputs of its heads, before boxes are decoded."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+        self.backbone, self.neck = model.backbone, getattr(model, 'neck', None)
+
+    def forward(self, image: Tensor) -> Any:
+        if not hasattr(self.model, 'bbox_head') and not hasattr(self.model, 'roi_head'):
+            return self.model(image, mode='tensor')
+        from mmdet.structures import DetDataSample
+
+        size = tuple(image.shape[2:])
+        facts = dict(img_shape=size, batch_input_shape=size, pad_shape=size, scale_factor=(1.0, 1.0))
+        return self.model(image, [DetDataSample(metainfo=facts) for _ in image], mode='tensor')
+
+
+# ----------------------------------------------------------------------- attention, matrix products, testing from disk
+
+
+def _prepare_attention(contender: Contender) -> Prepared:
+    """Prepares the attention of every layer of an arch on random queries, keys and values."""
+    if contender.model not in ARCHS or contender.peer:
+        raise InputError(f'--mode attention takes one of {", ".join(ARCHS)}, and no --peers')
+    memory, like = used_memory(contender.device), dict(device=contender.device, dtype=getattr(torch, contender.dtype))
+    inputs, stride, gflops = [], 1, 0.0
+    for C, depth, heads, P, R, _ in zip(*ARCHS[contender.model], strict=True):
+        stride *= P
+        H, W = (length // stride for length in contender.shape)
+        queries, keys = H * W, (H // R) * (W // R)
+        for _ in range(depth):
+            lengths = (queries, keys, keys)
+            inputs.append([torch.randn(contender.batch, heads, n, C // heads, **like) for n in lengths])
+        gflops += 2 * queries * keys * C * depth * contender.batch / 1e9
+
+    def step() -> dict[str, float]:
+        with fused_attention(), torch.no_grad():
+            for q, k, v in inputs:
+                F.scaled_dot_product_attention(q, k, v)
+        return {}
+
+    return Prepared(step, memory, contender.batch, gflops, 'contiguous')
+
+
+# Both multiply square matrices. On a CPU torch.mm uses MKL, and a convolution oneDNN (with one thread, if dilated).
+PRODUCTS = {
+    'torch.mm': lambda a, b: a @ b,
+    'torch.conv2d': lambda a, b: F.conv2d(a[None, :, None].permute(0, 3, 1, 2), b[..., None, None], dilation=2),
+}
+
+
+def products(device: str, dtype: str, threads: int) -> list[Contender]:
+    """Returns the contenders that measure the machine's own rate of matrix products."""
+    names = list(PRODUCTS) if (device, dtype) == ('cpu', 'float32') else ['torch.mm']
+    return [Contender(name, (0, 0), 'product', device=device, dtype=dtype, threads=threads) for name in names]
+
+
+def _prepare_product(contender: Contender) -> Prepared:
+    side, times = (8192, 8) if contender.device == 'cuda' else (2048, 4)
+    a, b = (torch.randn(side, side, device=contender.device, dtype=getattr(torch, contender.dtype)) for _ in range(2))
+
+    def step() -> dict[str, float]:
+        with torch.no_grad():
+            for _ in range(times):
+                PRODUCTS[contender.model](a, b)
+        return {}
+
+    return Prepared(step, used_memory(contender.device), 1, times * side**3 / 1e9, 'contiguous')
+
+
+def _prepare_end2end(contender: Contender) -> Prepared:
+    """Prepares a step that loads the next batch of a config's test data and predicts."""
+    from mmengine.runner import Runner
+
+    from pvt_mm.apis.checks import check_data
+
+    if contender.model in ARCHS or contender.peer == 'hf':
+        raise InputError('--mode end2end takes the path of a config, and no --peers but mmdet')
+    config = _load_config(contender)
+    with DefaultScope.overwrite_default_scope(config.get('default_scope', 'mmengine')):
+        check_data(config, 'test')
+        model = MODELS.build(config.model).to(contender.device).eval()
+        loader = Runner.build_dataloader(config.test_dataloader)
+    chosen = 'contiguous' if contender.memory_format == 'better' else contender.memory_format  # the data is contiguous
+    model.to(memory_format=FORMATS[chosen])
+    if contender.compile:
+        _compile(model)
+    if len(loader.dataset) < loader.batch_size:
+        raise InputError(f'{contender.model}: its test data is less than a batch of {loader.batch_size} images')
+    batches = itertools.chain.from_iterable(itertools.repeat(loader))
+    batches = (batch for batch in batches if len(batch['inputs']) == loader.batch_size)  # without the smaller last one
+
+    def step() -> dict[str, float]:
+        start = time.perf_counter()
+        batch = next(batches)
+        waited = time.perf_counter() - start
+        with _precision(contender), fused_attention(), torch.no_grad():
+            model.test_step(batch)
+        return {'waiting for data': waited}
+
+    return Prepared(step, used_memory(contender.device), loader.batch_size, None, chosen)
