@@ -68,7 +68,7 @@ check: setup  ## lint, and check formatting, imports between packages and types:
 	"$$(dirname $(PY))/lint-imports" --no-logo --no-cache
 	$(PY) -m mypy
 
-bench: setup  ## measure and write docs/benchmarks.md: 20 to 40 minutes on an idle machine; exits with 1 only on failures
+bench: setup  ## measure and write docs/benchmarks.md: about 15 minutes on two idle cores
 	$(PY) tools/benchmark_report.py
 
 format: setup  ## format, and apply the linter's fixes

@@ -110,10 +110,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         measured = measure(plan, args.rounds, may_fail=device == 'cuda')
         found = cpu_reaches(measured, processor) if device == 'cpu' else gpu_reaches(measured)
         kinds = where_time_goes(measured['Forward']['ours']) if device == 'cpu' else ''
-        section = '\n\n'.join(filter(None, [reach_table(found), kinds, *group_tables(measured)]))
+        details = machine(device).removeprefix(f'{processor.name}, ')
+        section = '\n\n'.join(filter(None, [details, reach_table(found), kinds, *group_tables(measured)]))
         text = out.read_text() if out.exists() else ''
         with atomic_write(out) as path:
-            path.write_text(replace_section(text, processor.name, f'{machine(device)}\n\n{section}'))
+            path.write_text(replace_section(text, processor.name, section))
         table = Table('', 'reach', 'measured', '', box=None, header_style='bold', title=processor.name)
         for reach in found:
             table.add_row(*reach.cells(), style='bold red' if reach.holds is False else '')

@@ -61,19 +61,20 @@ class Contender:
     @property
     def name(self) -> str:
         """The name in tables and plots."""
-        path = Path(self.model)
-        name = f'{path.parent.name}/{path.stem}'.lstrip('/') if path.suffix == '.py' else self.model
-        if self.model in ARCHS:
+        name, path = self.model, Path(self.model)
+        if name in ARCHS:
             name = f'PVT-{name.title().replace("_", "-")}'
-        extras = [
-            PEERS[self.peer].split("'")[0] if self.peer else '',
-            self.dtype if self.dtype != 'float32' else '',
-            'compiled' if self.compile else '',
-            'with_cp' if self.with_cp and self.mode == 'train' else '',
-            self.prepare.rpartition(':')[2],
-            'busy neighbour' if self.busy else '',
-        ]
-        return ', '.join([self.label or name, *filter(None, extras)])
+        elif path.suffix == '.py':
+            name = f'{path.parent.name}/{path.stem}'.lstrip('/')
+        extras = {
+            PEERS.get(self.peer, '').split("'")[0]: self.peer,
+            self.dtype: self.dtype != 'float32',
+            'compiled': self.compile,
+            'with_cp': self.with_cp and self.mode == 'train',
+            self.prepare.rpartition(':')[2]: self.prepare,
+            'busy neighbour': self.busy,
+        }
+        return ', '.join([self.label or name, *(extra for extra, is_so in extras.items() if is_so)])
 
 
 @dataclass(frozen=True)

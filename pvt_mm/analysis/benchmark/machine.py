@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import torch
 
-AMD_GENERATIONS = {23: 'Zen 1 or 2', 25: 'Zen 3', 26: 'Zen 5'}
-ZEN_4_MODELS = (1, 6, 7, 10)  # of family 25, in sixteens
+# By family, and by model in sixteens where a family has two.
+AMD_GENERATIONS = {25: 'Zen 3', 26: 'Zen 5', **{(25, sixteen): 'Zen 4' for sixteen in (1, 6, 7, 10)}}
 
 
 class Processor(NamedTuple):
@@ -39,11 +39,8 @@ def find_processor(device: str) -> Processor:
     if 'cpu family' in facts and 'model' in facts:
         family, model = int(facts['cpu family']), int(facts['model'])
         name += f', family {family}, model {model}'
-        generation = 'AMX' if 'amx_tile' in flags else ''
-        if vendor == 'AMD':
-            is_zen_4 = family == 25 and model // 16 in ZEN_4_MODELS
-            generation = 'Zen 4' if is_zen_4 else AMD_GENERATIONS.get(family, '')
-        name += f' ({generation})' if generation else ''
+        zen = AMD_GENERATIONS.get((family, model // 16), AMD_GENERATIONS.get(family)) if vendor == 'AMD' else None
+        name += f' ({zen})' if zen else ' (AMX)' if 'amx_tile' in flags else ''
     return Processor(name, vendor, not {'avx512_bf16', 'amx_bf16', 'bf16'}.isdisjoint(flags))
 
 

@@ -19,7 +19,7 @@ from pvt_mm.analysis import flops
 from pvt_mm.analysis.benchmark.contender import FORMATS, Contender
 from pvt_mm.analysis.benchmark.machine import used_memory
 from pvt_mm.apis.config import load_config
-from pvt_mm.models.backbone import ARCHS, PVT, Arch
+from pvt_mm.models.backbone import ARCHS, PVT
 from pvt_mm.utils.errors import InputError
 
 try:
@@ -32,16 +32,10 @@ TRIAL_SECONDS = 3.0  # of steps in each memory format, to find the better one
 
 
 class Prepared(NamedTuple):
-    """A contender that is ready to run.
-
-    Attributes:
-        step: Runs a step, and returns the seconds of its parts.
-        memory: Bytes in use before the first step; None where the system does not say.
-        images, gflops, memory_format: As in :class:`Result`.
-    """
+    """A contender that is ready to run; a step returns the seconds of its parts."""
 
     step: Callable[[], dict[str, float]]
-    memory: float | None
+    memory: float | None  # bytes in use before the first step
     images: int
     gflops: float | None
     memory_format: str
@@ -155,22 +149,51 @@ def _compile(model: nn.Module) -> None:
         part.compile(dynamic=True)
 
 
-# ----------------------------------------------------------------------------------------------------------- models
-
-
-def build(contender: Contender) -> tuple[nn.Module, float | None]:
+def build(contender: Contender) -> tuple[nn.Module, float]:
     """Builds the model of a contender, which takes images, and counts the multiply-adds of one image in 1e9."""
-    if contender.model in ARCHS:
-        model, gflops = _build_backbone(contender), _backbone_gflops(contender)
-    else:
-        model, gflops = _build_from_config(contender)
+    model, gflops = (_build_arch if contender.model in ARCHS else _build_config)(contender)
     if contender.prepare:
         module, _, function = contender.prepare.partition(':')
         getattr(importlib.import_module(module), function)(getattr(model, 'backbone', model))
     return model, gflops
 
 
-def _build_from_config(contender: Contender) -> tuple[nn.Module, float]:
+def _build_arch(contender: Contender) -> tuple[nn.Module, float]:
+    name, shape = contender.model, contender.shape
+    if contender.mode == 'detector':
+        raise InputError(f'--mode detector takes the path of a config, not {name}')
+    with torch.device('meta'), FlopCounterMode(display=False) as counter, torch.no_grad():
+        PVT(name).requires_grad_(False)(torch.empty(1, 3, *shape))
+    if contender.peer == 'mmdet':
+        model = MODELS.build(_mmdet_backbone(name, name, drop_path_rate=0.1))
+    elif contender.peer == 'hf':
+        model = _hugging_face(name, shape)
+    else:
+        model = PVT(name, with_cp=contender.with_cp)
+    return model, counter.get_total_flops() / 2e9
+
+
+def _hugging_face(name: str, shape: tuple[int, int]) -> nn.Module:
+    if shape[0] != shape[1]:  # it cannot resample position embeddings to a map that is not square
+        raise InputError(f'--peers hf takes squares only, and --shape is {shape[0]} {shape[1]}')
+    from transformers import PvtConfig, PvtModel
+
+    arch = {field: list(column) for field, column in ARCHS[name]._asdict().items()}
+    config = PvtConfig(
+        image_size=shape[0],
+        depths=arch['depths'],
+        hidden_sizes=arch['embed_dims'],
+        num_attention_heads=arch['num_heads'],
+        patch_sizes=arch['patch_sizes'],
+        strides=arch['patch_sizes'],
+        sequence_reduction_ratios=arch['sr_ratios'],
+        mlp_ratios=arch['mlp_ratios'],
+        return_dict=False,
+    )
+    return PvtModel(config)
+
+
+def _build_config(contender: Contender) -> tuple[nn.Module, float]:
     config = _load_config(contender)
     if contender.with_cp:
         config.model.backbone.with_cp = True
@@ -185,61 +208,16 @@ def _load_config(contender: Contender) -> Config:
     config = load_config(contender.model, contender.options)
     if contender.peer:
         backbone = config.model.backbone
-        name = backbone.get('arch', 'small')
-        if backbone.type != 'pvt_mm.PVT' or contender.peer != 'mmdet' or name not in MMDET_ARCHS:
-            raise InputError(
-                f'{contender.model}: --peers {contender.peer} has no such backbone; mmdet has PVT-Tiny to Large'
-            )
+        name = backbone.get('arch', 'small') if backbone.type == 'pvt_mm.PVT' and contender.peer == 'mmdet' else None
         kept = {key: backbone[key] for key in ('out_indices', 'drop_path_rate') if key in backbone}
-        num_layers = list(ARCHS[name].depths)
-        config.model.backbone = dict(type='mmdet.PyramidVisionTransformer', num_layers=num_layers, **kept)
+        config.model.backbone = _mmdet_backbone(contender.model, name, **kept)
     return config
 
 
-def _build_backbone(contender: Contender) -> nn.Module:
-    arch = ARCHS[contender.model]
-    if contender.mode == 'detector':
-        raise InputError(f'--mode detector takes the path of a config, not {contender.model}')
-    if contender.peer == 'hf':
-        return _HuggingFace(arch, contender.shape)
-    if contender.peer == 'mmdet':
-        from mmdet.models.backbones import PyramidVisionTransformer
-
-        if contender.model not in MMDET_ARCHS:
-            raise InputError(f'--peers mmdet has no PVT like {contender.model}: choose from {", ".join(MMDET_ARCHS)}')
-        return PyramidVisionTransformer(num_layers=list(arch.depths), drop_path_rate=0.1)
-    return PVT(contender.model, with_cp=contender.with_cp)
-
-
-def _backbone_gflops(contender: Contender) -> float:
-    with torch.device('meta'), FlopCounterMode(display=False) as counter, torch.no_grad():
-        PVT(contender.model).requires_grad_(False)(torch.empty(1, 3, *contender.shape))
-    return counter.get_total_flops() / 2e9
-
-
-class _HuggingFace(nn.Module):
-    """Hugging Face's PVT, built for one size: it cannot resample position embeddings to a map that is not square."""
-
-    def __init__(self, arch: Arch, shape: tuple[int, int]):
-        super().__init__()
-        if shape[0] != shape[1]:
-            raise InputError(f'--peers hf takes squares only, and --shape is {shape[0]} {shape[1]}')
-        from transformers import PvtConfig, PvtModel
-
-        config = PvtConfig(
-            image_size=shape[0],
-            depths=list(arch.depths),
-            hidden_sizes=list(arch.embed_dims),
-            num_attention_heads=list(arch.num_heads),
-            patch_sizes=list(arch.patch_sizes),
-            strides=list(arch.patch_sizes),
-            sequence_reduction_ratios=list(arch.sr_ratios),
-            mlp_ratios=list(arch.mlp_ratios),
-        )
-        self.model = PvtModel(config)
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self.model(image).last_hidden_state
+def _mmdet_backbone(model: str, name: str | None, **kept: Any) -> dict:
+    if name not in MMDET_ARCHS:
+        raise InputError(f'--peers has no backbone like that of {model}: MMDetection has {", ".join(MMDET_ARCHS)}')
+    return dict(type='mmdet.PyramidVisionTransformer', num_layers=list(ARCHS[name].depths), **kept)
 
 
 class _Detector(nn.Module):
@@ -258,9 +236,6 @@ class _Detector(nn.Module):
         size = tuple(image.shape[2:])
         facts = dict(img_shape=size, batch_input_shape=size, pad_shape=size, scale_factor=(1.0, 1.0))
         return self.model(image, [DetDataSample(metainfo=facts) for _ in image], mode='tensor')
-
-
-# ----------------------------------------------------------------------- attention, matrix products, testing from disk
 
 
 def _prepare_attention(contender: Contender) -> Prepared:
