@@ -1,4 +1,4 @@
-"""The set-up: what a wheel holds, what `tools/install.sh` does, and what it says where something is missing."""
+"""Set-up: the content of wheels, `tools/install.sh`, and its messages if a prerequisite is missing."""
 
 import os
 import re
@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 VERSION = re.search(r"__version__ = '(\d+\.\d+\.\d+\S*)'", (ROOT / 'pvt_mm' / 'version.py').read_text())[1]
 SHIPPED = ('configs', 'tools', 'model-index.yml')
 
-# A Python that installs nothing, and notes what it is asked for.
+# A Python that installs nothing and records its arguments.
 FAKE_PYTHON = """#!{bash}
 echo "$*" >> {calls}
 case "$*" in
@@ -31,7 +31,7 @@ esac
 
 
 def copy_tree(target: Path) -> Path:
-    """Copies what a clone has and a build needs."""
+    """Copies the files of a clone that a build needs."""
     target.mkdir()
     for name in (*SHIPPED, 'pvt_mm', 'requirements', 'tests'):
         if (ROOT / name).is_dir():
@@ -44,7 +44,7 @@ def copy_tree(target: Path) -> Path:
 
 
 def build(tree: Path, out: Path, kind: str) -> subprocess.CompletedProcess:
-    """Runs the build back end as pip does: ``kind`` is wheel, sdist or editable."""
+    """Runs the build backend as pip does; ``kind`` is wheel, sdist or editable."""
     out.mkdir(exist_ok=True)
     code = f'from setuptools import build_meta; build_meta.build_{kind}({str(out)!r})'
     return subprocess.run([sys.executable, '-c', code], cwd=tree, capture_output=True, text=True)
@@ -66,12 +66,13 @@ def test_wheel_ships_configs_tools_and_version(tmp_path):
     expected = {f'pvt_mm/.mim/{path.relative_to(tree).as_posix()}' for path in sources}
     assert expected | {'pvt_mm/.mim/model-index.yml'} == {name for name in files if '/.mim/' in name}
     modules = {path.relative_to(tree).as_posix() for path in (tree / 'pvt_mm').rglob('*.py')}
-    assert {'pvt_mm/version.py', 'pvt_mm/models/pvt.py'} <= modules <= files  # no sub-package without __init__.py
+    assert 'pvt_mm/py.typed' in files
+    assert {'pvt_mm/version.py', 'pvt_mm/models/pvt.py'} <= modules <= files  # each sub-package has an __init__.py
     assert not [name for name in files if name.startswith('tests')]
     with zipfile.ZipFile(wheel) as archive:
         metadata = archive.read(f'pvt_mm-{VERSION}.dist-info/METADATA').decode()
     required = [line for line in metadata.splitlines() if line.startswith('Requires-Dist') and 'extra ==' not in line]
-    assert required == ['Requires-Dist: numpy', 'Requires-Dist: torch>=2.4']
+    assert required == ['Requires-Dist: numpy', 'Requires-Dist: rich', 'Requires-Dist: torch>=2.4']
     assert 'Requires-Python: >=3.10' in metadata
 
 
@@ -113,7 +114,7 @@ def test_every_requirement_is_pinned():
 
 
 class Installer:
-    """Runs `tools/install.sh` with a fake Python, in an environment of its own."""
+    """Runs `tools/install.sh` with a fake Python and a separate environment."""
 
     def __init__(self, path: Path):
         self.calls_file = path / 'calls'
@@ -145,14 +146,14 @@ def test_install_once(install):
     assert done.stdout == f'{install.venv}/bin/python\n'
     assert len(install.calls('-m pip install')) == 4
     assert 'Setting up' in done.stderr
-    assert 'a few minutes' in done.stderr  # mmcv is in the fake's cache
+    assert 'a few minutes' in done.stderr  # the fake's cache has mmcv
 
     done = install()
     assert (done.returncode, done.stdout, done.stderr) == (0, f'{install.venv}/bin/python\n', '')
     assert install.calls('-m') == []
 
 
-def test_failed_install_shows_the_log_and_is_taken_up_again(install):
+def test_failed_install_shows_the_log(install):
     done = install(FAKE_PIP='1')
     assert done.returncode == 1
     assert 'torch failed after' in done.stderr
@@ -171,7 +172,7 @@ def test_failed_install_shows_the_log_and_is_taken_up_again(install):
         pytest.param({'VENV': str(ROOT / 'tools')}, [str(ROOT / 'tools'), 'no virtual environment'], id='no venv'),
     ],
 )
-def test_one_line_names_what_is_missing(install, tmp_path, env, words):
+def test_missing_prerequisites_are_one_line(install, tmp_path, env, words):
     commands = tmp_path / 'bin'  # a PATH without compilers
     commands.mkdir()
     for name in ('cat', 'cmp', 'dirname', 'grep', 'ls', 'sed'):
@@ -183,7 +184,7 @@ def test_one_line_names_what_is_missing(install, tmp_path, env, words):
     assert not install.venv.exists()
 
 
-def test_active_environment_is_used_as_it_is(install, tmp_path):
+def test_active_environment_is_used_unchanged(install, tmp_path):
     active = tmp_path / 'active'
     (active / 'bin').mkdir(parents=True)
     shutil.copy(install.python, active / 'bin' / 'python')
@@ -192,7 +193,7 @@ def test_active_environment_is_used_as_it_is(install, tmp_path):
     assert install.calls('-m') == []
 
     done = install(VIRTUAL_ENV=str(active), PYTHON='/nowhere/python3')
-    assert done.returncode == 2  # VENV and PYTHON win over it
+    assert done.returncode == 2  # VENV and PYTHON override it
 
 
 def test_scripts_are_executable():

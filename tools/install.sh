@@ -108,7 +108,7 @@ step() {  # TITLE COMMAND...: runs it with its output in the log, and shows the 
     job=$!
     set +m
     while kill -0 "$job" 2> /dev/null; do
-        sleep 1
+        sleep 0.5
         if [[ -t 2 ]]; then
             printf '\r\033[K%s' "$(progress "$title" "$start" "$offset")" >&2
         elif ((SECONDS - start - shown >= 30)); then

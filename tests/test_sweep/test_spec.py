@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from mmengine.config import Config
 
+from pvt_mm.apis.config import load_config
 from pvt_mm.sweep.spec import load_sweep
 from pvt_mm.utils.errors import InputError
 from tests.conftest import ROOT
@@ -32,7 +34,12 @@ def test_every_sweep_is_discovered():
 
 
 @pytest.mark.parametrize('path', SWEEPS, ids=lambda path: path.stem)
-def test_shipped_sweeps_load_with_their_configs_and_options(path):
+def test_shipped_sweeps_load_with_their_configs_and_options(path, monkeypatch):
+    def load(path: str, options: dict | None = None, needs: tuple = ()) -> Config:
+        """Reads sweeps, and configs with options; tests/test_configs.py reads all configs."""
+        return load_config(path, options, needs) if options or Path(path) in SWEEPS else Config()
+
+    monkeypatch.setattr('pvt_mm.sweep.spec.load_config', load)
     sweep = load_sweep(str(path))
     assert len(sweep.trials) == len({trial.name for trial in sweep.trials}) == TRIALS[path.stem]
     assert all(Path(trial.config).is_file() for trial in sweep.trials)
@@ -45,15 +52,19 @@ def test_shipped_sweeps_load_with_their_configs_and_options(path):
         assert {str(Path(trial.config).resolve().relative_to(ROOT)) for trial in sweep.trials} == expected
 
 
-def test_gpus_of_the_batch_size():
-    assert {trial.gpus for trial in load_sweep(str(ROOT / 'configs/sweeps/retinanet_backbones.py')).trials} == {8.0}
-
-
-CONFIGS = f"metric = 'loss'\nrule = 'less'\nconfigs = dict(a='{ROOT}/configs/retinanet/pvt_t_1x.py')\n"
+CONFIG = """
+model = dict(type='PVT')
+optim_wrapper = dict(optimizer=dict(lr=1e-4))
+train_cfg = dict(max_epochs=12)
+train_dataloader = dict(batch_size=2, dataset=dict(type='COCO'))
+auto_scale_lr = dict(base_batch_size=16)
+"""
+CONFIGS = "metric = 'loss'\nrule = 'less'\nconfigs = dict(a='config.py')\n"
 LR, EPOCHS = 'optim_wrapper.optimizer.lr', 'train_cfg.max_epochs'
 
 
 def load(tmp_path, text: str, **others):
+    (tmp_path / 'config.py').write_text(CONFIG)
     path = tmp_path / 'sweep.py'
     path.write_text(CONFIGS + text)
     return load_sweep(str(path), **others)
@@ -72,6 +83,7 @@ exclude = ['*lr1e-3-long*', 'a-lr1e-4-short-seed1']
     assert [trial.name for trial in sweep.trials] == [f'a-{name}' for name in names]
     assert [trial.epochs for trial in sweep.trials] == [1, 24, 24, 1, 1]  # a trial's own options override
     assert sweep.trials[1].options == ('train_dataloader.batch_size=4', f'{EPOCHS}=3', f'{LR}=1e-4', f'{EPOCHS}=24')
+    assert [trial.gpus for trial in sweep.trials] == [4.0] * 5  # of the batch size that the learning rate is for
     assert sweep.trials[1].setting == sweep.trials[2].setting == 'a-lr1e-4-long'
     assert [trial.seed for trial in load(tmp_path, '', seeds=[7]).trials] == [7]
 

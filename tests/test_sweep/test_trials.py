@@ -85,6 +85,40 @@ def test_an_outcome_overrides_the_state_of_the_job(outcome, trials, alive):
     assert trials.statuses()[EPOCHS].state == outcome
 
 
+def test_run_submits_what_has_not_finished(trials, alive):
+    """It skips finished trials, restarts failed ones, and keeps a trial that is rejected while another runs."""
+    third = Trial('late', 'late.py', (), 0, None)
+    trials = Trials(Sweep('three', '', 'mIoU', 'greater', (*SWEEP.trials, third)), trials.folder, Path('train.py'))
+    submitted(trials, EPOCHS, outcome='finished')
+    submitted(trials, ITERATIONS, outcome='failed')
+    started, shown = [], []
+
+    class Executor:
+        name, limit, interval, gpus = 'local', 2, 0.0, 0
+
+        def environment(self, taken):
+            return {'CUDA_VISIBLE_DEVICES': str(len(taken))}
+
+        def submit(self, job, name):
+            if alive:
+                raise InputError('a limit on jobs')
+            started.append((name, job.environment))
+            alive[name] = 'running'
+            return name
+
+    def show(statuses):
+        shown.append([status.state for status in statuses.values()])
+        for name in list(alive):
+            write_json(trials.folder / name.split('/')[1] / 'outcome.json', dict(state='finished'))
+            del alive[name]
+
+    trials.executor = Executor()
+    statuses = trials.run(show)
+    assert started == [(f'three/{name}', {'CUDA_VISIBLE_DEVICES': '0'}) for name in ('fpn-seed0', 'late-seed0')]
+    assert shown[:2] == [['finished', 'running', 'waiting'], ['finished', 'finished', 'running']]
+    assert {status.state for status in statuses.values()} == {'finished'}
+
+
 def test_ctrl_c_waits_until_a_job_is_recorded(trials, alive, monkeypatch, capsys):
     class Executor:
         name, limit, interval, gpus = 'local', 1, 0.0, 0

@@ -1,4 +1,4 @@
-"""Each thing that can be wrong with an environment is made wrong, mostly by packages that shadow the real ones."""
+"""Every check of the environment, on broken environments that are faked by packages that shadow the real ones."""
 
 import json
 import os
@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from pvt_mm import doctor
+from pvt_mm.apis import doctor
 from tests.conftest import ROOT
 from tools import doctor as doctor_tool
 
 
 @pytest.fixture
 def plant(tmp_path, monkeypatch):
-    """Shadows modules, here and in processes started from here: ``plant(name='what its __init__ does')``."""
+    """Shadows modules in subprocesses: ``plant(name='the code of its __init__')``, where __ is a dot."""
     site = tmp_path / 'site'
 
     def write(**modules: str) -> None:
@@ -34,7 +34,7 @@ def plant(tmp_path, monkeypatch):
 
 @pytest.fixture
 def installed(monkeypatch):
-    """Replaces the versions of what is installed: ``installed(mmcv='2.1.0')``, where _ is a hyphen."""
+    """Replaces the installed distributions: ``installed(mmcv='2.1.0')``, where _ is a hyphen."""
 
     def replace(**versions: str) -> None:
         there = {name.replace('_', '-'): version for name, version in versions.items()}
@@ -52,10 +52,10 @@ WORKING_TORCH = (
 )
 
 
-def is_broken(line: doctor.Line, text: str, mend: str) -> bool:
+def is_broken(line: doctor.Line, text: str, fix: str) -> bool:
     assert line.state == 'broken', line
     assert text in line.text
-    assert mend in line.mend
+    assert fix in line.fix
     return True
 
 
@@ -77,40 +77,40 @@ def test_torch(plant):
 
 
 @pytest.mark.parametrize(
-    ('cuda', 'visible', 'there', 'hidden', 'state', 'text'),
+    ('cuda', 'visible', 'present', 'hidden', 'state', 'text'),
     [
         ('12.6', 2, True, None, 'ok', '2 visible'),
-        (None, 0, False, None, 'note', 'none here'),
-        ('12.6', 0, True, '', 'note', 'CUDA_VISIBLE_DEVICES= hides it'),
-        (None, 0, True, None, 'broken', 'this torch is for CPUs alone'),
-        ('12.6', 0, True, None, 'broken', "torch's CUDA 12.6 cannot use its driver"),
+        (None, 0, False, None, 'note', 'none: everything runs on the CPU'),
+        ('12.6', 0, True, '', 'note', 'hidden by CUDA_VISIBLE_DEVICES='),
+        (None, 0, True, None, 'broken', 'torch is built for CPUs only'),
+        ('12.6', 0, True, None, 'broken', "its driver does not support torch's CUDA 12.6"),
     ],
 )
-def test_gpu(cuda, visible, there, hidden, state, text, plant, monkeypatch):
+def test_gpu(cuda, visible, present, hidden, state, text, plant, monkeypatch):
     plant(torch=WORKING_TORCH.format(cuda=cuda, gpus=visible))
-    monkeypatch.setattr(doctor, 'gpu_is_there', lambda: there)
+    monkeypatch.setattr(doctor, 'gpu_is_there', lambda: present)
     monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
     if hidden is not None:
         monkeypatch.setenv('CUDA_VISIBLE_DEVICES', hidden)
     line = doctor.check_gpu()
     assert (line.state, text in line.text) == (state, True), line
-    assert bool(line.mend) == (state == 'broken' or hidden is not None)
+    assert bool(line.fix) == (state == 'broken' or hidden is not None)
 
 
 @pytest.mark.parametrize(
-    ('error', 'mend'),
+    ('error', 'fix'),
     [
         ('ValueError("numpy.dtype size changed, may indicate binary incompatibility")', '--force-reinstall --no-deps'),
         ('ImportError("A module that was compiled using NumPy 1.x cannot be run in NumPy 2")', "pip install 'numpy<2'"),
         ('ModuleNotFoundError("No module named \'cv2\'")', 'pip install opencv-python'),
     ],
 )
-def test_numpy_abi(error, mend, plant):
+def test_numpy_abi(error, fix, plant):
     plant(torch='from_numpy = lambda array: type("T", (), {"numpy": lambda self: 0})()', cv2=f'raise {error}')
-    assert is_broken(doctor.check_numpy(), error.split('(')[0], mend)
+    assert is_broken(doctor.check_numpy(), error.split('(')[0], fix)
 
 
-def test_a_mix_of_upstream_and_forks_and_what_is_absent(installed):
+def test_mix_of_upstream_and_forks_and_missing_packages(installed):
     installed(**FORKS)
     assert doctor.check_stack().state == 'ok'
     installed(**UPSTREAM)
@@ -118,42 +118,43 @@ def test_a_mix_of_upstream_and_forks_and_what_is_absent(installed):
     installed(**FORKS, mmcv='2.1.0')
     assert is_broken(doctor.check_stack(), 'onedl-mmcv 2.3.6', 'pip uninstall -y mmengine')
     installed()
-    assert is_broken(doctor.check_stack(), 'absent', f"pip install -e '{ROOT}[onedl]'")
+    assert is_broken(doctor.check_stack(), 'not installed', f"pip install -e '{ROOT}[onedl]'")
     installed(**{name: FORKS[name] for name in ('onedl_mmengine', 'onedl_mmdetection')})
     line = doctor.check_stack()
-    assert is_broken(line, 'onedl-mmcv, onedl-mmsegmentation absent', 'MMCV_WITH_OPS=1 pip install')
-    assert line.mend.endswith('onedl-mmcv && pip install onedl-mmsegmentation')
+    assert is_broken(line, 'onedl-mmcv, onedl-mmsegmentation not installed', 'MMCV_WITH_OPS=1 pip install')
+    assert line.fix.endswith('onedl-mmcv && pip install onedl-mmsegmentation')
 
 
-def test_mmcv_bound(installed):
+def test_mmcv_version(installed):
     installed(**UPSTREAM)
-    assert doctor.check_mmcv_bound().state == 'ok'
+    assert doctor.check_mmcv_version().state == 'ok'
     installed(**FORKS)
-    assert doctor.check_mmcv_bound().state == 'ok'
+    assert doctor.check_mmcv_version().state == 'ok'
     installed(**{**UPSTREAM, 'mmcv': '2.2.0'})
-    assert is_broken(doctor.check_mmcv_bound(), 'mmcv 2.2.0', "'mmcv>=2.0.0,<2.2.0'")
+    assert is_broken(doctor.check_mmcv_version(), 'mmcv 2.2.0', "'mmcv>=2.0.0,<2.2.0'")
 
 
 @pytest.mark.parametrize(
-    ('error', 'text', 'mend'),
+    ('error', 'text', 'fix'),
     [
-        ('ModuleNotFoundError("No module named \'mmcv._ext\'")', 'installed without them', 'onedl-mmcv'),
-        ('ImportError("/x/_ext.so: undefined symbol: _ZN3c1017")', 'for another torch', 'onedl-mmcv'),
+        ('ModuleNotFoundError("No module named \'mmcv._ext\'")', 'is installed without them', 'onedl-mmcv'),
+        ('ImportError("/x/_ext.so: undefined symbol: _ZN3c1017")', 'for another version of torch', 'onedl-mmcv'),
         ('ModuleNotFoundError("No module named \'addict\'")', 'addict', 'pip install addict'),
     ],
 )
-def test_mmcv_operators(error, text, mend, plant, installed):
+def test_mmcv_operators(error, text, fix, plant, installed):
     installed(**FORKS)
     plant(torch=WORKING_TORCH.format(cuda=None, gpus=0), mmcv='', mmcv__ops=f'raise {error}')
-    assert is_broken(doctor.check_ops(), text, mend)
-    assert ('MMCV_WITH_OPS=1' in doctor.check_ops().mend) == ('addict' not in mend)
+    line = doctor.check_ops()
+    assert is_broken(line, text, fix)
+    assert ('MMCV_WITH_OPS=1' in line.fix) == ('addict' not in fix)
 
 
-def test_mmcv_operators_for_cpus_beside_a_gpu(plant, installed):
+def test_mmcv_operators_for_cpus_on_a_machine_with_a_gpu(plant, installed):
     installed(**UPSTREAM)
     plant(torch=WORKING_TORCH.format(cuda='12.6', gpus=1), mmcv='')
     plant(mmcv__ops='get_compiling_cuda_version = lambda: "not available"')
-    assert is_broken(doctor.check_ops(), 'for CPUs alone', 'FORCE_CUDA=1 MMCV_WITH_OPS=1 pip install')
+    assert is_broken(doctor.check_ops(), 'for CPUs only', 'FORCE_CUDA=1 MMCV_WITH_OPS=1 pip install')
     plant(mmcv__ops='get_compiling_cuda_version = lambda: "12.6"')
     assert doctor.check_ops().state == 'ok'
 
@@ -198,10 +199,10 @@ def test_writable(tmp_path, monkeypatch):
     assert is_broken(doctor.check_writable(), 'work_dirs cannot be written', '--work-dir PATH')
 
 
-def test_room(monkeypatch):
+def test_disk_and_shared_memory(monkeypatch):
     usage = namedtuple('usage', 'free')
     monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage(2e9))
-    assert is_broken(doctor.check_disk(), '2.0 GB', '--work-dir PATH')
+    assert is_broken(doctor.check_disk(), '2.0 GB free', '--work-dir PATH')
     monkeypatch.setattr(shutil, 'disk_usage', lambda path: usage(6.4e7))
     if os.path.isdir('/dev/shm'):
         assert doctor.check_shared_memory().state == 'note'
@@ -211,13 +212,13 @@ def test_room(monkeypatch):
 def test_data(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     line = doctor.check_data()
-    assert (line.state, line.mend) == ('note', 'tools/make_shapes.py data/shapes')
+    assert (line.state, line.fix) == ('note', 'tools/make_shapes.py data/shapes')
     for folder in doctor.DATA.values():
         Path(folder).mkdir(parents=True)
     assert doctor.check_data().state == 'ok'
 
 
-def test_every_check_has_its_line_here():
+def test_every_check_is_tested():
     tested = Path(__file__).read_text()
     assert len(doctor.CHECKS) == 15
     assert [check.__name__ for check in doctor.CHECKS if f'doctor.{check.__name__}()' not in tested] == []
@@ -230,14 +231,14 @@ def test_exit_code_and_summary(monkeypatch, capsys):
         assert doctor_tool.main([]) == code
         out = capsys.readouterr().out.splitlines()
         assert json.loads(out[-1])['broken'] == [name for name in shown if name == 'broken']
-        assert out[1] == '        mend it: command'
+        assert out[1] == '        fix: command'
     with pytest.raises(SystemExit) as stop:
         doctor_tool.main(['--quick'])
     assert stop.value.code == 2
 
 
-def test_it_runs_where_nothing_imports(plant):
-    """Neither it nor what it imports needs a library, and it finds every one that is broken."""
+def test_it_runs_without_any_library(plant):
+    """It imports no library itself, and finds every broken one."""
     broken = ('torch', 'numpy', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 'rich', 'cv2', 'pkg_resources')
     plant(**{name: f'raise ImportError("{name} is broken")' for name in broken})
     done = subprocess.run([sys.executable, ROOT / 'tools/doctor.py'], capture_output=True, text=True)
@@ -247,15 +248,14 @@ def test_it_runs_where_nothing_imports(plant):
     assert wanted <= set(found)
 
 
+@pytest.mark.parametrize('module', ['torch', 'mmdet'])
 @pytest.mark.parametrize('tool', ['train', 'test'])
-@pytest.mark.parametrize('module', ['torch', 'mmcv', 'mmdet'])
-def test_train_and_test_point_to_it(tool, module, plant):
+def test_train_and_test_name_it(tool, module, plant):
     plant(**{module: 'raise AssertionError("it is broken")'})
     config = str(ROOT / 'configs/demo/retinanet_shapes.py')
     arguments = [config] if tool == 'train' else [config, config]
     done = subprocess.run([sys.executable, ROOT / f'tools/{tool}.py', *arguments], capture_output=True, text=True)
     assert done.returncode == 1
-    assert 'it is broken' in done.stderr
-    assert 'tools/doctor.py says what' in done.stderr
+    assert 'error: AssertionError: it is broken\ntools/doctor.py says what is wrong' in done.stderr
     assert 'Traceback' not in done.stderr
     assert not Path('work_dirs').exists()
