@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Tests what runs under Slurm against a real one, of one node, that it installs, starts and stops: `make test-slurm`.
-# As root, on Debian or Ubuntu, and best in a container. It leaves the packages installed, and nothing running.
+# Tests training and sweeps under a one-node Slurm that it installs, starts and stops: `make test-slurm`.
+# Run it as root on Debian or Ubuntu, preferably in a container. The packages stay installed; nothing stays running.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 python=${PYTHON:-python}
@@ -12,28 +12,28 @@ wait_for() {  # SECONDS WHAT COMMAND...
     local until=$((SECONDS + $1)) what=$2
     shift 2
     until "$@" > /dev/null 2>&1; do
-        ((SECONDS < until)) || fail "waited in vain for $what"
+        ((SECONDS < until)) || fail "timeout while waiting for $what"
         sleep 1
     done
 }
 
-((EUID == 0)) || skip 'test-slurm installs and starts Slurm, which only root may; run it as root, in a container'
-command -v apt-get > /dev/null || skip "test-slurm installs Debian's Slurm, and there is no apt-get here"
-pidof slurmctld slurmd > /dev/null && skip 'a Slurm runs here already'
+((EUID == 0)) || skip 'test-slurm installs and starts Slurm: run it as root, in a container'
+command -v apt-get > /dev/null || skip "test-slurm installs Debian's Slurm: apt-get not found"
+pidof slurmctld slurmd > /dev/null && skip 'Slurm is already running on this machine'
 if ! command -v slurmctld slurmd sbatch munged > /dev/null; then
     export DEBIAN_FRONTEND=noninteractive
     { apt-get update -qq && apt-get install -qq -y --no-install-recommends "${packages[@]}"; } > /tmp/slurm_install.log 2>&1 ||
         { tail -n 5 /tmp/slurm_install.log; skip 'apt-get cannot install Slurm: see above'; }
 fi
 
-# ---------------------------------------------------------------------------------------------------- a Slurm of one node
+# ---------------------------------------------------------------------------------------------------- a one-node Slurm
 state=$(mktemp -d /tmp/pvt_mm_slurm.XXXXXX)
 export SLURM_CONF=$state/slurm.conf PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} OMP_NUM_THREADS=1
 pids=()
 stop() {
     if ((${#pids[@]})); then
         scancel --user=root 2> /dev/null || true
-        for _ in {1..30}; do [[ $(squeue --noheader 2> /dev/null) ]] || break; sleep 1; done  # they are killed after KillWait
+        for _ in {1..30}; do [[ $(squeue --noheader 2> /dev/null) ]] || break; sleep 1; done  # jobs are killed after KillWait
         kill "${pids[@]}" 2> /dev/null || true
         wait "${pids[@]}" 2> /dev/null || true
     fi
@@ -82,25 +82,25 @@ pids+=($!)
 slurmd -D > "$state/slurmd.out" 2>&1 &
 pids+=($!)
 wait_for 60 'the node' bash -c '[[ $(sinfo --noheader --format=%T) == idle ]]'
-echo "Slurm $(sinfo --version) runs: $(sinfo --noheader)"
+echo "Slurm $(sinfo --version) is running: $(sinfo --noheader)"
 
 # ------------------------------------------------------------------------------------------- a training of two processes
 "$python" tools/make_shapes.py "$state/shapes" --train 120 --val 24 > "$state/shapes.log" 2>&1
 small=(train_cfg.max_epochs=1 train_cfg.val_interval=1 param_scheduler.1.end=1 default_hooks.logger.interval=5 "data_root=$state/shapes")
 GPUS=2 CPUS_PER_TASK=1 SRUN_ARGS=--gres=none PYTHON=$python timeout 600 tools/slurm_train.sh test two \
     configs/demo/retinanet_shapes.py "$state/two" --cfg-options "${small[@]}" > "$state/two.log" 2>&1 || fail 'slurm_train.sh'
-grep -q 'Epoch(train)  *\[1\]\[15/15\]' "$state/two.log" || fail 'two processes of 4 images do not take 15 steps for 120'
-[[ -f $state/two/epoch_1.pth ]] || fail 'slurm_train.sh left no checkpoint'
+grep -q 'Epoch(train)  *\[1\]\[15/15\]' "$state/two.log" || fail '120 images in 2 processes with batches of 4 are not 15 steps'
+[[ -f $state/two/epoch_1.pth ]] || fail 'slurm_train.sh wrote no checkpoint'
 echo 'slurm_train.sh: two processes trained one model'
 
-# --------------------------------------------------------- the demo's sweep, with a trial that is preempted and one killed
+# --------------------------------------------------------- the demo's sweep, with one preempted and one requeued trial
 sweep=("$python" tools/sweep.py configs/sweeps/demo.py --work-dir "$state/demo" --executor slurm --partition test --gpus 0
     --time 60 --slurm cpus-per-task=1 --cfg-options "data_root=$state/shapes")
 "${sweep[@]}" > "$state/sweep.log" 2>&1 &
 watcher=$!
 job() { sed -n 's/^ *"job": "\(.*\)",$/\1/p' "$state/demo/$1/submitted.json"; }
 mapfile -t trials < <("${sweep[@]}" --dry-run | sed -n 's/ (.*)$//p')
-# the first two run; one gets submitit's signal, as before a time limit, the other is put back into the queue by Slurm
+# the first two are running: one gets submitit's signal, as before a time limit, and Slurm requeues the other
 for trial in "${trials[@]:0:2}"; do
     wait_for 300 "a checkpoint of $trial" test -f "$state/demo/$trial/last_checkpoint"
     if [[ $trial == "${trials[0]}" ]]; then scancel --signal=USR2 "$(job "$trial")"; else scontrol requeue "$(job "$trial")"; fi
@@ -109,20 +109,19 @@ wait "$watcher" || { cat "$state/sweep.log"; fail 'the sweep'; }
 for trial in "${trials[@]:0:2}"; do
     [[ $(grep -c '^\$ ' "$state/demo/$trial/train.log") == 2 ]] || fail "$trial was not started twice"
     grep -q '^\$ .* --resume$' "$state/demo/$trial/train.log" || fail "$trial did not resume"
-    echo "$trial: preempted after an epoch, queued again, resumed"
+    echo "$trial: preempted after an epoch, requeued, resumed"
 done
 cat "$state/demo/sweep.md"
-[[ -s $state/demo/sweep.png ]] || fail 'there is no picture'
-tail -n 1 "$state/sweep.log" | grep -q "\"finished\": ${#trials[@]}" || fail 'not every trial has finished'
+[[ -s $state/demo/sweep.png ]] || fail 'there is no sweep.png'
+tail -n 1 "$state/sweep.log" | grep -q "\"finished\": ${#trials[@]}" || fail 'some trials have not finished'
 
-# Ctrl-C leaves what runs and cancels what waits.
-# bash, and whatever this itself runs in the background of, would have it ignore the signal
+# Ctrl-C cancels queued jobs and leaves running ones. Background processes of a shell ignore SIGINT by default.
 env --default-signal=INT "${sweep[@]}" --work-dir "$state/stopped" > "$state/stopped.log" 2>&1 &
 watcher=$!
 wait_for 60 'trials in the queue' bash -c '(($(squeue --noheader --states=PENDING | wc -l) >= 2))'
 kill -INT "$watcher"
-wait "$watcher" && fail 'an interrupted sweep ends with 0'
-grep -q 'queued cancelled' "$state/stopped.log" || fail 'Ctrl-C does not say what it cancelled'
-[[ -z $(squeue --noheader --states=PENDING) ]] || fail 'Ctrl-C left trials in the queue'
+wait "$watcher" && fail 'an interrupted sweep exits with 0'
+grep -q 'queued cancelled' "$state/stopped.log" || fail 'Ctrl-C does not report the cancelled jobs'
+[[ -z $(squeue --noheader --states=PENDING) ]] || fail 'Ctrl-C left jobs in the queue'
 grep 'queued cancelled' "$state/stopped.log"
 echo 'test-slurm: passed'
