@@ -4,9 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from mmengine.config import Config
 
-from pvt_mm.apis.config import load_config
 from pvt_mm.sweep.spec import load_sweep
 from pvt_mm.utils.errors import InputError
 from tests.conftest import ROOT
@@ -34,12 +32,7 @@ def test_every_sweep_is_discovered():
 
 
 @pytest.mark.parametrize('path', SWEEPS, ids=lambda path: path.stem)
-def test_shipped_sweeps_load_with_their_configs_and_options(path, monkeypatch):
-    def load(path: str, options: dict | None = None, needs: tuple = ()) -> Config:
-        """Reads sweeps, and configs with options; tests/test_configs.py reads all configs."""
-        return load_config(path, options, needs) if options or Path(path) in SWEEPS else Config()
-
-    monkeypatch.setattr('pvt_mm.sweep.spec.load_config', load)
+def test_shipped_sweeps_load_with_their_configs_and_options(path):
     sweep = load_sweep(str(path))
     assert len(sweep.trials) == len({trial.name for trial in sweep.trials}) == TRIALS[path.stem]
     assert all(Path(trial.config).is_file() for trial in sweep.trials)
