@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from pvt_mm.apis import export
-from pvt_mm.apis.config import add_cfg_options, check_checkpoint_exists, load_config
+from pvt_mm.apis.config import add_cfg_options, check_file, load_config
 from pvt_mm.apis.flags import add_trust
 from pvt_mm.apis.inference import load_model
 from pvt_mm.checkpoint.reader import safe_reading
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     if not args.out.endswith('.onnx') or os.path.isdir(args.out):
         raise InputError(f'--out {args.out}: name a file that ends in .onnx')
-    check_checkpoint_exists(args.checkpoint)
+    check_file('checkpoint', args.checkpoint)
     config = load_config(args.config, args.cfg_options)
     with safe_reading(trust=args.trust):
         model = load_model(config, args.checkpoint).cpu()

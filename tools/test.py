@@ -12,7 +12,7 @@ with report_import_errors():
     from mmengine.dist import is_main_process
 
     from pvt_mm.apis import checks
-    from pvt_mm.apis.config import check_checkpoint_exists
+    from pvt_mm.apis.config import check_file
     from pvt_mm.apis.flags import add_common_arguments, draw_predictions, dump_predictions, use_tta
     from pvt_mm.apis.launch import build_runner, prepare_config, report_lost_ranks
     from pvt_mm.checkpoint.reader import safe_reading
@@ -40,7 +40,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    check_checkpoint_exists(args.checkpoint)
+    check_file('checkpoint', args.checkpoint)
     with safe_reading(trust=args.trust):
         metrics = test(args)
     if is_main_process():

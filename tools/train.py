@@ -10,7 +10,7 @@ from pvt_mm.utils.errors import command, report_import_errors
 
 with report_import_errors():
     from pvt_mm.apis import checks
-    from pvt_mm.apis.flags import add_common_arguments, resume, scale_lr, set_randomness, skip_validation, use_amp
+    from pvt_mm.apis.flags import add_common_arguments, resume, scale_lr, set_randomness, use_amp
     from pvt_mm.apis.launch import build_runner, prepare_config, report_lost_ranks
     from pvt_mm.checkpoint.reader import safe_reading
     from pvt_mm.datasets.image_io import report_unreadable_images
@@ -65,7 +65,7 @@ def train(args: argparse.Namespace) -> None:
     if args.auto_scale_lr:
         scale_lr(config)
     if args.no_validate:
-        skip_validation(config)
+        config.val_cfg = config.val_dataloader = config.val_evaluator = None
     set_randomness(config, args.seed, args.deterministic)
     if args.resume:
         resume(config, args.resume)

@@ -32,14 +32,6 @@ LAYOUTS = {
 }
 
 
-def describe_layout(dataset: dict) -> str:
-    """Returns where the files of a data set's config are expected, for a message."""
-    return LAYOUTS.get(_type_name(dataset), 'data_root, ann_file and data_prefix set which files are read')
-
-
-# ---------------------------------------------------------------------------------------------------------------- data
-
-
 def check_data(config: Config, *splits: str) -> None:
     """Checks that the data sets of the splits (``train``, ``val``, ``test``) exist and fit the model.
 
@@ -72,9 +64,10 @@ def _check_paths(dataset: dict, split: str) -> None:
     for name in names:
         path = os.path.join(root, name) if isinstance(name, str) else ''
         if path and '://' not in path and not os.path.exists(path):
+            layout = LAYOUTS.get(_type_name(dataset), 'set data_root, ann_file and data_prefix')
             raise InputError(
-                f'the {split} data is missing: {path} does not exist. {describe_layout(dataset)}, in '
-                f'{root or "data_root"}; if it is elsewhere, add --cfg-options data_root=PATH'
+                f'the {split} data is missing: {path} does not exist. {layout}, in {root or "data_root"}; if it is '
+                'elsewhere, add --cfg-options data_root=PATH'
             )
 
 
@@ -265,9 +258,6 @@ def _type_name(config: dict) -> str:
 
 def _as_list(value: list | dict | None) -> list:
     return value if isinstance(value, list) else [value] if value else []
-
-
-# ------------------------------------------------------------------------------------------------------------- weights
 
 
 def check_init_weights(config: Config) -> None:

@@ -72,16 +72,10 @@ def load_config(path: str, options: dict | None = None, needs: tuple[str, ...] =
 
 
 def check_file(kind: str, path: str) -> None:
-    """Raises an InputError if a file of the given kind, such as ``'config'``, does not exist; names a similar one."""
-    if not os.path.isfile(path):
+    """Raises an InputError if a path of the given kind, such as ``'config'``, is no file; URLs are not checked."""
+    if '://' not in path and not os.path.isfile(path):
         what = 'is a folder' if os.path.isdir(path) else 'does not exist'
         raise InputError(f'the {kind} {path} {what}{_suggest_path(path)}')
-
-
-def check_checkpoint_exists(path: str) -> None:
-    """Raises an InputError if a checkpoint is a path, not a URL, and does not exist."""
-    if '://' not in path:
-        check_file('checkpoint', path)
 
 
 def leaf_datasets(dataset: dict) -> Iterator[dict]:
@@ -95,10 +89,8 @@ def leaf_datasets(dataset: dict) -> Iterator[dict]:
 
 
 def innermost_dataset(dataset: dict) -> dict:
-    """Returns the data set inside any number of wrappers of one data set, such as RepeatDataset."""
-    while 'dataset' in dataset:
-        dataset = dataset['dataset']
-    return dataset
+    """Returns the first data set inside wrappers such as RepeatDataset, or the data set itself."""
+    return next(leaf_datasets(dataset))
 
 
 def _suggest_path(path: str) -> str:

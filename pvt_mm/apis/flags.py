@@ -40,9 +40,6 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
 
 
-# ------------------------------------------------------------------------------------------------------------ training
-
-
 def set_randomness(config: Config, seed: int | None, deterministic: bool) -> None:
     """Sets ``--seed`` and ``--deterministic``; what is not given stays as the config has it."""
     randomness = {'seed': None, **(config.get('randomness') or {})}
@@ -68,11 +65,6 @@ def scale_lr(config: Config) -> None:
     if 'base_batch_size' not in config.get('auto_scale_lr', {}):
         raise InputError('--auto-scale-lr: auto_scale_lr.base_batch_size is not set in the config')
     config.auto_scale_lr.enable = True
-
-
-def skip_validation(config: Config) -> None:
-    """Removes the evaluation during training."""
-    config.val_cfg = config.val_dataloader = config.val_evaluator = None
 
 
 def resume(config: Config, what: str) -> str | None:
@@ -122,9 +114,6 @@ def find_resumable_checkpoint(work_dir: str) -> str | None:
     if faults:
         raise InputError(f'--resume: all checkpoints in {work_dir} are damaged: {"; ".join(faults)}')
     return None
-
-
-# ------------------------------------------------------------------------------------------------------------- testing
 
 
 def draw_predictions(config: Config, show: bool, show_dir: str | None, wait_time: float) -> None:

@@ -70,7 +70,7 @@ def map_data(root: Path, split: str) -> dict:
         data_prefix=dict(img_path=f'images/{folder}', seg_map_path=f'annotations/{folder}'),
         reduce_zero_label=True,
         metainfo=dict(classes=CLASSES, palette=[[0, 0, 0]] * 3),
-        pipeline=[dict(type='LoadImageFromFile'), dict(type='mmseg.LoadAnnotations', reduce_zero_label=True)],
+        pipeline=[dict(type='LoadImageFromFile'), dict(type='mmseg.LoadAnnotations')],
     )
 
 
@@ -131,7 +131,7 @@ def test_pipelines_that_cannot_be_built(coco, folders):
     ('classes', 'message'),
     [
         (('circle', 'hexagon', 'triangle'), 'has no hexagon; its classes are circle, square, triangle: set train_data'),
-        (('circle', 'square'), 'bbox_head.num_classes is 3, and the train data has 2 classes: make them equal'),
+        (('circle', 'square'), 'bbox_head.num_classes is 3, and the train data has 2 classes: they must'),
         ('circle', r"metainfo.classes is the string 'circle': write a tuple, \('circle',\) for"),
         (None, 'has no person, bicycle, car, motorcycle, airplane and 75 more; its'),  # COCO's are the default
     ],
@@ -207,7 +207,7 @@ def test_labels_outside_of_the_classes(maps, root, monkeypatch):
 
 def test_labels_of_a_data_set_without_names_of_classes(maps, root):
     data = maps.train_dataloader.dataset
-    data.metainfo, data.reduce_zero_label, data.pipeline[1].reduce_zero_label = None, False, False
+    data.metainfo, data.reduce_zero_label = None, False
     maps.model.decode_head.update(num_classes=4)
     checks.check_data(maps, 'train')
     maps.model.decode_head.update(num_classes=3, ignore_index=3)

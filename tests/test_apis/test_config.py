@@ -3,7 +3,7 @@
 import pytest
 from mmengine.config import Config, ConfigDict
 
-from pvt_mm.apis.config import check_checkpoint_exists, innermost_dataset, leaf_datasets, load_config
+from pvt_mm.apis.config import check_file, innermost_dataset, leaf_datasets, load_config
 from pvt_mm.utils.errors import InputError
 from tests.conftest import ROOT
 
@@ -66,12 +66,12 @@ def test_configs_without_the_parts_that_tools_read(text, message, tmp_path):
 
 def test_a_missing_checkpoint_and_a_similar_one(tmp_path):
     (tmp_path / 'epoch_8.pth').touch()
-    check_checkpoint_exists(str(tmp_path / 'epoch_8.pth'))
-    check_checkpoint_exists('https://example.com/epoch_8.pth')
+    check_file('checkpoint', str(tmp_path / 'epoch_8.pth'))
+    check_file('checkpoint', 'https://example.com/epoch_8.pth')
     with pytest.raises(InputError, match=r'epoch_80.pth does not exist; did you mean .*/epoch_8.pth\?'):
-        check_checkpoint_exists(str(tmp_path / 'epoch_80.pth'))
+        check_file('checkpoint', str(tmp_path / 'epoch_80.pth'))
     with pytest.raises(InputError, match='is a folder'):
-        check_checkpoint_exists(str(tmp_path))
+        check_file('checkpoint', str(tmp_path))
 
 
 def test_data_sets_inside_of_wrappers():

@@ -1,6 +1,7 @@
 """What each flag of tools/train.py and tools/test.py changes in the config."""
 
 import copy
+import os
 from pathlib import Path
 
 import pytest
@@ -130,20 +131,18 @@ def test_resume_without_a_checkpoint(tmp_path):
 
 
 def test_resume_finds_the_newest_intact_checkpoint(tmp_path):
-    def write(name: str, content: dict) -> None:
-        torch.save(content, tmp_path / name)
-        (tmp_path / 'last_checkpoint').write_text(f'/moved/since/{name}')
-
-    config, content = Config(dict(work_dir=str(tmp_path))), dict(meta={}, message_hub={}, optimizer={})
-    for epoch in (1, 2, 3):
-        write(f'epoch_{epoch}.pth', content)
-    write('best.pth', content)
+    config = Config(dict(work_dir=str(tmp_path)))
+    for seconds, name in enumerate(('epoch_1', 'epoch_2', 'epoch_3', 'best')):
+        torch.save(dict(meta={}, message_hub={}, optimizer={}), tmp_path / f'{name}.pth')
+        os.utime(tmp_path / f'{name}.pth', (seconds, seconds))
+    (tmp_path / 'last_checkpoint').write_text('/moved/since/best.pth')
     for damaged, expected in ((None, 'best'), ('best', 'epoch_3'), ('epoch_3', 'epoch_2'), ('epoch_2', 'epoch_1')):
         if damaged:
-            (tmp_path / f'{damaged}.pth').write_bytes(b'')
+            os.truncate(tmp_path / f'{damaged}.pth', 50)
+            os.utime(tmp_path / f'{damaged}.pth', (9, 9))
         assert Path(resume(config, 'auto')) == tmp_path / f'{expected}.pth'
         assert config.resume is True
         assert config.load_from == str(tmp_path / f'{expected}.pth')
     torch.save({'state_dict': {}}, tmp_path / 'epoch_1.pth')
-    with pytest.raises(InputError, match=r'damaged: .*best.pth .*epoch_3.pth .*epoch_1.pth has no meta, message_hub'):
+    with pytest.raises(InputError, match=r'damaged: .*/best.pth .*epoch_1.pth has no meta, message_hub, optimizer'):
         resume(config, 'auto')

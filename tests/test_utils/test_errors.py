@@ -88,5 +88,5 @@ def test_long_lists_are_shortened():
     assert shorten([]) == ''
     assert shorten('abcde') == 'a, b, c, d, e'
     assert shorten(map(str, range(9))) == '0, 1, 2, 3, 4 and 4 more'
-    assert shorten(['a\nb', 'c' * 200], limit=1) == 'a b and 1 more'
-    assert len(shorten(['c' * 200])) == 100
+    assert shorten(['a\nb', 'c'], limit=1) == 'a b and 1 more'
+    assert shorten(['c' * 300]) == 'c' * 200

@@ -33,11 +33,11 @@ def test_a_write_that_fails_leaves_the_old_file_only(error, tmp_path):
 
 def test_what_cannot_be_written_is_named(tmp_path):
     (tmp_path / 'file').touch()
-    for path in (tmp_path / 'file/a', tmp_path):
-        with pytest.raises(OSError, match=str(path)) as raised:
+    (tmp_path / 'folder').mkdir()
+    for path, named in ((tmp_path / 'file/a', tmp_path / 'file'), (tmp_path / 'folder', tmp_path / 'folder')):
+        with pytest.raises(OSError, match=f"'{named}'"):
             check_writable(path)
-        with pytest.raises(OSError, match=str(path)), atomic_write(path) as temporary:
+        with pytest.raises(OSError, match=f"'{named}'"), atomic_write(path) as temporary:
             temporary.write_text('text')
-        assert raised.value.filename == str(path)
     check_writable(tmp_path / 'folder/a')
     assert [path.name for path in tmp_path.rglob('*')] == ['file', 'folder']
