@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from mmengine.config import Config
+from mmengine.model import BaseModel
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -63,6 +64,12 @@ def count(config: Config, shape: tuple[int, int]) -> list[Part]:
     return parts
 
 
+def count_backbone(config: Config, shape: tuple[int, int]) -> float:
+    """Returns the multiply-adds in 1e9 of the backbone of a config on one image of ``shape`` (H, W) in pixels."""
+    with DefaultScope.overwrite_default_scope(config.get('default_scope', 'mmengine')):
+        return _gflops_by_module(_build(config.model.backbone), shape)['']
+
+
 def _build(model: dict) -> nn.Module:
     """Builds a model on the meta device, in eval mode and without gradients, which the counter would track."""
     with warnings.catch_warnings():
@@ -72,7 +79,8 @@ def _build(model: dict) -> nn.Module:
                 built = MODELS.build(copy.deepcopy(model))  # MMDetection modifies the config of DETR's head
         except RuntimeError:  # the constructor reads a tensor's value, as that of MMSegmentation's ViT
             built = MODELS.build(copy.deepcopy(model)).to('meta')
-    return built.eval().requires_grad_(False)
+    built.eval()  # returns None in MMDetection's ResNet
+    return built.requires_grad_(False)
 
 
 def _gflops_by_module(model: nn.Module, shape: tuple[int, int]) -> dict[str, float]:
@@ -83,7 +91,7 @@ def _gflops_by_module(model: nn.Module, shape: tuple[int, int]) -> dict[str, flo
         model.forward = functools.partial(_forward_two_stages, model)
     elif hasattr(model, 'forward_transformer'):
         model.forward = functools.partial(_forward_transformer, model)
-    else:
+    elif isinstance(model, BaseModel):
         model.forward = functools.partial(model.forward, mode='tensor')
     try:
         with counter, torch.no_grad():

@@ -43,8 +43,7 @@ def count_scales(configs: Path, sides: Sequence[int]) -> dict[str, list[float]]:
     jobs = [(name, side) for name in BACKBONES for side in sides]
     for name, side in track(jobs, 'counting', console=Console(stderr=True), transient=True):
         path, options = BACKBONES[name]
-        parts = flops.count(load_config(str(configs / path), options), (side, side))
-        gflops[name].append(next(part.gflops for part in parts if part.name == 'backbone'))
+        gflops[name].append(flops.count_backbone(load_config(str(configs / path), options), (side, side)))
     return gflops
 
 

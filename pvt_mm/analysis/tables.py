@@ -4,6 +4,7 @@ The quoted figures of a config come from its metafile. Only Table 2 has rows wit
 """
 
 import contextlib
+import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -240,32 +241,37 @@ def measured(configs: Path, results: Path) -> tuple[dict[str, dict[str, float]],
         The paper's metrics in percent by config name, from the newest run of each; and one line for each run that does
         not count, with the reason.
     """
-    shipped = {}
+    names, load = {}, functools.cache(lambda name, tta: _load(configs / f'{name}.py', tta))
     for name, entry in entries(configs):
-        shipped.setdefault(Path(name).stem, []).append((name, entry['Metadata'].get('TTA', False)))
+        names.setdefault(Path(name).stem, []).append((name, entry['Metadata'].get('TTA', False)))
     found, refused = {}, []
     for log in sorted(results.rglob('*/*.log'), key=lambda path: path.stat().st_mtime):
         metrics = _last_metrics(log.parent)
         for kept in log.parents[1].glob('*.py') if metrics else ():
-            reasons = {}
-            for name, tta in shipped.get(kept.stem, ()):
-                reasons[name] = _differences(Config.fromfile(kept), load_config(str(configs / f'{name}.py')), tta)
-                if not reasons[name]:
-                    found[name] = metrics
-            if reasons and all(reasons.values()):
+            if kept.stem not in names:
+                continue
+            run = Config.fromfile(kept).to_dict()
+            reasons = {name: _differences(run, load(name, tta)) for name, tta in names[kept.stem]}
+            found |= {name: metrics for name, differing in reasons.items() if not differing}
+            if all(reasons.values()):
                 name = min(reasons, key=lambda name: len(reasons[name]))
                 refused.append(f'{log.parent} differs from {name} in {", ".join(reasons[name])}')
     return found, refused
 
 
-def _differences(run: Config, shipped: Config, tta: bool) -> list[str]:
+def _load(path: Path, tta: bool) -> dict:
+    config = load_config(str(path))
+    if tta:
+        use_tta(config)
+    return config.to_dict()
+
+
+def _differences(run: dict, shipped: dict) -> list[str]:
     """Returns the settings that affect metrics and differ between a run's config and the shipped one.
 
     Mixed precision, the locations of data and initial weights, and data loading do not count as differences.
     """
-    if tta:
-        use_tta(shipped)
-    ours, theirs = _plain(shipped.to_dict()), _plain(run.to_dict())
+    ours, theirs = _plain(shipped), _plain(run)
     keys = ('model', 'train_dataloader', 'test_dataloader', 'test_evaluator', 'param_scheduler', 'optim_wrapper')
     differing = [key for key in keys if ours.get(key) != theirs.get(key)]
     for key in ('max_epochs', 'max_iters'):

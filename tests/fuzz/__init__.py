@@ -1,6 +1,6 @@
-"""Properties that hold whatever a user gives, tried on many inputs that Hypothesis makes up.
+"""Properties that hold for any input of a user, tested on inputs that Hypothesis generates.
 
-`make test` tries a few of them, always the same ones; `make test-fuzz` thousands.
+`make test` runs a few cases, always the same ones; `make test-fuzz` runs thousands.
 """
 
 import functools
@@ -16,7 +16,7 @@ CASES = Counter()
 
 
 def cases(target: str, full: int, quick: int = 6) -> Callable[..., Callable]:
-    """Makes ``given`` of a test, with the number of cases of the profile, each of which counts for ``target``."""
+    """Returns Hypothesis' ``given`` with the number of cases of the profile, which counts each case for ``target``."""
     assert target in TARGETS
 
     def given_cases(*strategies, **named) -> Callable[[Callable], Callable]:
@@ -26,7 +26,11 @@ def cases(target: str, full: int, quick: int = 6) -> Callable[..., Callable]:
                 CASES[target] += 1
                 return test(*args, **kwargs)
 
-            phases = [Phase.explicit, Phase.generate, *[Phase.shrink] * (target != 'command lines')]  # which take long
+            phases = [
+                Phase.explicit,
+                Phase.generate,
+                *[Phase.shrink] * (target != 'command lines'),
+            ]  # which take too long
             profile = settings(max_examples=full if FULL else quick, phases=phases)
             return profile(given(*strategies, **named)(counted))
 
@@ -36,7 +40,7 @@ def cases(target: str, full: int, quick: int = 6) -> Callable[..., Callable]:
 
 
 def assert_clear(message: str, limit: int = 600) -> None:
-    """Asserts that an error is a line that a user can read."""
+    """Asserts that an error is one line of readable length."""
     assert message.strip()
     assert '\n' not in message
     assert len(message) < limit, f'{len(message)} characters: {message}'

@@ -1,4 +1,4 @@
-"""Hypothesis' profile, and the count of the cases."""
+"""Hypothesis' profile and the number of cases in the summary."""
 
 from collections import Counter
 
@@ -11,7 +11,7 @@ settings.register_profile(
     'fuzz',
     deadline=None,
     database=None,
-    derandomize=not FULL,  # the full profile has the seed of --hypothesis-seed
+    derandomize=not FULL,  # the full profile uses --hypothesis-seed
     print_blob=False,
     report_multiple_bugs=False,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example],

@@ -1,4 +1,4 @@
-"""Figure 2: the paper's models, each once, and the mark of what was measured."""
+"""Figure 2: each of the paper's models once, and markers of measured values."""
 
 import pytest
 
@@ -27,7 +27,7 @@ def test_retinanets_are_table_3s_and_8s():
 
 @pytest.mark.parametrize('folder', COMPARISONS)
 @pytest.mark.parametrize('measured', [None, 41.5])
-def test_what_was_measured_is_drawn_apart(folder, measured):
+def test_measured_values_are_hollow_markers(folder, measured):
     runs = {f'{folder}/pvt_s{COMPARISONS[folder][1]}': {COMPARISONS[folder][0]: measured}} if measured else {}
     models = points(CONFIGS, runs, folder)
     figure = plot_accuracy(models, folder)

@@ -1,4 +1,7 @@
-"""The attention of a query: the layer's own, over the right pixels."""
+"""The attention of a query is that of the layer, over the right pixels of the image."""
+
+import copy
+import functools
 
 import numpy as np
 import pytest
@@ -15,23 +18,34 @@ from pvt_mm.analysis.attention import (
     plot_attention,
     view,
 )
-from pvt_mm.engine.run import load_config
-from pvt_mm.errors import InputError
+from pvt_mm.apis.config import load_config
 from pvt_mm.models import PVT
+from pvt_mm.utils.errors import InputError
 from tests.conftest import ROOT, TINY_ARCH
 
 LAYERS = [(0, 0), (1, 0), (1, 1), (2, 0), (3, 0)]
-CLASSIFIER = {'model.head.in_channels': 32, 'model.data_preprocessor.rand_augment': None}
+CONFIGS = {
+    'detector': ('demo/retinanet_shapes', {'model.neck.in_channels': [8, 16, 24, 32]}),
+    'classifier': (
+        'classification/pvt_t_300e',
+        {'model.head.in_channels': 32, 'model.data_preprocessor.rand_augment': None},
+    ),
+}
 
 
-def build(name, options):
+@functools.cache
+def build(task):
+    name, options = CONFIGS[task]
     config = load_config(str(ROOT / f'configs/{name}.py'), options)
     config.model.backbone.arch = TINY_ARCH
     with DefaultScope.overwrite_default_scope(config.default_scope):
-        return config, MODELS.build(config.model).eval()
+        model = MODELS.build(config.model).eval()
+    for parameter in model.backbone.stages[1].layers[0].attn.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)  # far from uniform
+    return config, model
 
 
-def picture(H, W):
+def random_image(H, W):
     return np.random.default_rng(0).integers(0, 256, (H, W, 3), np.uint8)
 
 
@@ -55,22 +69,22 @@ def test_weights_sum_to_1_and_give_the_layers_own_output(stage, layer, out_type)
         torch.testing.assert_close(output, seen['output'][0, index], atol=1e-5, rtol=0)
 
 
-def test_what_the_pipeline_pads_with_is_no_part_of_the_picture():
-    config, model = build('demo/retinanet_shapes', {'model.neck.in_channels': [8, 16, 24, 32]})
+def test_padding_by_the_pipeline_is_not_part_of_the_image():
+    config, model = build('detector')
+    config = copy.deepcopy(config)
     pad = dict(type='Pad', size=(320, 320), pad_val=dict(img=(114, 114, 114)))
     config.test_dataloader.dataset.pipeline.insert(2, pad)
-    seen = view(config, model, picture(120, 150), 'picture.png')
+    seen = view(config, model, random_image(120, 150), 'image.png')
     np.testing.assert_allclose(seen.scale, [150 / 160, 120 / 128], rtol=1e-3)
     np.testing.assert_allclose(seen.origin, [0, 0], atol=0.02)
     assert seen.size.tolist() == [160, 128]
 
 
 @pytest.mark.parametrize(('stage', 'layer'), LAYERS)
-def test_a_detector_sees_the_whole_picture_and_padding_right_and_below(stage, layer):
-    options = {'model.neck.in_channels': [8, 16, 24, 32]}
-    config, model = build('demo/retinanet_shapes', options)
-    image = picture(120, 150)  # resized to 128 x 160, whose sides are multiples of 32
-    seen = view(config, model, image, 'picture.png')
+def test_a_detector_sees_the_whole_image_and_padding_right_and_below(stage, layer):
+    config, model = build('detector')
+    image = random_image(120, 150)  # resized to 128 x 160, whose sides are multiples of 32
+    seen = view(config, model, image, 'image.png')
     np.testing.assert_allclose(seen.scale, [150 / 160, 120 / 128], rtol=1e-3)
     np.testing.assert_allclose(seen.origin, [0, 0], atol=0.02)
     found = attention_of(model.backbone, stage, layer, seen, (100, 30), image.shape[:2])
@@ -80,20 +94,18 @@ def test_a_detector_sees_the_whole_picture_and_padding_right_and_below(stage, la
     np.testing.assert_allclose(found.padding, 0)
     stride = 4 * 2**stage
     assert abs(np.array(found.query) - (100.5, 30.5)).max() <= stride / 2
-    tall = picture(100, 40)  # 160 x 64: no padding; 150 x 40 becomes 160 x 43, padded to 64
-    for image, w, padded in ((tall, 2, False), (picture(150, 40), 2, True)):
+    tall = random_image(100, 40)  # 160 x 64: no padding; 150 x 40 becomes 160 x 43, padded to 64
+    for image, w, padded in ((tall, 2, False), (random_image(150, 40), 2, True)):
         found = attention_of(model.backbone, stage, layer, view(config, model, image, 'x.png'), (5, 5), image.shape[:2])
         assert found.weights.shape[1:] == (5, w)
         assert (found.padding > 0.01).all() == padded
 
 
 @torch.no_grad()
-def test_the_token_at_the_point_asks():
-    config, model = build('demo/retinanet_shapes', {'model.neck.in_channels': [8, 16, 24, 32]})
+def test_the_query_is_the_token_at_the_point():
+    config, model = build('detector')
     attn, kept = model.backbone.stages[1].layers[0].attn, {}
-    for parameter in attn.parameters():
-        parameter.normal_(std=0.3)
-    image = picture(120, 150)  # resized to 128 x 160: 16 x 20 tokens of 8 pixels
+    image = random_image(120, 150)  # resized to 128 x 160: 16 x 20 tokens of 8 pixels
     attn.register_forward_pre_hook(lambda _, inputs: kept.update(x=inputs[0], size=inputs[1]))
     found = attention_of(model.backbone, 1, 0, view(config, model, image, 'x.png'), (100, 30), image.shape[:2])
     column, row = int(100.5 * 160 / 150 // 8), int(30.5 * 128 / 120 // 8)
@@ -103,11 +115,11 @@ def test_the_token_at_the_point_asks():
     assert abs(other - expected).max() > 1e-3
 
 
-def test_the_map_lies_on_the_picture_as_it_is():
+def test_the_map_is_aligned_with_the_image():
     image = np.zeros((60, 80, 3), np.uint8)
     image[..., 0] = 255  # blue
     weights = np.full((1, 3, 4), 0.01)
-    weights[0, 0, 3] = 0.9  # of the corner above on the right
+    weights[0, 0, 3] = 0.9  # the upper right corner
     cells = (np.arange(5) * 20.0, np.arange(4) * 20.0)
     found = Attention(weights, None, cells, np.zeros(1), (5.0, 15.0))
     first, second = plot_attention(image, found, None, 'title').axes[:2]
@@ -120,21 +132,21 @@ def test_the_map_lies_on_the_picture_as_it_is():
     assert second.lines[0].get_xydata().tolist() == [[5.0, 15.0]]
 
 
-def test_a_classifier_sees_the_central_crop_and_its_class_token_asks():
-    config, model = build('classification/pvt_t_300e', CLASSIFIER)
-    image = picture(512, 768)
-    seen = view(config, model, image, 'picture.png')
-    # The shorter side becomes 256 and the central 224 x 224 pixels remain: 448 of the picture's.
+def test_a_classifier_sees_the_central_crop_and_the_default_query_is_the_class_token():
+    config, model = build('classifier')
+    image = random_image(512, 768)
+    seen = view(config, model, image, 'image.png')
+    # The shorter side becomes 256, and the central 224 x 224 pixels remain: 448 x 448 of the image.
     np.testing.assert_allclose(seen.scale, [2, 2], rtol=1e-3)
     np.testing.assert_allclose(seen.origin, [(768 - 448) / 2, (512 - 448) / 2], atol=0.2)
     found = attention_of(model.backbone, 3, 0, seen, None, image.shape[:2])
     assert found.query is None
     np.testing.assert_allclose(found.weights.sum((1, 2)) + found.class_token, 1, atol=1e-5)
     np.testing.assert_allclose(found.cells[1], 32 + 64 * np.arange(8), atol=0.3)
-    with pytest.raises(InputError, match='X is from 160 to 607, Y from 32 to 479'):
+    with pytest.raises(InputError, match='X must be from 160 to 607 and Y from 32 to 479'):
         attention_of(model.backbone, 3, 0, seen, (159, 100), image.shape[:2])
     assert attention_of(model.backbone, 0, 0, seen, (160, 32), image.shape[:2]).class_token is None
-    with pytest.raises(InputError, match='--query X Y is needed'):
+    with pytest.raises(InputError, match='--query X Y is missing'):
         attention_of(model.backbone, 0, 0, seen, None, image.shape[:2])
 
 
@@ -157,9 +169,9 @@ def test_ranges():
             call()
 
 
-def test_a_panel_a_head_or_one_of_the_mean():
-    config, model = build('classification/pvt_t_300e', CLASSIFIER)
-    image = picture(256, 256)
+def test_one_panel_per_head_or_one_for_the_mean():
+    config, model = build('classifier')
+    image = random_image(256, 256)
     found = attention_of(model.backbone, 2, 0, view(config, model, image, 'x.png'), (100, 100), image.shape[:2])
     np.testing.assert_allclose(panels(found, None)['mean of the heads'], found.weights.mean(0))
     for heads, count in ((None, 2), ([1], 2), ([0, 1, 2], 4)):

@@ -1,4 +1,4 @@
-"""Curves: what is read from the logs, and that what is drawn is what was read."""
+"""Curves: the scalars in the logs are read and plotted."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ from pvt_mm.analysis.curves import (
     smooth,
     spread,
 )
-from pvt_mm.errors import InputError
+from pvt_mm.utils.errors import InputError
 
 
 def write_log(work_dir: Path, time: str, records: list[dict], resumed: bool = False) -> None:
@@ -36,7 +36,7 @@ def validation(epoch: int, value: float) -> dict:
     return {'coco/bbox_mAP': value, 'step': epoch, 'time': 0.1}
 
 
-def test_a_resumed_log_goes_on_from_where_it_resumed(tmp_path):
+def test_a_resumed_log_continues_from_where_it_resumed(tmp_path):
     write_log(tmp_path, '20260101_000000', [*training(1, 10, 3.0), validation(1, 0.1), *training(11, 15, 2.0)])
     write_log(tmp_path, '20260102_000000', [*training(11, 20, 1.0), validation(2, 0.3)], resumed=True)
     run = read_run(tmp_path)
@@ -49,7 +49,7 @@ def test_a_resumed_log_that_begins_with_an_evaluation_repeats_it(tmp_path):
     write_log(tmp_path, '20260101_000000', [*training(1, 10, 3.0), validation(1, 0.1)])
     records = [validation(1, 0.2), *training(11, 20, 1.0), validation(2, 0.3)]
     write_log(tmp_path, '20260102_000000', records, resumed=True)
-    write_log(tmp_path, '20260103_000000', [validation(2, 0.4)], resumed=True)  # the evaluation alone was left
+    write_log(tmp_path, '20260103_000000', [validation(2, 0.4)], resumed=True)  # only the evaluation was left
     run = read_run(tmp_path)
     assert [(p.iteration, p.epoch, p.value) for p in run.metrics['coco/bbox_mAP']] == [(10, 1, 0.2), (20, 2, 0.4)]
 
@@ -61,7 +61,7 @@ def test_evaluations_by_iteration_stay_so_where_a_log_resumes(tmp_path):
     assert read_run(tmp_path).metrics['mIoU'] == [(20, None, 2.0), (40, None, 3.0)]
 
 
-def test_a_log_that_began_anew_replaces_the_one_before(tmp_path):
+def test_a_log_that_did_not_resume_replaces_the_previous_one(tmp_path):
     write_log(tmp_path, '20260101_000000', [*training(1, 20, 3.0), validation(2, 0.1)])
     write_log(tmp_path, '20260102_000000', [*training(1, 10, 1.0), validation(1, 0.2)])
     run = read_run(tmp_path)
@@ -69,13 +69,13 @@ def test_a_log_that_began_anew_replaces_the_one_before(tmp_path):
     assert [p.value for p in run.metrics['coco/bbox_mAP']] == [0.2]
 
 
-def test_a_half_written_last_line_is_left_out_and_another_is_an_error(tmp_path):
+def test_a_partial_last_line_is_ignored_and_any_other_is_an_error(tmp_path):
     log = tmp_path / 'scalars.json'
     lines = [json.dumps(record) for record in training(1, 3, 1.0)]
     log.write_text('\n'.join(lines) + '\n{"loss": 1.')
     assert list(read_run(log).loss) == [1, 2, 3]
     log.write_text('\n'.join([lines[0], 'text', lines[1]]))
-    with pytest.raises(InputError, match='line 2 is no JSON object'):
+    with pytest.raises(InputError, match='line 2 is not a JSON object'):
         read_run(log)
     with pytest.raises(InputError, match='gone does not exist'):
         read_run(tmp_path / 'gone')
@@ -84,7 +84,7 @@ def test_a_half_written_last_line_is_left_out_and_another_is_an_error(tmp_path):
         read_run(log)
 
 
-def test_runs_of_one_name_are_called_by_their_paths(tmp_path):
+def test_runs_that_share_a_name_are_labelled_by_their_paths(tmp_path):
     for parent in ('a', 'b'):
         write_log(tmp_path / parent / 'run', '20260101_000000', training(1, 2, 1.0))
     write_log(tmp_path / 'c', '20260101_000000', training(1, 2, 1.0))
@@ -108,7 +108,7 @@ def test_the_best_error_is_the_lowest():
     assert last_and_best(run, 'accuracy/error1')[1].value == 30.0
 
 
-def test_smoothing_keeps_a_level_and_leaves_out_what_is_not_finite():
+def test_smoothing_keeps_a_level_and_ignores_nan_and_inf():
     assert smooth(np.full(300, 2.5)) == pytest.approx(2.5)
     line = np.arange(300.0)
     assert smooth(line)[50:-50] == pytest.approx(line[50:-50])
@@ -123,7 +123,7 @@ def test_labels_are_spread_by_the_gap_and_no_more():
     assert spread([0, 1, 2, 90], gap=10) == pytest.approx([-9, 1, 11, 90])
 
 
-def test_the_picture_shows_each_run_and_its_last_value_beside_the_axes(tmp_path):
+def test_the_figure_shows_each_run_and_its_last_value_next_to_the_axes(tmp_path):
     for name, level in (('one', 2.0), ('two', 1.0)):
         records = [*training(1, 30, level), *(validation(epoch, level / 10 * epoch) for epoch in (1, 2, 3))]
         write_log(tmp_path / name, '20260101_000000', records)

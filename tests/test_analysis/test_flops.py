@@ -1,12 +1,12 @@
-"""Multiply-adds: against the paper's and against the formulas of the layers."""
+"""Multiply-adds agree with the paper's and with the formulas of the layers."""
 
 import json
 
 import pytest
 
 from pvt_mm.analysis.flops import count, default_shape
-from pvt_mm.engine.run import load_config
-from pvt_mm.models.pvt import ARCHS
+from pvt_mm.apis.config import load_config
+from pvt_mm.models import ARCHS
 from tests.conftest import ROOT
 from tools import flops
 

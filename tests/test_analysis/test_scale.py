@@ -1,9 +1,9 @@
-"""Figure 6: the backbones' multiply-adds, against Table 2's and what the paper says of the figure."""
+"""Figure 6: the backbones' multiply-adds agree with Table 2 and the paper's text on the figure."""
 
 import pytest
 
 from pvt_mm.analysis.scale import count_scales, plot_scale
-from pvt_mm.errors import InputError
+from pvt_mm.utils.errors import InputError
 from tests.conftest import ROOT
 
 

@@ -1,4 +1,4 @@
-"""The command: a picture of the attention, and one line for what is out of range."""
+"""The command saves a figure of the attention, and answers wrong input with one line."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from mmengine.registry import MODELS, DefaultScope
 
-from pvt_mm.engine.run import load_config
+from pvt_mm.apis.config import load_config
 from tests.conftest import ROOT, TINY_ARCH
 from tools import attention
 
@@ -28,27 +28,27 @@ def trained(tmp_path_factory) -> tuple[str, str]:
     return str(folder / 'small.py'), str(folder / 'epoch_1.pth')
 
 
-def test_attention_is_drawn(trained, shapes, tmp_path, capsys):
+def test_attention_is_plotted(trained, shapes, tmp_path, capsys):
     image, out = str(next((shapes / 'val2017').iterdir())), str(tmp_path / 'attention.png')
     flags = ['--query', '20', '50', '--stage', '3', '--head', 'each', '--out', out]
     assert attention.main([image, *trained, *flags]) == 0
     results = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert results['keys'] == [5, 5]  # 160 pixels, a key each 32
-    assert list(results['greatest']) == ['head 1', 'head 2', 'head 3']
-    assert all(1 / 25 <= value <= 1 for value in results['greatest'].values())
+    assert results['keys'] == [5, 5]  # 160 pixels, one key every 32
+    assert list(results['maximum']) == ['head 1', 'head 2', 'head 3']
+    assert all(1 / 25 <= value <= 1 for value in results['maximum'].values())
     assert cv2.imread(out).std() > 5
 
 
 @pytest.mark.parametrize(
     ('flags', 'message'),
     [
-        (['--query', '64', '0'], '--query 64 0 is outside of what the model sees of the picture: X is from 0 to 63'),
-        (['--query', 'nan', '5'], '--query nan 5 is outside of what the model sees'),
-        (['--query', '-1', '0'], 'X is from 0 to 63, Y from 0 to 63'),
+        (['--query', '64', '0'], "--query 64 0 is outside of the model's input: X must be from 0 to 63"),
+        (['--query', 'nan', '5'], '--query nan 5 is outside'),
+        (['--query', '-1', '0'], 'X must be from 0 to 63 and Y from 0 to 63'),
         (['--query', '1', '1', '--stage', '5'], '--stage 5: the model has stages 1 to 4'),
         (['--query', '1', '1', '--layer', '9'], '--layer 9: stage 4 has layers 1 to 1'),
         (['--query', '1', '1', '--head', '9'], '--head 9: the layer has heads 1 to 4'),
-        ([], '--query X Y is needed'),
+        ([], '--query X Y is missing'),
         (['--out', 'x.bmp'], 'x.bmp'),
     ],
 )
@@ -62,8 +62,8 @@ def test_bad_input_gets_one_line_and_exit_code_2(flags, message, trained, shapes
     assert not list(tmp_path.iterdir())
 
 
-def test_what_is_no_picture_is_named(trained, tmp_path, capsys):
-    (tmp_path / 'a.jpg').write_bytes(b'no picture')
-    for name, message in (('a.jpg', 'a.jpg is no picture that can be read'), ('b.jpg', 'b.jpg does not exist')):
+def test_files_that_are_not_images_are_named(trained, tmp_path, capsys):
+    (tmp_path / 'a.jpg').write_bytes(b'not an image')
+    for name, message in (('a.jpg', 'a.jpg is truncated or not an image'), ('b.jpg', 'b.jpg does not exist')):
         assert attention.main([str(tmp_path / name), *trained, '--query', '1', '1']) == 2
         assert message in capsys.readouterr().err

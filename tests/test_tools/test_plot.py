@@ -1,6 +1,7 @@
-"""The pictures: drawn from real logs and checkpoints, and one line for what is wrong."""
+"""Figures from real logs and checkpoints, and one line for wrong input."""
 
 import json
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -10,7 +11,7 @@ from mmdet.registry import MODELS
 from mmengine.registry import init_default_scope
 
 from pvt_mm.analysis.predictions import Boxes, Example, find_checkpoint, plot_predictions, predict
-from pvt_mm.engine.run import load_config
+from pvt_mm.apis.config import load_config
 from tests.conftest import ROOT
 from tools import plot
 
@@ -25,16 +26,18 @@ def write_log(work_dir, losses, aps, name='20260101_000000'):
     log.write_text('\n'.join(map(json.dumps, lines)))
 
 
-@pytest.fixture
-def checkpoint(tmp_path):
+@pytest.fixture(scope='module')
+def checkpoint(tmp_path_factory):
+    """The last checkpoint of a work directory."""
+    folder = tmp_path_factory.mktemp('run')
     init_default_scope('mmdet')
     model = MODELS.build(load_config(CONFIG).model)
-    torch.save({'state_dict': model.state_dict()}, tmp_path / 'epoch_1.pth')
-    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_1.pth'))
-    return str(tmp_path / 'epoch_1.pth')
+    torch.save({'state_dict': model.state_dict()}, folder / 'epoch_1.pth')
+    (folder / 'last_checkpoint').write_text(str(folder / 'epoch_1.pth'))
+    return str(folder / 'epoch_1.pth')
 
 
-def test_curves_are_drawn_and_summarised(tmp_path, capsys):
+def test_curves_are_plotted_and_summarised(tmp_path, capsys):
     write_log(tmp_path, np.linspace(2, 1, 30), [0.1, 0.5, 0.4])
     assert plot.main(['curves', str(tmp_path), '--out', str(tmp_path / 'curves.png')]) == 0
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -43,32 +46,31 @@ def test_curves_are_drawn_and_summarised(tmp_path, capsys):
     assert cv2.imread(str(tmp_path / 'curves.png')).std() > 5
 
 
-def test_predictions_are_drawn_for_a_checkpoint_or_a_work_dir(tmp_path, checkpoint, shapes, capsys):
-    for what in (checkpoint, str(tmp_path)):
-        arguments = ['predictions', CONFIG, what, '--images', '3', '--score-thr', '0', '--out', str(tmp_path / 'p.png')]
-        assert plot.main([*arguments, '--cfg-options', f'data_root={shapes}']) == 0
-        summary = json.loads(capsys.readouterr().out.splitlines()[-1])
-        assert summary['images'] == 3
-        assert summary['ground_truth'] >= 3
-        assert cv2.imread(str(tmp_path / 'p.png')).std() > 5
+def test_predictions_are_plotted(tmp_path, checkpoint, shapes, capsys):
+    work_dir, out = str(Path(checkpoint).parent), str(tmp_path / 'p.png')
+    arguments = ['predictions', CONFIG, work_dir, '--images', '3', '--score-thr', '0', '--out', out]
+    assert plot.main([*arguments, '--cfg-options', f'data_root={shapes}']) == 0
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert summary['images'] == 3
+    assert summary['ground_truth'] >= 3
+    assert summary['predictions'] > 0
+    assert cv2.imread(out).std() > 5
 
 
-def test_scale_and_accuracy_are_drawn(tmp_path, capsys):
-    for what, flags, expected in (
-        ('scale', ['--sides', '224'], ('gflops', 'PVT-S', [3.81])),
-        (
-            'accuracy',
-            ['--models', 'semantic_fpn', '--results', str(tmp_path)],
-            ('models', 'semantic_fpn/pvt_s_80k', {}),
-        ),
-    ):
-        for ending in ('png', 'svg'):
-            assert plot.main([what, *flags, '--out', str(tmp_path / f'{what}.{ending}')]) == 0
-        key, name, value = expected
-        found = json.loads(capsys.readouterr().out.splitlines()[-1])[key][name]
-        assert found == (value or {'params_m': 28.2, 'quoted': 39.8, 'measured': None})
-        assert cv2.imread(str(tmp_path / f'{what}.png')).std() > 5
-        assert '</svg>' in (tmp_path / f'{what}.svg').read_text()
+def test_scale_is_plotted(tmp_path, capsys):
+    assert plot.main(['scale', '--sides', '224', '--out', str(tmp_path / 'scale.png')]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])['gflops']['PVT-S'] == [3.81]
+    assert cv2.imread(str(tmp_path / 'scale.png')).std() > 5
+
+
+def test_accuracy_is_plotted(tmp_path, capsys):
+    for suffix in ('png', 'svg'):
+        out = str(tmp_path / f'accuracy.{suffix}')
+        assert plot.main(['accuracy', '--models', 'semantic_fpn', '--results', str(tmp_path), '--out', out]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])['models']['semantic_fpn/pvt_s_80k']
+    assert found == {'params_m': 28.2, 'quoted': 39.8, 'measured': None}
+    assert cv2.imread(str(tmp_path / 'accuracy.png')).std() > 5
+    assert '</svg>' in (tmp_path / 'accuracy.svg').read_text()
 
 
 def test_truth_is_the_annotations_and_predictions_are_in_pixels_of_the_file(checkpoint, shapes):
@@ -88,7 +90,7 @@ def test_boxes_above_a_threshold():
 
 
 @pytest.mark.parametrize(('classes', 'texts'), [(8, ['0.90']), (9, ['a', 'a 0.90'])])
-def test_boxes_are_named_where_colours_do_not_suffice(classes, texts):
+def test_boxes_are_labelled_if_there_are_more_classes_than_colours(classes, texts):
     corners, labels = np.array([[1.0, 1, 9, 9]] * classes), np.arange(classes)
     boxes = Boxes(corners, labels, np.ones(classes))
     predicted = Boxes(corners[:1], labels[:1], np.array([0.9]))
@@ -111,8 +113,8 @@ def test_boxes_are_named_where_colours_do_not_suffice(classes, texts):
         (['predictions', CONFIG, 'gone.pth', '--cfg-options', 'DATA'], 'gone.pth does not exist'),
         (['predictions', CONFIG, 'other.pth', '--cfg-options', 'DATA'], 'other.pth is of another model'),
         (['predictions', CONFIG, '.', '--cfg-options', 'DATA'], '. has no checkpoint'),
-        (['predictions', CONFIG, 'other.pth', '--images', '0'], '--images is at least 1'),
-        (['predictions', CONFIG, 'other.pth', '--cfg-options', 'data_root=gone'], 'the test data is not there'),
+        (['predictions', CONFIG, 'other.pth', '--images', '0'], '--images must be at least 1'),
+        (['predictions', CONFIG, 'other.pth', '--cfg-options', 'data_root=gone'], 'the test data is missing'),
     ],
 )
 def test_bad_input_gets_one_line_and_exit_code_2(arguments, message, tmp_path, shapes, monkeypatch, capsys):
@@ -127,5 +129,5 @@ def test_bad_input_gets_one_line_and_exit_code_2(arguments, message, tmp_path, s
     assert not list(tmp_path.glob('*.png'))
 
 
-def test_find_checkpoint_takes_the_last_of_a_work_dir(tmp_path, checkpoint):
-    assert find_checkpoint(str(tmp_path)) == checkpoint
+def test_find_checkpoint_takes_the_last_of_a_work_dir(checkpoint):
+    assert find_checkpoint(str(Path(checkpoint).parent)) == find_checkpoint(checkpoint) == checkpoint

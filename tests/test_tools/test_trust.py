@@ -1,4 +1,4 @@
-"""No tool runs what a checkpoint asks to run, unless it is told to trust it."""
+"""No tool runs code in a checkpoint, except with --trust."""
 
 import logging
 import os
@@ -9,9 +9,9 @@ import pytest
 import torch
 from mmengine.registry import MODELS, DefaultScope
 
-from pvt_mm import checkpoint as ckpt
-from pvt_mm.engine.run import load_config
-from pvt_mm.models.pvt import PVT
+from pvt_mm.apis.config import load_config
+from pvt_mm.checkpoint import reader
+from pvt_mm.models import PVT
 from tests.conftest import TINY_ARCH
 from tools import attention, convert_checkpoint, demo, export_onnx, plot
 from tools import test as test_tool
@@ -47,8 +47,8 @@ TOOLS = {
     'train, load_from': (train_tool, ['config.py', '--cfg-options', 'load_from=bad.pth']),
     'train, resume': (train_tool, ['config.py', '--resume', 'bad.pth']),
     'test': (test_tool, ['config.py', 'bad.pth']),
-    'demo': (demo, ['PICTURE', 'config.py', 'bad.pth']),
-    'attention': (attention, ['PICTURE', 'config.py', 'bad.pth', '--query', '1', '1']),
+    'demo': (demo, ['IMAGE', 'config.py', 'bad.pth']),
+    'attention': (attention, ['IMAGE', 'config.py', 'bad.pth', '--query', '1', '1']),
     'convert_checkpoint': (convert_checkpoint, ['bad.pth', 'out.pth']),
     'export_onnx': (export_onnx, ['config.py', 'bad.pth']),
     'plot predictions': (plot, ['predictions', 'config.py', 'bad.pth']),
@@ -62,12 +62,9 @@ class Malicious:
         return os.system, ('touch canary',)
 
 
-def plant(kind: str, state: dict) -> None:
+def plant(state: dict, path: str = 'bad.pth', protocol: int = 2) -> None:
     content = {'state_dict': state, 'meta': {}, 'message_hub': {}, 'optimizer': {}, 'x': Malicious()}
-    if kind == 'pickle':
-        Path('bad.pth').write_bytes(pickle.dumps(content['x']))
-    else:
-        torch.save(content, 'bad.pth', pickle_protocol=int(kind[-1]))
+    torch.save(content, path, pickle_protocol=protocol)
 
 
 @pytest.fixture
@@ -80,47 +77,51 @@ def state(tmp_path, monkeypatch, shapes) -> dict:
 
 
 @pytest.mark.parametrize('name', TOOLS)
-def test_what_a_checkpoint_asks_to_run_is_named_and_not_run(name, state, shapes, capsys):
+def test_code_in_a_checkpoint_is_named_and_not_run(name, state, shapes, capsys):
     tool, arguments = TOOLS[name]
-    picture = str(next((shapes / 'val2017').iterdir()))
-    arguments = [picture if argument == 'PICTURE' else argument for argument in arguments]
-    for kind in ('protocol 2', 'pickle'):
-        plant(kind, state)
-        capsys.readouterr()
-        assert tool.main(arguments) == 2
-        (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith('error:')]
-        assert 'bad.pth is refused: it asks to run posix.system, which' in error
-        assert error.endswith('; use --trust if you trust who made the file')
-        assert not Path('canary').exists()
+    image = str(next((shapes / 'val2017').iterdir()))
+    plant(state)
+    assert tool.main([image if argument == 'IMAGE' else argument for argument in arguments]) == 2
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith('error:')]
+    assert 'bad.pth is refused: it asks to run posix.system, which' in error
+    assert error.endswith('; use --trust if you trust its author')
+    assert not Path('canary').exists()
 
 
-def test_a_trusted_checkpoint_runs_what_it_asks_for(state, monkeypatch, capsys):
+def test_code_in_a_trusted_checkpoint_is_run_for_one_call(state, monkeypatch, capsys):
     warnings = []
-    monkeypatch.setattr(ckpt, 'print_log', lambda message, level, **_: warnings.append((level, message)))
+    monkeypatch.setattr(reader, 'print_log', lambda message, level, **_: warnings.append((level, message)))
     torch.save(state, 'good.pth')
     assert convert_checkpoint.main(['good.pth', 'out.pth', '--trust']) == 0
     assert warnings == []  # there was no need for it
-    for kind in ('protocol 2', 'protocol 4'):
-        plant(kind, state)
-        assert convert_checkpoint.main(['bad.pth', 'out.pth', '--trust']) == 0
+    for protocol in (2, 4):
+        path = f'bad{protocol}.pth'
+        plant(state, path, protocol)
+        assert convert_checkpoint.main([path, 'out.pth', '--trust']) == 0
         ((level, message),) = warnings
-        assert (level, message.split(' as ')[0]) == (logging.WARNING, 'bad.pth is read without the allow-list,')
+        assert (level, message.split(' (--trust)')[0]) == (logging.WARNING, f'{path} is read without the allow-list')
         assert 'posix.system' in message
         warnings.clear()
         Path('canary').unlink()
-        assert convert_checkpoint.main(['bad.pth', 'out.pth']) == 2  # it is for one call
+        assert convert_checkpoint.main([path, 'out.pth']) == 2
         assert 'posix.system' in capsys.readouterr().err
         assert not Path('canary').exists()
-    plant('pickle', state)
+
+
+def test_a_bare_pickle_is_refused_and_not_a_checkpoint_even_if_trusted(state, capsys):
+    Path('bad.pth').write_bytes(pickle.dumps(Malicious()))
+    assert convert_checkpoint.main(['bad.pth', 'out.pth']) == 2
+    assert 'bad.pth is refused: it asks to run posix.system, which' in capsys.readouterr().err
+    assert not Path('canary').exists()
     assert convert_checkpoint.main(['bad.pth', 'out.pth', '--trust']) == 2
     assert 'bad.pth cannot be read: ' in capsys.readouterr().err
 
 
 def test_trust_reaches_the_weights_that_training_starts_from(state):
     weights = PVT(TINY_ARCH, pretrain_img_size=64, out_type='cls_token').state_dict()
-    plant('protocol 2', weights)
+    plant(weights)
     tool, arguments = TOOLS['train, pre-trained']
     assert tool.main([*arguments, '--trust']) == 0
     assert Path('canary').exists()
-    trained = ckpt.read_checkpoint('work_dirs/config/epoch_1.pth')
+    trained = reader.read_checkpoint('work_dirs/config/epoch_1.pth')
     assert torch.equal(trained['backbone.cls_token.token'], weights['cls_token.token'])
