@@ -1,4 +1,4 @@
-"""Pictures of what was measured: time against the scale of the input, and the times of contenders side by side."""
+"""Plots of a benchmark: time against the scale of the input, and the times of models side by side."""
 
 import itertools
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ MARKERS = 'osD^vPX'
 
 
 def plot_scales(results: Sequence[Result], machine: str) -> Figure:
-    """Draws time and GFLOPs against the side of square images, a line a model: Figure 6 in time."""
+    """Draws time and GFLOPs against the side of square images, one line for each model: Figure 6 in time."""
     lines: dict[str, list[Result]] = {}
     for result in results:
         lines.setdefault(result.contender.name, []).append(result)
@@ -28,7 +28,7 @@ def plot_scales(results: Sequence[Result], machine: str) -> Figure:
             style = dict(color=color, marker=marker, markersize=5, linewidth=2, label=name)
             left.plot(sides, [result.median for result in line], **style)
             if line[0].gflops is not None:
-                # Two of the same arithmetic lie on one another: the one drawn later is dashed.
+                # Of two lines with the same arithmetic, which coincide, the later one is dashed.
                 same = any(ended == round(line[-1].gflops, 1) for ended in (o.get_gid() for o in right.lines))
                 right.plot(sides, [result.gflops for result in line], '--' if same else '-', **style)
                 right.lines[-1].set_gid(round(line[-1].gflops, 1))
@@ -44,7 +44,7 @@ def plot_scales(results: Sequence[Result], machine: str) -> Figure:
 
 
 def plot_times(results: Sequence[Result], machine: str) -> Figure:
-    """Draws each result's median step as a bar, its spread to either side, and how many times the first's it is."""
+    """Draws the median step of each result as a bar, with its spread and its ratio to the first."""
     with matplotlib.rc_context({**STYLE, 'axes.spines.left': False}):
         figure = Figure(figsize=(8.5, 1.5 + 0.5 * len(results)), layout='constrained')
         axes = figure.subplots()

@@ -41,12 +41,12 @@ def measure(contenders: Sequence[Contender], rounds: int, report: Callable[[str]
     steps: list[list[tuple]] = [[] for _ in contenders]
     quiet = [replace(contender, busy=False) for contender in contenders]
     with contextlib.ExitStack() as stack:
-        for contender in quiet:
+        for contender, key in zip(contenders, quiet, strict=True):
             report(contender.name)
-            if contender not in workers:
+            if key not in workers:
                 context = multiprocessing.get_context('spawn')
-                workers[contender] = stack.enter_context(ProcessPoolExecutor(1, context, _silence))
-                facts[contender] = _call(workers[contender], _build, contender)
+                workers[key] = stack.enter_context(ProcessPoolExecutor(1, context, _silence))
+                facts[key] = _call(workers[key], _build, key)
         for _ in range(rounds):
             for contender, key, taken in zip(contenders, quiet, steps, strict=True):
                 report(contender.name)
