@@ -8,12 +8,9 @@ import sys
 from collections.abc import Sequence
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
 
 from pvt_mm.analysis import figures, latency
-from pvt_mm.analysis.benchmark.contender import FORMATS, MODES, PEERS, Contender, Result, table_rows
+from pvt_mm.analysis.benchmark.contender import FORMATS, MODES, PEERS, Contender, table
 from pvt_mm.analysis.benchmark.machine import machine
 from pvt_mm.analysis.benchmark.measure import measure
 from pvt_mm.analysis.benchmark.models import products
@@ -73,31 +70,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.plot:
         figures.check_out(args.plot, '--plot')
     # With end2end nothing takes turns: data is loaded ahead, in the time of the others' steps.
-    rates = [] if args.mode == 'end2end' else products(args.device, args.dtype, args.threads)
-    results, names = [], [contender.name for group in groups for contender in group]
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True) as progress:
-        task = progress.add_task('', total=(args.rounds + 1) * (len(names) + len(rates) * len(groups)))
-
-        def advance(name: str) -> None:
-            progress.update(task, description=name, advance=1)
-
-        for group in groups:
-            if not console.is_terminal:
-                console.print(f'measuring {", ".join(contender.name for contender in group)}', highlight=False)
-            turns = [[contender] for contender in group] if args.mode == 'end2end' else [[*group, *rates]]
-            results.append([r for together in turns for r in measure(together, args.rounds, advance)])
+    is_end2end = args.mode == 'end2end'
+    rates = [] if is_end2end else products(args.device, args.dtype, args.threads)
     where = machine(args.device)
-    output = Console(width=None if sys.stdout.isatty() else 140)
-    output.print(where, highlight=False)
-    for measured in results:
-        output.print(table(measured))
-    output.print('ms: median step; +-: half the interquartile range; x: times the first, median over the rounds')
-    models = [result for measured in results for result in measured if result.contender.mode != 'product']
+    print(f'{where}; {args.mode}, batch {args.batch}, {args.dtype}')
+    models = []
+    for group in groups:
+        turns = [[contender] for contender in group] if is_end2end else [[*group, *rates]]
+        results = [result for together in turns for result in measure(together, args.rounds)]
+        print(f'\n{table(results)}')
+        models += results[: len(group)]
+    print('\nms: median step; +-: half the interquartile range; x: times the first, median over the rounds')
     if args.plot:
         draw = latency.plot_scales if args.scales else latency.plot_times
         figures.save_figure(draw(models, where), args.plot)
-    rates = {r.contender.model: round(r.rate, 1) for r in results[0] if r.contender.mode == 'product'}
+    rates = {result.contender.model: round(result.rate, 1) for result in results[len(group) :]}
     print(json.dumps({'machine': where, 'products_gflop_per_s': rates, 'results': [r.summary() for r in models]}))
 
 
@@ -135,18 +122,6 @@ def contenders(args: argparse.Namespace) -> list[list[Contender]]:
             groups[-1].append(Contender(model, shape, label=label, **ours, **kept))
             groups[-1] += [Contender(model, shape, peer=peer, label=label, **kept) for peer in args.peers if is_pvt]
     return groups
-
-
-def table(results: Sequence[Result]) -> Table:
-    """Returns the table of models that took turns."""
-    first = results[0].contender
-    made = Table(title=f'{first.mode}, {first.dtype}', box=None, header_style='bold', title_justify='left')
-    head, *rows = table_rows(results)
-    for name in head:
-        made.add_column(name, justify='left' if name == head[0] else 'right')
-    for row in rows:
-        made.add_row(*row)
-    return made
 
 
 if __name__ == '__main__':

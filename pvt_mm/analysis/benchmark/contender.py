@@ -146,24 +146,35 @@ class Result:
         }
 
 
-def table_rows(results: Sequence[Result]) -> list[list[str]]:
-    """Returns the rows of a table of contenders that took turns, the first row its head."""
+def table(results: Sequence[Result]) -> str:
+    """Returns the table of contenders that took turns, in Markdown."""
     rows = []
     for result in results:
-        contender, cells = result.contender, {}
-        cells['model'] = contender.name
-        if contender.mode not in ('product', 'end2end'):
-            cells['size'] = f'{contender.shape[0]} x {contender.shape[1]}'
+        contender, cells = result.contender, {'model': result.contender.name}
+        is_model = contender.mode != 'product'
+        if is_model and contender.mode != 'end2end':
+            cells['size'] = ' x '.join(map(str, contender.shape))
         cells['ms'] = f'{1000 * result.median:.0f}' if result.median > 0.1 else f'{1000 * result.median:.2f}'
         cells |= {'+-': f'{result.spread:.1%}', 'x': f'{results[0].ratio(result):.2f}'}
         cells |= {f'{part} ms': f'{1000 * seconds:.0f}' for part, seconds in result.part_medians.items()}
-        if contender.mode != 'product':
+        if is_model:
             cells['images/s'] = f'{result.images / result.median:.2f}'
             cells['peak GB'] = '' if result.peak_memory is None else f'{result.peak_memory:.2f}'
         if result.rate:
             cells |= {'GFLOPs': f'{result.gflops:.1f}', 'GFLOP/s': f'{result.rate:.0f}'}
-        if contender.mode != 'product':
+        if is_model:
             cells['format'] = result.memory_format
         rows.append(cells)
     head = list(dict.fromkeys(name for cells in rows for name in cells))
-    return [head, *([cells.get(name, '') for name in head] for cells in rows)]
+    return markdown([head, *([cells.get(name, '') for name in head] for cells in rows)])
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Returns rows of cells, the first one the head, as a table in Markdown."""
+    widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
+    rule = ['-' * width if i == 0 else '-' * (width - 1) + ':' for i, width in enumerate(widths)]
+    lines = []
+    for first, *others in (rows[0], rule, *rows[1:]):
+        cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]
+        lines.append(f'| {" | ".join(cells)} |')
+    return '\n'.join(lines)

@@ -17,6 +17,8 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.progress import Progress
 from torch.profiler import ProfilerActivity, profile
 
 from pvt_mm.analysis.benchmark.contender import Contender, Result
@@ -25,13 +27,12 @@ from pvt_mm.analysis.benchmark.models import prepare, synchronize
 from pvt_mm.utils.errors import InputError, config_errors
 
 
-def measure(contenders: Sequence[Contender], rounds: int, report: Callable[[str], Any]) -> list[Result]:
-    """Measures contenders in turns, after a step each to warm up.
+def measure(contenders: Sequence[Contender], rounds: int) -> list[Result]:
+    """Measures contenders in turns, after a step each to warm up, and shows the progress on stderr.
 
     Args:
         contenders: What to measure. Those that differ only in ``busy`` share a process.
         rounds: Steps of each.
-        report: Called with the name of each contender before it is built and before each of its steps.
 
     Raises:
         InputError: A contender cannot be built or run; the message names it.
@@ -40,18 +41,25 @@ def measure(contenders: Sequence[Contender], rounds: int, report: Callable[[str]
     facts: dict[Contender, dict] = {}
     steps: list[list[tuple]] = [[] for _ in contenders]
     quiet = [replace(contender, busy=False) for contender in contenders]
-    with contextlib.ExitStack() as stack:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True) as progress, contextlib.ExitStack() as stack:
+        if not console.is_terminal:
+            names = ', '.join(contender.name for contender in contenders)
+            console.print(f'measuring {names}', highlight=False, soft_wrap=True)
+        task = progress.add_task('', total=len(contenders) * (1 + rounds))
         for contender, key in zip(contenders, quiet, strict=True):
-            report(contender.name)
+            progress.update(task, description=f'building {contender.name}')
             if key not in workers:
                 context = multiprocessing.get_context('spawn')
                 workers[key] = stack.enter_context(ProcessPoolExecutor(1, context, _silence))
                 facts[key] = _call(workers[key], _build, key)
+            progress.advance(task)
         for _ in range(rounds):
             for contender, key, taken in zip(contenders, quiet, steps, strict=True):
-                report(contender.name)
+                progress.update(task, description=contender.name)
                 with busy_neighbour() if contender.busy else contextlib.nullcontext():
                     taken.append(_call(workers[key], _step, key))
+                progress.advance(task)
     results = []
     for contender, key, taken in zip(contenders, quiet, steps, strict=True):
         seconds, parts, peaks = zip(*taken, strict=True)
