@@ -107,7 +107,9 @@ _prepared: list = []
 
 def _silence() -> None:
     """Drops the messages of models, which would break the progress bar."""
-    sys.stdout = sys.stderr = open(os.devnull, 'w')  # noqa: SIM115
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(nowhere, stream)
 
 
 def _build(contender: Contender) -> dict[str, Any]:
