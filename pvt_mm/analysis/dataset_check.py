@@ -294,9 +294,8 @@ def _check(split: Split, item: Item) -> tuple[Findings, bytes | None]:
     found, size, digest = Findings(split.name), None, None
     try:
         image = read_image(item.path)
-    except Exception as error:  # decoders raise anything
-        kind = 'unreadable image' if os.path.exists(item.path) else 'missing image'
-        found.add(kind, str(error) if isinstance(error, InputError) else f'{item.path}: {error}')
+    except InputError as error:
+        found.add('unreadable image' if os.path.exists(item.path) else 'missing image', str(error))
     else:
         size = image.shape[:2]
         digest = hashlib.blake2b(image, digest_size=16, key=f'{size}'.encode()).digest()

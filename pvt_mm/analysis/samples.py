@@ -12,6 +12,7 @@ from matplotlib.patches import Polygon
 from pvt_mm.analysis.dataset_check import Item, Split
 from pvt_mm.analysis.figures import CLASS_COLORS, add_class_legend, draw_box
 from pvt_mm.datasets.image_io import read_image
+from pvt_mm.utils.errors import InputError
 
 
 def plot_samples(splits: Sequence[Split], title: str, count: int = 6) -> Figure | None:
@@ -55,7 +56,7 @@ def _read_samples(items: Sequence[Item], count: int) -> list[tuple[Item, np.ndar
     for item in _evenly(items, 4 * count):
         try:
             samples.append((item, read_image(item.path)))
-        except Exception:  # it is among the faults
+        except InputError:  # it is among the faults
             continue
     return _evenly(samples, count)
 

@@ -18,7 +18,6 @@ from pvt_mm.utils.errors import InputError
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
 # The last bytes of an image file, after which only padding may come.
 _ENDS = {'.jpg': b'\xff\xd9', '.jpeg': b'\xff\xd9', '.png': b'IEND\xaeB`\x82'}
-_PILLOW_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # of its many formats
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray:
@@ -33,7 +32,7 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     try:
         with Image.open(path) as image:
             return np.ascontiguousarray(np.asarray(ImageOps.exif_transpose(image).convert('RGB'))[..., ::-1])
-    except _PILLOW_ERRORS as error:
+    except Exception as error:  # decoders raise anything, such as struct.error for damaged EXIF data
         raise InputError(_describe(path, error)) from None
 
 
@@ -55,7 +54,7 @@ def find_fault(info: dict, decode: bool) -> str | None:
             if decode or not _is_complete(path):
                 with Image.open(path) as image:
                     image.load()
-        except _PILLOW_ERRORS as error:
+        except Exception as error:  # decoders raise anything
             if decode or not isinstance(error, FileNotFoundError):
                 return _describe(path, error)
     return None
