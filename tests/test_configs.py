@@ -1,7 +1,13 @@
-"""Every config is discovered, built, trained for two steps and tested, on generated shapes at a small size."""
+"""Every config: its recipe and its data; one of each detector or segmentor and backbone is trained and tested.
 
+tests/test_analysis/test_tables.py builds every model with its own channels and counts its parameters and GFLOPs.
+"""
+
+import functools
 import json
 import math
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,31 +19,46 @@ from mmengine.registry import MODELS, PARAM_SCHEDULERS, TRANSFORMS, DefaultScope
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData
 
+from pvt_mm.apis.config import load_config
+from pvt_mm.apis.flags import set_randomness
 from pvt_mm.datasets.shapes import CLASSES
 from pvt_mm.engine import FiniteHook
-from pvt_mm.engine.run import load_config, set_randomness
 from pvt_mm.models import ARCHS, PVT
 from tests.conftest import ROOT
 
 CONFIGS = sorted(
-    str(path.relative_to(ROOT))
+    f'{path.parent.name}/{path.stem}'
     for path in (ROOT / 'configs').rglob('*.py')
-    if not {'_base_', 'sweeps'} & set(path.parts)
+    if path.parent.name not in ('_base_', 'sweeps')
 )
 PAPER = dict(
     retinanet=24, mask_rcnn=19, semantic_fpn=10, detr=2, trans2seg=2, deeplabv3plus=2, classification=5, demo=4
 )
 FOLDERS = [folder for folder in PAPER if folder != 'demo']  # which have metafiles
+ARCH_NAMES = dict(t='tiny', s='small', m='medium', l='large')
+WEIGHTS = 'https://github.com/whai362/PVT/releases/download/v2/pvt_{}.pth'
+
+
+@functools.cache
+def read(name: str) -> Config:
+    """Returns configs/NAME.py, for tests that do not change it."""
+    return Config.fromfile(ROOT / f'configs/{name}.py')
+
+
+def stems(folder: str) -> list[str]:
+    return [name.split('/')[1] for name in CONFIGS if name.startswith(f'{folder}/')]
 
 
 def test_every_config_is_discovered():
-    counts = {folder: sum(Path(name).parts[1] == folder for name in CONFIGS) for folder in PAPER}
-    assert counts == PAPER
+    assert {folder: len(stems(folder)) for folder in PAPER} == PAPER
     assert len(CONFIGS) == sum(PAPER.values())
 
 
+# ------------------------------------------------------------------------------------------------------------ training
+
+
 def on_shapes(config: Config, root: Path, work_dir: Path) -> Config:
-    """Turns a config to two steps on 64-pixel pictures, from random weights."""
+    """Changes a config to two steps on images of 64 pixels, from random weights."""
     to_shapes = dict(mmseg=segmentor_to_shapes, mmdet=detector_to_shapes, mmengine=classifier_to_shapes)
     for split, images in (('train', 4), ('val', 2), ('test', 2)):
         loader = config[f'{split}_dataloader']
@@ -49,12 +70,12 @@ def on_shapes(config: Config, root: Path, work_dir: Path) -> Config:
     to_shapes[config.default_scope](config, root)
     config.model.backbone.init_cfg = None
     if 'PVT' in config.model.backbone.type:
-        config.model.backbone.drop_path_rate = 0.0  # it may drop a layer from both steps, which then learns nothing
+        config.model.backbone.drop_path_rate = 0.0  # it could drop a layer in both steps, which then has no gradient
     if config.model.backbone.get('norm_cfg', {}).get('requires_grad') is False:
-        config.model.backbone.zero_init_residual = False  # DETR's norms do not train: a zero would stay one
+        config.model.backbone.zero_init_residual = False  # DETR's norms are frozen: a zero would stay one
     config.work_dir = str(work_dir)
     config.default_hooks.logger.interval = 1
-    config.default_hooks.checkpoint.update(interval=-1, save_last=False)  # a large one's would be 850 MB
+    config.default_hooks.checkpoint.update(interval=-1, save_last=False)  # a large model's would be 850 MB
     set_randomness(config, 0, False)
     return config
 
@@ -69,7 +90,7 @@ def detector_to_shapes(config: Config, root: Path) -> None:
     for head in (config.model.get('bbox_head'), roi_head.get('bbox_head'), roi_head.get('mask_head')):
         if head:
             head.num_classes = len(CLASSES)
-    # enough boxes to look at; pasting a hundred masks a picture takes longer than training
+    # a few boxes, since pasting a hundred masks takes longer than training
     config.model.test_cfg.get('rcnn', config.model.test_cfg).update(score_thr=0.0, max_per_img=10)
     if 'num_queries' in config.model:
         config.model.num_queries = 20
@@ -79,7 +100,7 @@ def detector_to_shapes(config: Config, root: Path) -> None:
 def segmentor_to_shapes(config: Config, root: Path) -> None:
     for split in ('train', 'val', 'test'):
         dataset = config[f'{split}_dataloader'].dataset
-        dataset.update(type='BaseSegDataset', reduce_zero_label=True)  # ADE20KDataset takes its own classes alone
+        dataset.update(type='BaseSegDataset', reduce_zero_label=True)  # ADE20KDataset accepts its own classes only
         dataset.metainfo.palette = [[200, 0, 0], [0, 200, 0], [0, 0, 200]]
         for step in dataset.pipeline:
             if step.type == 'RandomResize':
@@ -106,65 +127,69 @@ def classifier_to_shapes(config: Config, root: Path) -> None:
     config.train_cfg.update(max_epochs=1, val_interval=2)  # the test evaluates
 
 
-def distinct_models() -> list[str]:
-    """Returns the configs, one for each model: a longer schedule trains the same one."""
-    models = {}
-    for name in CONFIGS:
-        model = Config.fromfile(ROOT / name).model
-        model.backbone.pop('init_cfg', None)
-        models.setdefault(str(sorted(model.items())), name)
-    return list(models.values())
+TRAINED = [
+    'retinanet/pvt_t_1x',
+    'retinanet/r18_1x',
+    'retinanet/vit_s_p32_1x',
+    'mask_rcnn/pvt_t_1x',
+    'mask_rcnn/r50_gc_r4_1x',
+    'detr/pvt_s_50e',
+    'detr/r50_50e',
+    'semantic_fpn/pvt_t_80k',
+    'semantic_fpn/r18_80k',
+    'trans2seg/pvt_s_40k',
+    'trans2seg/r50_d16_40k',
+    'deeplabv3plus/r50_d16_40k',
+    'classification/pvt_t_300e',
+    'demo/retinanet_shapes',
+]
 
 
-DISTINCT = distinct_models()
+def family(name: str) -> tuple[str, str]:
+    """Returns a config's detector, segmentor or classifier, and its kind of backbone."""
+    backbone = read(name).model.backbone.type
+    return name.split('/')[0], next(kind for kind in ('PVT', 'ResNe', 'VisionTransformer') if kind in backbone)
 
 
-def test_the_distinct_models_are_the_papers():
-    folders = [Path(name).parts[1] for name in DISTINCT]
-    # four PVTs and five baselines; RetinaNet's wide PVT and two ViTs, Mask R-CNN's global context
-    assert {folder: folders.count(folder) for folder in PAPER} == dict(
-        retinanet=12, mask_rcnn=10, semantic_fpn=9, detr=2, trans2seg=2, deeplabv3plus=2, classification=5, demo=3
-    )
+def test_one_of_every_family_is_trained():
+    every = {family(name) for name in CONFIGS}
+    assert len(every) == 14
+    assert {family(name) for name in TRAINED} == every
 
 
-@pytest.mark.parametrize('name', DISTINCT)
+@pytest.mark.parametrize('name', TRAINED)
 def test_config_trains_two_steps_and_tests(name, shapes, tmp_path):
-    config = on_shapes(load_config(str(ROOT / name)), shapes, tmp_path)
+    config = on_shapes(load_config(str(ROOT / f'configs/{name}.py')), shapes, tmp_path)
     runner = Runner.from_cfg(config)
     assert isinstance(runner.model.backbone, PVT) == ('/pvt_' in name or 'demo' in name)
     assert any(isinstance(hook, FiniteHook) for hook in runner.hooks)
-    gradients = {}
-    for key, parameter in runner.model.named_parameters():
-        if parameter.requires_grad:
-            gradients[key] = 0.0
-            parameter.register_hook(
-                lambda grad, key=key: gradients.update({key: gradients[key] + grad.abs().sum().item()})
-            )
+    gradients = Counter()
+    trained = {key: parameter for key, parameter in runner.model.named_parameters() if parameter.requires_grad}
+    for key, parameter in trained.items():
+        parameter.register_hook(lambda grad, key=key: gradients.update({key: grad.abs().sum().item()}))
     runner.train()
     assert runner.iter == 2
-    for key, total in gradients.items():
-        assert math.isfinite(total), key
-        # The first two learn only where an anchor fits; a softmax takes the last out, but for rounding.
+    for key in trained:
+        assert math.isfinite(gradients[key]), key
+        # The first two have a gradient only if an anchor matches; the bias cancels in a softmax, up to rounding.
         if not any(name in key for name in ('reg_convs', 'retina_reg', 'conv_mask.bias')):
-            assert total > 0, key
+            assert gradients[key] > 0, key
     results = runner.model.test_step(next(iter(runner.test_dataloader)))
     metrics = runner.test()
     for result in results:
         if config.default_scope == 'mmengine':
             assert result.pred_score.sum().item() == pytest.approx(1)
-            continue
-        if config.default_scope == 'mmseg':
+        elif config.default_scope == 'mmseg':
             assert result.pred_sem_seg.data.shape == (1, *result.ori_shape)
             assert 0 <= result.pred_sem_seg.data.min() <= result.pred_sem_seg.data.max() < len(CLASSES)
             assert result.seg_logits.data.isfinite().all()
-            continue
-        boxes = result.pred_instances
-        assert len(boxes) > 0
-        assert boxes.bboxes.isfinite().all()
-        assert boxes.labels.max() < len(CLASSES)
-        assert 0 <= boxes.scores.min() <= boxes.scores.max() <= 1
-        if 'mask_rcnn' in name:
-            assert boxes.masks.shape == (len(boxes), *result.ori_shape)
+        else:
+            boxes = result.pred_instances
+            assert len(boxes) > 0
+            assert boxes.bboxes.isfinite().all()
+            assert boxes.labels.max() < len(CLASSES)
+            assert 0 <= boxes.scores.min() <= boxes.scores.max() <= 1
+            assert 'mask_rcnn' not in name or boxes.masks.shape == (len(boxes), *result.ori_shape)
     if config.default_scope == 'mmengine':
         assert metrics['accuracy/top1'] in (0, 50, 100)
         assert metrics['accuracy/error1'] == 100 - metrics['accuracy/top1']
@@ -179,14 +204,67 @@ def test_config_trains_two_steps_and_tests(name, shapes, tmp_path):
     assert all(map(math.isfinite, losses))
 
 
-@pytest.mark.parametrize('name', sorted(set(CONFIGS) - set(DISTINCT)))
-def test_other_schedules_load_their_data(name, shapes, tmp_path):
-    config = on_shapes(load_config(str(ROOT / name)), shapes, tmp_path)
-    init_default_scope(config.default_scope)
-    for split in ('train', 'val'):
-        batch = next(iter(Runner.build_dataloader(config[f'{split}_dataloader'])))
-        assert [image.shape[0] for image in batch['inputs']] == [3, 3]
-        assert max(max(image.shape) for image in batch['inputs']) <= 64
+def test_every_other_pipeline_loads_its_data(shapes, tmp_path):
+    names = {}  # by pipeline
+    for name in [*TRAINED, *CONFIGS]:
+        pipelines = (read(name)[f'{split}_dataloader'].dataset.pipeline for split in ('train', 'val'))
+        names.setdefault(str(list(pipelines)), name)
+    others = sorted(set(names.values()) - set(TRAINED))
+    assert len(others) == 3, others
+    for name in others:
+        config = on_shapes(load_config(str(ROOT / f'configs/{name}.py')), shapes, tmp_path)
+        init_default_scope(config.default_scope)
+        for split in ('train', 'val'):
+            batch = next(iter(Runner.build_dataloader(config[f'{split}_dataloader'])))
+            assert [image.shape[0] for image in batch['inputs']] == [3, 3]
+            assert max(max(image.shape) for image in batch['inputs']) <= 64
+
+
+# ------------------------------------------------------------------------------------------------------------- recipes
+
+
+def values_of(config: object, key: str) -> Iterator[object]:
+    """Yields the values of a key anywhere in a config."""
+    if isinstance(config, dict):
+        yield from [config[key]] if key in config else ()
+        config = list(config.values())
+    for part in config if isinstance(config, (list, tuple)) else ():
+        yield from values_of(part, key)
+
+
+def weights_of(name: str) -> str | None:
+    """Returns the checkpoint that a config's backbone should start from, by the config's name."""
+    folder, stem = name.split('/')
+    size = stem.split('_')[1]
+    if folder in ('classification', 'demo') or 'scratch' in stem:
+        return dict(retinanet_shapes_pretrained='work_dirs/demo_pretraining/classifier/epoch_30.pth').get(stem)
+    if stem.startswith('pvt'):
+        return 'checkpoints/pvt_small_wide.pth' if 'wide' in stem else WEIGHTS.format(ARCH_NAMES[size])
+    if stem.startswith('vit'):
+        return f'checkpoints/vit_small_{stem.split("_")[2]}.pth'
+    if stem.startswith('x'):
+        published = 'torchvision://resnext101_64x4d.imagenet1k_v1'
+        return published if size == '64x4d' else 'checkpoints/resnext101_32x4d.pth'
+    return f'torchvision://resnet{stem.split("_")[0][1:]}'
+
+
+@pytest.mark.parametrize('folder', PAPER)
+def test_every_config_has_its_weights_classes_and_reliable_training(folder):
+    classes = dict(semantic_fpn=150, trans2seg=150, deeplabv3plus=150, classification=1000, demo=3).get(folder, 80)
+    for stem in stems(folder):
+        name = f'{folder}/{stem}'
+        config = read(name)
+        backbone = config.model.backbone
+        assert (backbone.type == 'pvt_mm.PVT') == (stem.startswith('pvt') or folder == 'demo'), name
+        assert (backbone.get('init_cfg') or {}).get('checkpoint') == weights_of(name), name
+        assert backbone.get('frozen_stages', -1) == (
+            1 if backbone.type in ('ResNet', 'ResNeXt') and folder in ('retinanet', 'mask_rcnn', 'detr') else -1
+        ), name
+        assert set(values_of(config.model, 'num_classes')) == {classes}, name
+        loop = 'IterBasedTrainLoop' if classes == 150 else 'EpochBasedTrainLoop'
+        assert (config.train_cfg.type, config.train_cfg.max_broken_images) == (f'pvt_mm.{loop}', 10), name
+        hooks = config.default_hooks
+        assert (hooks.checkpoint.type, hooks.finite.type) == ('pvt_mm.CheckpointHook', 'pvt_mm.FiniteHook'), name
 
 
 # Section 5.2 of the paper, and per arch the stochastic depth of the authors' release.
@@ -204,19 +282,14 @@ DETECTION = [
     ('pvt_s_scratch_1x', 'small', 12, 0.1),
     ('pvt_s_scratch_3x_ms', 'small', 36, 0.1),
 ]
-WEIGHTS = 'https://github.com/whai362/PVT/releases/download/v2/pvt_{}.pth'
 
 
 @pytest.mark.parametrize(('name', 'arch', 'epochs', 'drop_path'), DETECTION)
 def test_retinanet_recipes_are_the_papers(name, arch, epochs, drop_path):
-    config = Config.fromfile(ROOT / f'configs/retinanet/{name}.py')
+    config = read(f'retinanet/{name}')
     backbone = config.model.backbone
     assert backbone.arch == arch
     assert backbone.get('drop_path_rate', 0.1) == drop_path
-    if 'scratch' in name:
-        assert backbone.init_cfg is None
-    elif arch != 'small_wide':  # never published
-        assert backbone.init_cfg.checkpoint == WEIGHTS.format(arch)
     assert config.optim_wrapper.optimizer == dict(type='AdamW', lr=1e-4, weight_decay=1e-4)
     assert config.train_dataloader.batch_size * 8 == config.auto_scale_lr.base_batch_size == 16
     assert config.train_cfg.max_epochs == epochs
@@ -238,15 +311,13 @@ def test_retinanet_recipes_are_the_papers(name, arch, epochs, drop_path):
         assert tuple(train.scale) == (1333, short)
     scales = [tuple(resize.scale) for resize in config.tta_pipeline[1].transforms[0]]
     assert scales == [(1333, short), (666, short // 2), (2000, short * 3 // 2)]
-    assert config.model.neck.in_channels == list(PVT(arch).arch.embed_dims)
+    assert config.model.neck.in_channels == list(ARCHS[arch].embed_dims)
 
 
 @pytest.mark.parametrize('size', 'tsml')
 @pytest.mark.parametrize('schedule', ['1x', '3x_ms'])
 def test_mask_rcnns_recipes_are_retinanets(size, schedule):
-    config, retinanet = (
-        Config.fromfile(ROOT / f'configs/{folder}/pvt_{size}_{schedule}.py') for folder in ('mask_rcnn', 'retinanet')
-    )
+    config, retinanet = (read(f'{folder}/pvt_{size}_{schedule}') for folder in ('mask_rcnn', 'retinanet'))
     for key in ('optim_wrapper', 'param_scheduler', 'auto_scale_lr'):
         assert config[key] == retinanet[key]
     assert config.model.backbone == retinanet.model.backbone
@@ -257,9 +328,9 @@ def test_mask_rcnns_recipes_are_retinanets(size, schedule):
     assert [*pipeline[:1], *pipeline[2:]] == [*expected[:1], *expected[2:]]
 
 
-@pytest.mark.parametrize('name', sorted(Path(name).stem for name in CONFIGS if 'semantic_fpn' in name))
+@pytest.mark.parametrize('name', stems('semantic_fpn'))
 def test_semantic_fpn_recipes_are_section_5_3s(name):
-    config = Config.fromfile(ROOT / f'configs/semantic_fpn/{name}.py')
+    config = read(f'semantic_fpn/{name}')
     iterations = 320_000 if '320k' in name else 80_000
     assert config.train_cfg.max_iters == iterations
     assert config.optim_wrapper.optimizer == dict(type='AdamW', lr=1e-4, weight_decay=1e-4)
@@ -271,14 +342,12 @@ def test_semantic_fpn_recipes_are_section_5_3s(name):
     assert schedule == dict(type='PolyLR', power=0.9, eta_min=0, begin=0, end=iterations, by_epoch=False)
     assert config.train_dataloader.batch_size * 4 == config.auto_scale_lr.base_batch_size == 16
     if name.startswith('pvt'):
-        arch = dict(t='tiny', s='small', m='medium', l='large')[name[4]]
-        assert config.model.backbone.arch == arch
+        assert config.model.backbone.arch == ARCH_NAMES[name[4]]
         assert config.model.backbone.get('drop_path_rate', 0.1) == 0.1
-        assert config.model.backbone.init_cfg.checkpoint == WEIGHTS.format(arch)
 
 
 def test_segmentations_test_images_are_multiples_of_32(shapes):
-    config = Config.fromfile(ROOT / 'configs/semantic_fpn/pvt_t_80k.py')
+    config = read('semantic_fpn/pvt_t_80k')
     init_default_scope('mmseg')
     image = str(next((shapes / 'val2017').iterdir()))
     assert [step.type for step in config.test_dataloader.dataset.pipeline][3] == 'LoadAnnotations'
@@ -292,27 +361,25 @@ def test_segmentations_test_images_are_multiples_of_32(shapes):
     assert bases == [(1024, 256), (1536, 384), (2048, 512), (2560, 640), (3072, 768), (3584, 896)]
 
 
-BASELINES = [Path(name).stem for name in CONFIGS if name.startswith(('configs/retinanet/r', 'configs/retinanet/x'))]
+BASELINES = [stem for stem in stems('retinanet') if stem[0] in 'rx']
 
 
 @pytest.mark.parametrize('folder', ['retinanet', 'mask_rcnn'])
 @pytest.mark.parametrize('name', BASELINES)
 def test_baselines_recipes_are_mmdetections(folder, name):
-    config = Config.fromfile(ROOT / f'configs/{folder}/{name}.py')
+    config = read(f'{folder}/{name}')
     three = name.endswith('3x_ms')
     lr = dict(retinanet=0.01, mask_rcnn=0.02)[folder]
     assert config.optim_wrapper.optimizer == dict(type='SGD', lr=lr, momentum=0.9, weight_decay=0.0001)
     assert config.train_cfg.max_epochs == (36 if three else 12)
     assert config.param_scheduler[1].milestones == ([27, 33] if three else [8, 11])
     assert config.model.backbone.depth == int(name.split('_')[0][1:])
-    assert config.model.backbone.frozen_stages == 1
     groups = config.model.backbone.get('groups', 1)
     assert groups == (int(name.split('_')[1].split('x')[0]) if name[0] == 'x' else 1)
-    assert 'open-mmlab' not in config.model.backbone.init_cfg.checkpoint
 
 
 def test_global_context_is_table_10s():
-    config = Config.fromfile(ROOT / 'configs/mask_rcnn/r50_gc_r4_1x.py')
+    config = read('mask_rcnn/r50_gc_r4_1x')
     backbone = config.model.backbone
     (plugin,) = backbone.plugins
     assert plugin.cfg == dict(type='ContextBlock', ratio=1 / 4)
@@ -323,7 +390,7 @@ def test_global_context_is_table_10s():
 
 @pytest.mark.parametrize(('patch', 'scales'), [(32, (8, 4, 2, 1)), (4, (1, 1 / 2, 1 / 4, 1 / 8))])
 def test_vits_are_footnote_3s(patch, scales):
-    config = Config.fromfile(ROOT / f'configs/retinanet/vit_s_p{patch}_1x.py')
+    config = read(f'retinanet/vit_s_p{patch}_1x')
     assert config.model.backbone.patch_size == patch
     assert config.model.backbone.out_indices == (1, 3, 5, 7)  # layers 2, 4, 6 and 8
     assert tuple(config.model.neck[0].scales) == scales
@@ -337,7 +404,7 @@ def test_vits_are_footnote_3s(patch, scales):
 
 @pytest.mark.parametrize('name', ['pvt_s_50e', 'r50_50e'])
 def test_detrs_recipe_is_section_5_4s(name):
-    config = Config.fromfile(ROOT / f'configs/detr/{name}.py')
+    config = read(f'detr/{name}')
     assert tuple(config.model.backbone.out_indices) == (3,)
     assert config.train_cfg.max_epochs == 50
     (schedule,) = config.param_scheduler
@@ -350,14 +417,13 @@ def test_detrs_recipe_is_section_5_4s(name):
     assert [step.type for step in pipeline[2:]] == ['RandomResize', 'RandomFlip', 'PackDetInputs']
     assert [tuple(scale) for scale in pipeline[2].scale] == [(1333, 640), (1333, 800)]
     if name.startswith('pvt'):
-        assert config.model.backbone.init_cfg.checkpoint == WEIGHTS.format('small')
         assert config.model.data_preprocessor.pad_size_divisor == 32
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 def test_detrs_matching_and_losses_hold_in_half_precision(dtype):
     """Boxes of more than 256 x 256 pixels have areas beyond what fp16 holds."""
-    model = Config.fromfile(ROOT / 'configs/detr/pvt_s_50e.py').model
+    model = Config.fromfile(ROOT / 'configs/detr/pvt_s_50e.py').model  # the head changes it
     init_default_scope('mmdet')
     head = MODELS.build({**model.bbox_head, 'train_cfg': model.train_cfg, 'test_cfg': model.test_cfg})
     head.init_weights()
@@ -388,7 +454,7 @@ def test_detrs_matching_and_losses_hold_in_half_precision(dtype):
     ],
 )
 def test_table_7s_recipes_are_semantic_fpns_in_40k_iterations(name, stride, rates):
-    config, fpn = (Config.fromfile(ROOT / f'configs/{path}.py') for path in (name, 'semantic_fpn/pvt_s_80k'))
+    config, fpn = read(name), read('semantic_fpn/pvt_s_80k')
     for key in ('optim_wrapper', 'train_dataloader', 'test_dataloader', 'tta_pipeline', 'auto_scale_lr'):
         assert config[key] == fpn[key]
     assert config.train_cfg == {**fpn.train_cfg, 'max_iters': 40_000}
@@ -401,9 +467,10 @@ def test_table_7s_recipes_are_semantic_fpns_in_40k_iterations(name, stride, rate
     else:
         assert config.model.backbone.contract_dilation
     init_default_scope('mmseg')
-    backbone = MODELS.build(config.model.backbone)
-    backbone.eval()
-    assert backbone(torch.zeros(1, 3, 64, 64))[-1].shape[2:] == (64 // stride, 64 // stride)
+    with torch.device('meta'):
+        backbone = MODELS.build(config.model.backbone)
+        backbone.eval()
+        assert backbone(torch.zeros(1, 3, 64, 64))[-1].shape[2:] == (64 // stride, 64 // stride)
 
 
 CLASSIFICATION = [
@@ -417,7 +484,7 @@ CLASSIFICATION = [
 
 @pytest.mark.parametrize(('name', 'arch', 'drop_path', 'clip'), CLASSIFICATION)
 def test_imagenets_recipes_are_section_5_1s_and_the_authors(name, arch, drop_path, clip):
-    config = Config.fromfile(ROOT / f'configs/classification/{name}.py')
+    config = read(f'classification/{name}')
     assert (config.model.backbone.arch, config.model.backbone.drop_path_rate) == (arch, drop_path)
     assert config.model.head.in_channels == ARCHS[arch].embed_dims[-1]
     assert (config.model.head.num_classes, config.model.head.label_smoothing) == (1000, 0.1)
@@ -452,7 +519,7 @@ def test_imagenets_recipes_are_section_5_1s_and_the_authors(name, arch, drop_pat
 
 
 def test_the_learning_rate_of_imagenet_rises_for_5_epochs_and_falls_for_295():
-    config = Config.fromfile(ROOT / 'configs/classification/pvt_t_300e.py')
+    config = read('classification/pvt_t_300e')
     wrapper = build_optim_wrapper(torch.nn.Linear(1, 1), dict(optimizer=config.optim_wrapper.optimizer))
     schedulers = [
         PARAM_SCHEDULERS.build(part, default_args=dict(optimizer=wrapper, epoch_length=10))
@@ -485,7 +552,8 @@ def test_the_readmes_example_turns_mmdets_retinanet_into_ours(tmp_path):
 
 
 def test_configs_inherit_and_stay_short():
-    for name in CONFIGS:
-        lines = [line for line in (ROOT / name).read_text().splitlines() if line.strip() and not line.startswith('#')]
-        if "_base_ = '" in '\n'.join(lines) and 'retinanet' in Path(name).parts:
-            assert len(lines) <= 18, name
+    for stem in stems('retinanet'):
+        lines = (ROOT / f'configs/retinanet/{stem}.py').read_text().splitlines()
+        lines = [line for line in lines if line.strip() and not line.startswith('#')]
+        assert any(line.startswith('_base_ = ') for line in lines), stem
+        assert len(lines) <= 18, stem
