@@ -1,4 +1,4 @@
-"""RandAugment, erasing, mixup and CutMix against other libraries, closed forms and their frequencies."""
+"""RandAugment, erasing, mixup and CutMix against Pillow, closed forms and expected frequencies."""
 
 import numpy as np
 import pytest
@@ -14,21 +14,21 @@ GREY = torch.full((3,), 0.5)
 
 
 @pytest.fixture
-def picture() -> torch.Tensor:
-    """(1, 3, 40, 48), smooth but for the border of a rectangle, of every brightness, in whole 255ths."""
+def image() -> torch.Tensor:
+    """(1, 3, 40, 48), smooth except at the border of a rectangle, of every brightness, in multiples of 1 / 255."""
     y, x = torch.meshgrid(torch.linspace(0, 1, 40), torch.linspace(0, 1, 48), indexing='ij')
     channels = [0.1 + 0.8 * x, 0.2 + 0.7 * y, 0.9 - 0.8 * x * y]
-    picture = torch.stack(channels)[None]
-    picture[..., 10:24, 14:34] = 1 - picture[..., 10:24, 14:34]
-    return ((picture * 255).round() / 255).float()
+    image = torch.stack(channels)[None]
+    image[..., 10:24, 14:34] = 1 - image[..., 10:24, 14:34]
+    return ((image * 255).round() / 255).float()
 
 
-def as_pil(picture: torch.Tensor) -> Image.Image:
-    return Image.fromarray((picture[0].permute(1, 2, 0) * 255).round().byte().numpy())
+def as_pil(image: torch.Tensor) -> Image.Image:
+    return Image.fromarray((image[0].permute(1, 2, 0) * 255).round().byte().numpy())
 
 
-def pils(name: str, image: Image.Image, level: float, sign: int) -> Image.Image:
-    """The operation by Pillow, at DeiT's strengths."""
+def by_pillow(name: str, image: Image.Image, level: float, sign: int) -> Image.Image:
+    """Returns the operation done by Pillow, at DeiT's strengths."""
     factor = 1 + 0.9 * sign * level
     flat = dict(resample=Image.BICUBIC, fillcolor=(128, 128, 128))
 
@@ -55,17 +55,17 @@ def pils(name: str, image: Image.Image, level: float, sign: int) -> Image.Image:
 
 
 @pytest.mark.parametrize('name', OPERATIONS)
-def test_every_operation_is_pillows(name, picture):
-    """Up to rounding; Pillow and kornia sample half a pixel apart, which only the edges of what is filled show."""
+def test_every_operation_is_pillows(name, image):
+    """Equal up to rounding, except at filled edges, since Pillow and kornia sample half a pixel apart."""
     for level in (0.5, 0.9):
-        ours = apply_operation(name, picture.expand(16, -1, -1, -1), torch.full((16,), level), GREY)
-        assert ours.shape == (16, *picture.shape[1:])
+        ours = apply_operation(name, image.expand(16, -1, -1, -1), torch.full((16,), level), GREY)
+        assert ours.shape == (16, *image.shape[1:])
         signs = set()
-        for image in ours:
+        for output in ours:
             errors = []
             for sign in (-1, 1):
-                theirs = np.array(pils(name, as_pil(picture), level, sign), dtype=np.float32) / 255
-                errors.append((np.abs(image.permute(1, 2, 0).numpy() - theirs) > 0.012).mean())
+                theirs = np.array(by_pillow(name, as_pil(image), level, sign), dtype=np.float32) / 255
+                errors.append((np.abs(output.permute(1, 2, 0).numpy() - theirs) > 0.012).mean())
             assert min(errors) < 0.1, (level, errors)
             signs.add(errors.index(min(errors)))
         signless = ('auto_contrast', 'equalize', 'invert', 'posterize', 'solarize', 'solarize_add')
@@ -113,28 +113,28 @@ def test_erasing_leaves_a_rectangle_of_noise():
     assert noise.std().item() == pytest.approx(1, abs=0.1)
 
 
-def test_mixup_mixes_pictures_and_labels_by_one_share():
+def test_mixup_mixes_images_and_labels_by_one_share():
     images = torch.arange(6.0).view(6, 1, 1, 1).expand(6, 3, 8, 8).contiguous()
     mixed, shares = mix(images, torch.arange(6), 6, mixup=0.8, cutmix=0.0, switch_prob=0.5)
     assert torch.allclose(shares.sum(1), torch.ones(6))
     assert torch.allclose(mixed[:, 0, 0, 0], shares @ torch.arange(6.0), atol=1e-5)
     assert mixed.flatten(1).std(1).max() < 1e-6
-    assert len({round(share, 5) for share in shares.max(1).values.tolist()} - {1.0}) <= 1  # one share a batch
+    assert len({round(share, 5) for share in shares.max(1).values.tolist()} - {1.0}) <= 1  # one share per batch
 
 
 def test_cutmix_pastes_a_rectangle_and_counts_its_pixels():
     images = torch.arange(6.0).view(6, 1, 1, 1).expand(6, 3, 32, 32).contiguous()
     for _ in range(5):
         mixed, shares = mix(images, torch.arange(6), 6, mixup=0.0, cutmix=1.0, switch_prob=0.5)
-        for i, picture in enumerate(mixed[:, 0]):
+        for i, image in enumerate(mixed[:, 0]):
             for label in range(6):
-                assert (picture == label).float().mean().item() == pytest.approx(shares[i, label].item(), abs=1e-5)
-            other = picture != i
+                assert (image == label).float().mean().item() == pytest.approx(shares[i, label].item(), abs=1e-5)
+            other = image != i
             assert torch.equal(other, other.any(1)[:, None] & other.any(0)[None])
 
 
 def test_cutmixs_boxes_are_drawn_as_deit_draws_them():
-    """Centres over the whole image, sides cut off at the border: simulated beside it."""
+    """Against a simulation: centres uniform over the image, boxes clipped at its border."""
     images = torch.arange(2.0).view(2, 1, 1, 1).expand(2, 3, 32, 32).contiguous()
     ours = [mix(images, torch.arange(2), 2, 0.0, 1.0, 0.5)[1][0, 1].item() for _ in range(2000)]
     random = np.random.default_rng(0)
@@ -170,13 +170,13 @@ def data(count: int) -> dict:
     return dict(inputs=[torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8) for _ in samples], data_samples=samples)
 
 
-def test_testing_normalises_alone():
+def test_testing_only_normalises():
     mean, std = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
-    whole = ClsDataPreprocessor(3, mean, std, bgr_to_rgb=True, rand_augment={}, erasing=1.0, mixup=0.8, cutmix=1.0)
+    full = ClsDataPreprocessor(3, mean, std, bgr_to_rgb=True, rand_augment={}, erasing=1.0, mixup=0.8, cutmix=1.0)
     batch = data(4)
     expected = torch.stack(batch['inputs'])[:, [2, 1, 0]].float()
     expected = (expected - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
-    out = whole(batch)
+    out = full(batch)
     assert torch.allclose(out['inputs'], expected)
     assert 'gt_score' not in out['data_samples'][0]
 
@@ -220,7 +220,7 @@ def test_training_augments_rgb_then_normalises_then_erases(monkeypatch):
     assert (seen['kwargs'], seen['prob']) == (dict(num_ops=1), 0.3)
 
 
-def test_processes_of_one_seed_augment_differently_and_draw_on_alike(monkeypatch):
+def test_ranks_of_one_seed_augment_differently_and_keep_equal_random_states(monkeypatch):
     preprocessor = ClsDataPreprocessor(3, [0.0] * 3, [1.0] * 3, erasing=1.0)
     batch, outputs, following = data(4), [], []
     for rank in (0, 1, 0):
@@ -238,11 +238,11 @@ def test_a_misspelt_key_is_refused_when_built():
         ClsDataPreprocessor(3, [0.0] * 3, [1.0] * 3, rand_augment=dict(magnitud=3))
 
 
-def test_a_flat_channel_stays_as_it_is():
+def test_a_constant_channel_is_unchanged():
     flat = torch.full((1, 3, 4, 4), 0.8)
     assert torch.equal(apply_operation('auto_contrast', flat, torch.tensor([0.9]), GREY), flat)
 
 
-def test_a_rate_that_is_none_says_so():
+def test_a_rate_out_of_range_says_so():
     with pytest.raises(ValueError, match='erasing must be'):
         ClsDataPreprocessor(3, [0.0] * 3, [1.0] * 3, erasing=1.5)

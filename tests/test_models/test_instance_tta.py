@@ -1,4 +1,4 @@
-"""Masks under test-time augmentation, against the plain predictions of the same detector."""
+"""Masks with test-time augmentation, against predictions of the same detector without."""
 
 import pytest
 import torch
@@ -6,18 +6,20 @@ import torch.nn.functional as F
 from mmdet.structures import DetDataSample
 from mmengine.registry import MODELS, init_default_scope
 
-from pvt_mm.engine.run import load_config, use_tta
+from pvt_mm.apis.config import load_config
+from pvt_mm.apis.flags import use_tta
 from tests.conftest import ROOT, TINY_ARCH
 
 
 @pytest.fixture
 def model():
-    """Random, small, and with boxes and masks that are not all the same; its images are padded to multiples of 32."""
+    """A small random Mask R-CNN whose boxes and masks differ; it pads images to multiples of 32."""
     config = load_config(str(ROOT / 'configs/mask_rcnn/pvt_t_1x.py'))
     config.model.backbone.update(arch=TINY_ARCH, init_cfg=None)
     config.model.neck.in_channels = list(TINY_ARCH['embed_dims'])
     config.model.test_cfg.rpn.max_per_img = 50
     config.model.test_cfg.rcnn.update(score_thr=-1.0, max_per_img=10)
+    config.model.roi_head.bbox_head.fc_out_channels = 64
     config.tta_model.tta_cfg.max_per_img = 10
     for kind in ('bbox_head', 'mask_head'):
         config.model.roi_head[kind].num_classes = 3
@@ -34,7 +36,7 @@ SIZES = [(70, 130), (110, 50)]  # H x W of the two images
 
 
 def a_view(images, scale=1, flip=None):
-    """One view of the images: scaled, then flipped, as the test pipeline packs them."""
+    """Returns a view of the images, scaled, then flipped, as the test pipeline packs them."""
     inputs, samples = [], []
     for image in images:
         view = F.interpolate(image[None].float(), scale_factor=scale, mode='bilinear')[0].to(torch.uint8)
@@ -55,7 +57,7 @@ def images():
 
 
 @torch.no_grad()
-def plain(model, view):
+def predict(model, view):
     return model.module.test_step(view)
 
 
@@ -65,7 +67,7 @@ def averaged(model, *views):
 
 
 def flipped(boxes, size, flip):
-    """The boxes of a flipped image, by hand."""
+    """Returns the boxes of a flipped image."""
     x1, y1, x2, y2 = boxes.unbind(1)
     if flip in ('horizontal', 'diagonal'):
         x1, x2 = size[1] - x2, size[1] - x1
@@ -75,7 +77,7 @@ def flipped(boxes, size, flip):
 
 
 def assert_same(ours, expected, flip=None):
-    """The boxes may have another order where scores are equal, and masks a pixel at a border of the threshold."""
+    """Boxes of equal scores may be in another order, and masks differ by a pixel at the threshold."""
     for size, mine, other in zip(SIZES, ours, expected, strict=True):
         mine, other = mine.pred_instances, other.pred_instances
         assert len(mine) == len(other) > 0
@@ -92,22 +94,22 @@ def assert_same(ours, expected, flip=None):
 
 def test_plain_views_are_the_plain_prediction(images, model):
     view = a_view(images)
-    expected = plain(model, a_view(images))
+    expected = predict(model, a_view(images))
     assert_same(averaged(model, view), expected)
     assert_same(averaged(model, a_view(images), a_view(images)), expected)
 
 
 @pytest.mark.parametrize('flip', ['horizontal', 'vertical', 'diagonal'])
-def test_a_flipped_view_comes_back_upright(flip, images, model):
+def test_a_flip_is_undone(flip, images, model):
     view = a_view(images, flip=flip)
     for sample in view['data_samples']:
         sample.set_metainfo(dict(flip=False))
-    expected = plain(model, view)  # as if that were the image
+    expected = predict(model, view)  # as if the view were the image
     assert_same(averaged(model, a_view(images, flip=flip)), expected, flip)
 
 
-def test_a_scaled_view_comes_back_at_the_original_size(images, model):
-    assert_same(averaged(model, a_view(images, scale=2)), plain(model, a_view(images, scale=2)))
+def test_a_scale_is_undone(images, model):
+    assert_same(averaged(model, a_view(images, scale=2)), predict(model, a_view(images, scale=2)))
 
 
 def test_masks_are_means_over_views(images, model):

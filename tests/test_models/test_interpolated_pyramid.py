@@ -1,4 +1,4 @@
-"""The pyramid that is interpolated from a columnar backbone."""
+"""The pyramid interpolated from a backbone of one stride."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from mmengine.registry import MODELS
 from pvt_mm.models import InterpolatedPyramid
 
 
-def test_maps_are_resampled_and_gradients_come_back():
+def test_maps_are_resized_and_have_gradients():
     maps = [torch.rand(2, 3, 5, 7, requires_grad=True) for _ in range(4)]
     pyramid = InterpolatedPyramid((8, 4, 1, 0.5))
     outputs = pyramid(maps)

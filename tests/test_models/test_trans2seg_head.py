@@ -1,4 +1,4 @@
-"""The Trans2Seg head: any size, its parts against independent ones, and no map for each class and channel."""
+"""The Trans2Seg head: any input size, parts against independent implementations, and its largest tensor."""
 
 import math
 
@@ -16,7 +16,7 @@ SMALL = dict(in_channels=(8, 16), channels=12, embed_dims=16, num_layers=2, num_
 
 
 def maps(height, width, channels=(8, 16), batch=2, **kwargs):
-    """What a backbone of strides 4 to 32 returns for an image; only the first and the last are looked at."""
+    """Returns the maps of a backbone of strides 4 to 32; the head uses the first and the last."""
     low, high = channels
     first = torch.rand(batch, low, height // 4, width // 4, **kwargs)
     last = torch.rand(batch, high, height // 32, width // 32, **kwargs)
@@ -32,7 +32,7 @@ def test_any_size(size):
     assert scores.isfinite().all()
 
 
-def test_every_parameter_learns():
+def test_every_parameter_has_a_gradient():
     head = Trans2SegHead(**SMALL, norm_cfg=dict(type='BN'))
     head.init_weights()
     head(maps(64, 96)).square().sum().backward()
@@ -42,7 +42,7 @@ def test_every_parameter_learns():
 
 
 def attend(queries, tokens, weights, prefix, heads):
-    """Multi-head attention of one image, head by head: queries (K, C) over tokens (N, C)."""
+    """Returns the multi-head attention of one image, head by head: queries (K, C) over tokens (N, C)."""
     weight, bias = weights[f'{prefix}.in_proj_weight'], weights[f'{prefix}.in_proj_bias']
     q, k, v = (
         x @ weight[part].T + bias[part]
@@ -68,7 +68,7 @@ def feed_forward(x, weights, prefix):
 
 
 def by_hand(weights, low, high, layers=2, heads=2, channels=16):
-    """The class scores of one image, position by position, from the head's weights."""
+    """Returns the class scores of one image, position by position, from the head's weights."""
     _, h, w = high.shape
     tokens = []
     for y in range(h):
@@ -112,18 +112,18 @@ def by_hand(weights, low, high, layers=2, heads=2, channels=16):
     return F.conv2d(fused, weights['conv_seg.weight'], weights['conv_seg.bias'])
 
 
-def test_the_forward_pass_is_the_one_written_out():
+def test_the_forward_pass_equals_a_plain_implementation():
     head = Trans2SegHead(**SMALL).eval()
     head.init_weights()
     for parameter in head.parameters():
-        parameter.data += 0.1 * torch.randn_like(parameter)  # no bias of 0 and no norm of 1
+        parameter.data += 0.1 * torch.randn_like(parameter)  # biases other than 0, norms other than 1
     first, _, _, last = maps(64, 160)  # 2 x 5 tokens
     weights = {name: parameter.detach() for name, parameter in head.named_parameters()}
     expected = torch.stack([by_hand(weights, low, high) for low, high in zip(first, last, strict=True)])
     assert torch.allclose(head((first, None, None, last)), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_dropout_is_in_front_of_the_class_scores():
+def test_dropout_is_before_the_last_layer():
     head = Trans2SegHead(**SMALL, dropout=0.0, dropout_ratio=0.999)
     head.init_weights()
     scores = head(maps(64, 64))
@@ -163,20 +163,20 @@ def test_attention_maps_are_attentions_weights():
     weights = theirs(queries, memory, memory, average_attn_weights=False)[1]
     attention = ours(queries, memory)
     assert torch.allclose(attention, weights * 12, atol=1e-5)
-    assert torch.allclose(attention.mean(3), torch.ones(2, 2, 5))  # 1 is even attention, whatever the size
+    assert torch.allclose(attention.mean(3), torch.ones(2, 2, 5))  # uniform attention is 1 for any size
 
 
 class LargestTensor(TorchDispatchMode):
-    """Keeps the number of elements of the largest tensor that any operation makes."""
+    """Records the number of elements of the largest tensor that any operation creates."""
 
     largest = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        made = function(*args, **(kwargs or {}))
-        for tensor in made if isinstance(made, (tuple, list)) else [made]:
+        created = function(*args, **(kwargs or {}))
+        for tensor in created if isinstance(created, (tuple, list)) else [created]:
             if isinstance(tensor, torch.Tensor):
                 self.largest = max(self.largest, tensor.numel())
-        return made
+        return created
 
 
 @pytest.mark.parametrize('classes', [19, 150, 600])
