@@ -1,4 +1,4 @@
-"""Every tool on command lines of all kinds: it does what it is for, or ends with a line that says what is wrong."""
+"""Every tool on made-up command lines: it succeeds, or ends with one line that says what is wrong."""
 
 import argparse
 import contextlib
@@ -19,14 +19,13 @@ from hypothesis import strategies as st
 from mmengine.registry import MODELS, DefaultScope
 from PIL import Image
 
-from pvt_mm.checkpoint import trust_checkpoints
-from pvt_mm.engine.run import load_config
+from pvt_mm.apis.config import load_config
 from tests.conftest import ROOT, TINY_ARCH, forget_visualizers
 from tests.fuzz import cases
 
 # launch.py's arguments are torchrun's
 TOOLS = sorted(path.stem for path in (ROOT / 'tools').glob('*.py') if path.stem != 'launch')
-# What keeps a tool from what would take minutes or write into this project, before and after what is tried.
+# Arguments before and after the made-up ones, so that no tool runs for minutes or writes into this project.
 BEFORE = {'make_shapes': ['--train', '2', '--val', '1'], 'sweep': ['--dry-run']}
 AFTER = {
     'benchmark': ['--plot', 'text.txt'],
@@ -37,7 +36,7 @@ AFTER = {
     'model_zoo': ['--check'],
     'paper_tables': ['--out', 'text.txt/tables.md'],
 }
-NO_JSON = ('model_zoo', 'train', 'sweep')  # on the last line
+NO_JSON = ('model_zoo', 'train', 'sweep')  # whose last line is not JSON
 LEFT_OUT = {'flops': {'all'}}
 
 DETECTOR = """
@@ -48,9 +47,9 @@ model = dict(
     bbox_head=dict(in_channels=8, feat_channels=8, stacked_convs=1),
     test_cfg=dict(score_thr=0.0, max_per_img=5),
 )
-alone = dict(num_workers=0, persistent_workers=False)
-train_dataloader = dict(dataset=dict(indices=2), **alone)
-val_dataloader = dict(dataset=dict(indices=2), **alone)
+loader = dict(num_workers=0, persistent_workers=False)
+train_dataloader = dict(dataset=dict(indices=2), **loader)
+val_dataloader = dict(dataset=dict(indices=2), **loader)
 test_dataloader = val_dataloader
 train_cfg = dict(max_epochs=1, val_interval=1)
 """
@@ -58,10 +57,10 @@ CLASSIFIER = """
 _base_ = '{root}/configs/demo/classifier_shapes.py'
 arch = dict(_delete_=True, **{arch})
 model = dict(backbone=dict(arch=arch), head=dict(in_channels=32))
-alone = dict(num_workers=0, persistent_workers=False)
-train_dataloader = dict(batch_size=2, dataset=dict(indices=2), **alone)
-val_dataloader = alone
-test_dataloader = alone
+loader = dict(num_workers=0, persistent_workers=False)
+train_dataloader = dict(batch_size=2, dataset=dict(indices=2), **loader)
+val_dataloader = loader
+test_dataloader = loader
 train_cfg = dict(max_epochs=1, val_interval=1)
 """
 SWEEP = """
@@ -74,7 +73,7 @@ seeds = (0, 1)
 
 @pytest.fixture(scope='module')
 def folder(shapes, tmp_path_factory) -> Iterator[Path]:
-    """Where the tools run: tiny configs, weights, pictures and logs, sound ones and broken ones."""
+    """The working directory: tiny configs, weights, images and logs, valid and invalid ones."""
     folder = tmp_path_factory.mktemp('commands')
     before = os.getcwd()
     os.chdir(folder)
@@ -94,7 +93,7 @@ def folder(shapes, tmp_path_factory) -> Iterator[Path]:
     Path('some.py').write_text('model = dict(type="PVT")\na = 1\n')
     Path('strange.py').write_text('train_dataloader = 3\nmodel = [1]\ntest_dataloader = dict(dataset=None)\n')
     torch.save({'layer.weight': torch.ones(1)}, 'other.pth')
-    for name in ('pictures', 'empty', 'work/1/vis_data'):
+    for name in ('images', 'empty', 'work/1/vis_data'):
         Path(name).mkdir(parents=True)
     shutil.copy('detector.pth', 'work/epoch_1.pth')
     Path('work/last_checkpoint').write_text(str(folder / 'work/epoch_1.pth'))
@@ -103,22 +102,22 @@ def folder(shapes, tmp_path_factory) -> Iterator[Path]:
     ]
     Path('work/1/vis_data/scalars.json').write_text('\n'.join(map(json.dumps, lines)))
     Path('scalars.json').write_text('{"loss": "x", "step": "y"}')
-    for name in ('picture.jpg', 'pictures/1.png', 'pictures/2.jpg'):
+    for name in ('image.jpg', 'images/1.png', 'images/2.jpg'):
         Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)).save(name)
-    Path('cut.jpg').write_bytes(Path('picture.jpg').read_bytes()[:300])
+    Path('cut.jpg').write_bytes(Path('image.jpg').read_bytes()[:300])
     Path('video.mp4').write_text('no video')
     yield folder
     os.chdir(before)
 
 
-# ------------------------------------------------------------------------------------------------ what is on the line
+# ------------------------------------------------------------------------------------------------------ command lines
 
 
-SOUND = {
+VALID = {
     'config': ['detector.py', 'classifier.py'],
     'checkpoint': ['detector.pth', 'classifier.pth', 'work'],
-    'image': ['picture.jpg'],
-    'input': ['picture.jpg', 'pictures'],
+    'image': ['image.jpg'],
+    'input': ['image.jpg', 'images'],
     'logs': ['work', 'work/1/vis_data/scalars.json'],
     'source': ['detector.pth', 'classifier.pth'],
     'target': ['out.pth', 'out.safetensors'],
@@ -137,7 +136,7 @@ SOUND = {
 }
 FILES = [
     'gone.py', 'gone/gone.pth', 'text.txt', 'text.pth', 'text.py', 'raising.py', 'empty.py', 'some.py', 'strange.py',
-    'other.pth', 'pictures', 'empty', 'work', 'scalars.json', 'picture.jpg', 'cut.jpg', 'video.mp4', 'detector.pth',
+    'other.pth', 'images', 'empty', 'work', 'scalars.json', 'image.jpg', 'cut.jpg', 'video.mp4', 'detector.pth',
     'detector.py', 'classifier.py', 'sweep.py', '', '.', '~', '/dev/null', '/proc/1/mem', '/proc/none.py',
     'text.txt/below.png', 'x' * 300, 'x' * 300 + '.png', 'ü ñ.py', '\udcff.py', '\udcff.png', 'http://',
     'http://127.0.0.1:9/a.pth', 's3://a/b.pth', 'http://[.pth', 'torchvision://resnet18', '%s{x}.png',
@@ -178,7 +177,7 @@ OPTIONS = [
 
 
 def parser_of(tool: ModuleType) -> argparse.ArgumentParser:
-    """Returns what a tool reads its command line with."""
+    """Returns the argument parser of a tool."""
 
     class Found(Exception):  # noqa: N818
         pass
@@ -195,24 +194,24 @@ def parser_of(tool: ModuleType) -> argparse.ArgumentParser:
 
 @st.composite
 def value(draw, action: argparse.Action) -> str:
-    sound = SOUND.get(action.dest, [])
+    valid = VALID.get(action.dest, [])
     if action.dest == 'cfg_options':
         return draw(st.sampled_from(OPTIONS))
     if action.choices:
         return draw(st.sampled_from([*map(str, action.choices)] * 3 + ['nope', '', 'NONE']))
     if action.type is int or action.type is float or action.dest in ('train', 'val', 'image_size'):
-        usual = sound or ['1', '2']
+        usual = valid or ['1', '2']
         odd = ['-1', 'x', '1.5', ''] if action.dest in ('train', 'val', 'image_size') else NUMBERS
         return draw(st.one_of(*[st.sampled_from(usual)] * 3, st.sampled_from(odd)))
     odd = st.one_of(
         st.sampled_from(FILES), st.text(max_size=6).filter(lambda text: '\0' not in text and '\n' not in text)
     )
-    return draw(st.one_of(*[st.sampled_from(sound)] * 4, odd) if sound else st.one_of(odd, st.sampled_from(NUMBERS)))
+    return draw(st.one_of(*[st.sampled_from(valid)] * 4, odd) if valid else st.one_of(odd, st.sampled_from(NUMBERS)))
 
 
 @st.composite
 def words(draw, action: argparse.Action) -> list[str]:
-    """The values of a flag, sometimes of the wrong number."""
+    """The values of an argument, sometimes too many or too few."""
     if action.nargs == 0:
         return ['x'] if draw(st.integers(0, 30)) == 0 else []
     number = {None: 1, '?': draw(st.integers(0, 1)), '+': draw(st.integers(1, 3)), '*': draw(st.integers(0, 2))}.get(
@@ -247,7 +246,7 @@ def command_lines(draw, name: str) -> list[str]:
     for action in chosen:
         argv += [draw(st.sampled_from(action.option_strings)), *draw(words(action))]
     odd = draw(st.integers(0, 14))
-    if odd == 0 and argv:  # a letter too many
+    if odd == 0 and argv:  # an extra letter
         place = draw(st.integers(0, len(argv) - 1))
         argv[place] += draw(st.sampled_from('x=-./'))
     elif odd == 1:
@@ -258,7 +257,7 @@ def command_lines(draw, name: str) -> list[str]:
     return argv
 
 
-# ----------------------------------------------------------------------------------------------------- what comes of it
+# ------------------------------------------------------------------------------------------------------------ outcomes
 
 
 def run(name: str, argv: list[str]) -> None:
@@ -275,18 +274,17 @@ def run(name: str, argv: list[str]) -> None:
         finally:
             os.environ.clear()
             os.environ.update(environment)
-            trust_checkpoints(False)
     printed, errors = (stream.buffer.getvalue().decode() for stream in (printed, errors))
     assert code in (0, 1, 2), code
     assert 'Traceback' not in printed + errors
-    lines = errors.rstrip('\n').split('\n')  # and not where made-up names have other separators
-    said = [line for line in lines if re.match(r'([\w.-]+(\.py)?( \w+)?: )?error: ', line)]
+    lines = errors.rstrip('\n').split('\n')  # not splitlines(): made-up names have other separators
+    reported = [line for line in lines if re.match(r'([\w.-]+(\.py)?( \w+)?: )?error: ', line)]
     if code == 2:
-        assert len(said) == 1, errors
-        assert lines[-1] == said[0]
-        assert len(said[0]) < 1500
+        assert len(reported) == 1, errors
+        assert lines[-1] == reported[0]
+        assert len(reported[0]) < 1500
     else:
-        assert not said
+        assert not reported
         if name not in NO_JSON and 'usage: ' not in printed:
             json.loads(printed.splitlines()[-1])
 
