@@ -11,6 +11,7 @@ from pvt_mm.utils.errors import command, report_import_errors
 with report_import_errors():
     from mmengine.dist import is_main_process
 
+    import pvt_mm.models  # noqa: F401  # imports MMDetection and MMSegmentation, which may be broken
     from pvt_mm.apis import checks
     from pvt_mm.apis.config import check_file
     from pvt_mm.apis.flags import add_common_arguments, draw_predictions, dump_predictions, use_tta

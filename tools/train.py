@@ -9,6 +9,7 @@ from itertools import pairwise
 from pvt_mm.utils.errors import command, report_import_errors
 
 with report_import_errors():
+    import pvt_mm.models  # noqa: F401  # imports MMDetection and MMSegmentation, which may be broken
     from pvt_mm.apis import checks
     from pvt_mm.apis.flags import add_common_arguments, resume, scale_lr, set_randomness, use_amp
     from pvt_mm.apis.launch import build_runner, prepare_config, report_lost_ranks

@@ -73,7 +73,7 @@ def find_backbone(state_dict: Mapping[str, Tensor], prefix: str | None = None) -
     wanted = '' if not prefix else prefix.rstrip('.') + '.'
     found = []
     for layout in FORMATS:
-        marker = _translate(_FIRST_KERNEL, 'pvt_mm', layout)
+        marker = _translate(_FIRST_KERNEL, 'pvt_mm', layout) or ''
         for key in state_dict:
             before = key.removesuffix(marker)
             if before != key and (not before or before.endswith('.')) and before.startswith(wanted):
@@ -136,8 +136,10 @@ def head_weights(state_dict: Mapping[str, Tensor], prefix: str | None = None) ->
 
 def _head_prefix(layout: str, before: str) -> str | None:
     """Returns the prefix of a classifier's head; None where the backbone's prefix is not a classifier's."""
-    backbone, head = CLASSIFIERS.get(layout, (None, None))
-    return before.removesuffix(backbone) + head if backbone is not None and before.endswith(backbone) else None
+    if layout not in CLASSIFIERS:
+        return None
+    backbone, head = CLASSIFIERS[layout]
+    return before.removesuffix(backbone) + head if before.endswith(backbone) else None
 
 
 def _from_former_format(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -272,7 +274,7 @@ def fit_weights(weights: dict[str, Tensor], target: Mapping[str, Tensor]) -> tup
     for name in _tables(weights):
         source, size = weights[name].shape[1:3], target[name].shape[1:3] if name in target else None
         if size and weights[name].dim() == 4 and source != size and _holds_floats(weights[name]):
-            weights[name] = resample_table(weights[name].float(), tuple(size))
+            weights[name] = resample_table(weights[name].float(), (size[0], size[1]))
             notes.append(f'resampled {name} from {source[0]} x {source[1]} to {size[0]} x {size[1]}')
     kernel, channels = weights.get(_FIRST_KERNEL), target[_FIRST_KERNEL].shape[1]
     if kernel is not None and kernel.dim() == 4 and kernel.shape[1] == 3 != channels:
@@ -341,7 +343,7 @@ def convert(
         weights = {name: value for name, value in weights.items() if name not in incomplete}
     check_complete(weights)
     converted = weights if layout == 'pvt_mm' else _to_layout(weights, layout)
-    theirs = _head_prefix(source, before)
+    theirs = _head_prefix(source, before) or ''
     if head and 'cls_token.token' in weights and layout in CLASSIFIERS:
         backbone, scores = CLASSIFIERS[layout]
         dropped = [key for key in state_dict if not key.startswith((before, theirs))]
@@ -453,8 +455,9 @@ def _translate(key: str, source: str, target: str) -> str | None:
     """Returns the name in ``target`` of a key of ``source``, or None where either format has no such parameter."""
     for row in NAMES:
         theirs, wanted = row[FORMATS.index(source)], row[FORMATS.index(target)]
-        found = _PATTERNS[theirs].fullmatch(key) if theirs and wanted else None
-        if found:
+        if not theirs or not wanted:
+            continue
+        if found := _PATTERNS[theirs].fullmatch(key):
             fields = found.groupdict()
             stage = int(fields['s']) if 's' in fields else int(fields.get('s1', 1)) - 1
             layer = int(fields['l']) if 'l' in fields else int(fields.get('l1', 1)) - 1

@@ -40,7 +40,7 @@ def sign(path: str | os.PathLike) -> None:
 
 
 def verify(path: str | os.PathLike) -> None:
-    """Checks that a checkpoint is as it was written, reading all of it. Files that are not zip archives are not checked.
+    """Checks that a checkpoint is as it was written, reading all of it. Files that are no zip archives are not checked.
 
     Raises:
         CheckpointError: It is truncated or changed.

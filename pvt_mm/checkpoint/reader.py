@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import functools
+import importlib
 import logging
 import os
 import pickle
@@ -240,7 +241,7 @@ def _allowed_globals() -> list:
     authors' training its command line. NumPy 2 writes ``numpy._core`` where NumPy 1 wrote ``numpy.core``.
     """
     numpy2 = np.lib.NumpyVersion(np.__version__) >= '2.0.0'
-    multiarray = (np._core if numpy2 else np.core).multiarray
+    multiarray = importlib.import_module('numpy._core.multiarray' if numpy2 else 'numpy.core.multiarray')
     arrays = [
         (getattr(multiarray, name), f'numpy.{core}.multiarray.{name}')
         for name in ('_reconstruct', 'scalar')

@@ -141,8 +141,8 @@ class PVT(PyramidVisionTransformer, BaseModule):
             ValueError: ``init_cfg`` is a list with a Pretrained in it.
             CheckpointError: The checkpoint cannot be read, or does not fit.
         """
-        cfgs = self.init_cfg if isinstance(self.init_cfg, list) else [self.init_cfg]
-        if all((cfg or {}).get('type') != 'Pretrained' for cfg in cfgs):
+        cfgs = self.init_cfg if isinstance(self.init_cfg, list) else [self.init_cfg or {}]
+        if all(cfg.get('type') != 'Pretrained' for cfg in cfgs):
             super().init_weights()
             return
         if len(cfgs) > 1:
@@ -177,7 +177,7 @@ class PVT(PyramidVisionTransformer, BaseModule):
         Returns:
             The depth, 0 to L + 1, and L + 2.
         """
-        depths = [len(stage.layers) for stage in self.stages]
+        depths = self.arch.depths[: len(self.stages)]
         kind, *rest = param_name.removeprefix(prefix).split('.')
         if kind == 'cls_token':
             depth = sum(depths) + 1 if rest[0] == 'norm' else sum(depths[:-1]) + 1

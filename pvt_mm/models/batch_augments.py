@@ -134,10 +134,11 @@ def mix(
     alpha = cutmix if cut else mixup
     share = torch.distributions.Beta(alpha, alpha).sample().item()
     if cut:
-        rows, columns = draw_box(*images.shape[2:], 1 - share)
+        H, W = images.shape[2:]
+        rows, columns = draw_box(H, W, 1 - share)
         images, other = images.clone(), images.flip(0)
         images[:, :, rows, columns] = other[:, :, rows, columns]
-        share = 1 - (rows.stop - rows.start) * (columns.stop - columns.start) / (images.shape[2] * images.shape[3])
+        share = 1 - (rows.stop - rows.start) * (columns.stop - columns.start) / (H * W)
     else:
         images = images.flip(0).lerp(images, share)
     targets = F.one_hot(labels, num_classes).float()

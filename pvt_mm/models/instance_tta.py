@@ -1,5 +1,6 @@
 """Test-time augmentation for Mask R-CNN; MMDetection's own has no masks."""
 
+from functools import reduce
 from typing import Any
 
 import torch
@@ -53,7 +54,8 @@ class InstanceTTAModel(DetTTAModel):
         features, samples = zip(*(self._predict_boxes(view) for view in views), strict=True)
         merged = self.merge_preds(list(zip(*samples, strict=True)))
         instances = [sample.pred_instances for sample in merged]
-        probabilities = sum(map(self._predict_masks, features, samples, [instances] * len(views))) / len(views)
+        masks = map(self._predict_masks, features, samples, [instances] * len(views))
+        probabilities = reduce(torch.add, masks) / len(views)
         metas = [dict(ori_shape=sample.ori_shape, scale_factor=(1.0, 1.0)) for sample in merged]
         results = module.roi_head.mask_head.predict_by_feat(  # which takes the sigmoid
             probabilities.logit().split([len(boxes) for boxes in instances]),

@@ -4,6 +4,7 @@ Shapes: B images; h x w the last feature map, N = h * w; H x W the stride-4 map;
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +53,7 @@ class Trans2SegHead(BaseDecodeHead):
         kwargs = dict(in_index=(0, 3), input_transform='multiple_select') | kwargs
         super().__init__(list(in_channels), channels, **kwargs)
         low_channels, high_channels = in_channels
-        sizes = dict(
+        sizes: dict[str, Any] = dict(
             d_model=embed_dims,
             nhead=num_heads,
             dim_feedforward=mlp_ratio * embed_dims,

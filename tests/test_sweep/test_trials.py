@@ -114,7 +114,8 @@ def test_run_submits_what_has_not_finished(trials, alive):
 
     trials.executor = Executor()
     statuses = trials.run(show)
-    assert started == [(f'three/{name}', {'CUDA_VISIBLE_DEVICES': '0'}) for name in ('fpn-seed0', 'late-seed0')]
+    assert [name for name, _ in started] == ['three/fpn-seed0', 'three/late-seed0']
+    assert [environment['CUDA_VISIBLE_DEVICES'] for _, environment in started] == ['0', '1']
     assert shown[:2] == [['finished', 'running', 'waiting'], ['finished', 'finished', 'running']]
     assert {status.state for status in statuses.values()} == {'finished'}
 

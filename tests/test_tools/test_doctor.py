@@ -244,7 +244,7 @@ def test_it_runs_without_any_library(plant):
     done = subprocess.run([sys.executable, ROOT / 'tools/doctor.py'], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (1, '')
     found = json.loads(done.stdout.splitlines()[-1])['broken']
-    wanted = {'torch', 'GPU', 'NumPy', "MMCV's operators", 'MMDetection and MMSegmentation', 'pvt_mm'}
+    wanted = {'torch', 'GPU', 'NumPy', 'MMCV operators', 'MMDetection and MMSegmentation', 'pvt_mm'}
     assert wanted <= set(found)
 
 
