@@ -1,1 +1,1 @@
-"""Pictures of what a run did and of what a model sees. Matplotlib draws them, without a window."""
+"""Figures and tables of models, runs and data. Matplotlib draws without a window."""
