@@ -20,7 +20,7 @@ from mmengine.dist import all_gather_object, broadcast_object_list, get_rank, ge
 from mmengine.logging import print_log
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from pvt_mm.datasets.image_io import find_fault, unreadable
+from pvt_mm.datasets.image_io import find_fault, unreadable_error
 from pvt_mm.engine.randomness import seed_cpu
 from pvt_mm.utils.errors import InputError
 
@@ -123,7 +123,7 @@ class DeterministicFetcher:
             if fault not in self.found:
                 self._count(self.found, fault)
                 if len(self.found) == len(self.dataset):
-                    raise unreadable(fault)
+                    raise unreadable_error(fault)
                 self.queue.put(fault)
             index = random.randrange(len(self.dataset))
 
@@ -144,10 +144,10 @@ class DeterministicFetcher:
     def _count(self, faults: set[str], fault: str) -> None:
         faults.add(fault)
         if self.max_unreadable == 0:
-            raise unreadable(fault)
+            raise unreadable_error(fault)
         if len(faults) > self.max_unreadable:
             raise InputError(
-                f'more than {self.max_unreadable} images cannot be read, the last: {fault}; restore them, or raise '
+                f'more than {self.max_unreadable} images cannot be read, the last: {fault}; restore them, or increase '
                 'train_cfg.max_broken_images'
             )
 

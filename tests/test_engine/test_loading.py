@@ -1,17 +1,22 @@
-"""A batch is a function of its number: whatever loads it, and whatever was loaded before."""
+"""A batch depends on its number alone: not on the workers that load it, nor on what was loaded before."""
 
+import os
 import random
 
 import numpy as np
 import pytest
 import torch
+from mmdet.datasets import CocoDataset
 from mmdet.datasets.samplers import AspectRatioBatchSampler
 from mmengine.dataset import DefaultSampler, InfiniteSampler
+from mmengine.registry import DefaultScope
 from torch.utils.data import DataLoader, Dataset
 
+from pvt_mm.datasets import ImageFolder
 from pvt_mm.datasets.shapes import make_shapes
-from pvt_mm.engine.loading import exact_loader, load_batch, reseed
-from pvt_mm.errors import InputError
+from pvt_mm.engine import loading
+from pvt_mm.engine.loading import exact_loader, reseed
+from pvt_mm.utils.errors import InputError
 
 
 class Noisy(Dataset):
@@ -46,88 +51,101 @@ def test_batches_are_the_same_from_any_workers_and_from_any_start(sampler):
         later = loader(workers, sampler)
         assert torch.equal(torch.cat(epoch(later, 1, start=2, batches=2)), torch.cat(whole[2:]))
         assert torch.equal(torch.cat(epoch(later, 1)), torch.cat(whole))  # and once more from the beginning
-    assert torch.equal(load_batch(loader(0, sampler), 1, 2), whole[2])
     if sampler is DefaultSampler:
         assert not torch.equal(torch.cat(epoch(loader(), 2)), torch.cat(whole))
-        with pytest.raises(IndexError, match='epoch 1 has no batch 4: it has 4'):
-            load_batch(loader(), 1, 4)
 
 
 @pytest.mark.parametrize('sampler', [DefaultSampler, InfiniteSampler])
-def test_the_seed_of_the_run_that_goes_on_is_taken_over(sampler):
+def test_a_resumed_run_takes_over_the_seed(sampler):
     other = loader(0, sampler, seed=4)
     assert not torch.equal(torch.cat(epoch(other, 1)), torch.cat(epoch(loader(0, sampler), 1)))
     reseed(other, 3)
     assert torch.equal(torch.cat(epoch(other, 1)), torch.cat(epoch(loader(0, sampler), 1)))
 
 
-class Shapes(Noisy):
+class TwoRatios(Noisy):
     """Of two aspect ratios."""
 
     def get_data_info(self, index):
         return dict(width=1, height=2 if index < 4 else 0.5)
 
 
-def test_batches_of_one_aspect_ratio_are_those_of_a_fresh_pass_in_every_epoch():
-    def by_shape() -> DataLoader:
-        dataset = Shapes()
+def test_batches_by_aspect_ratio_do_not_depend_on_an_interrupted_pass():
+    def by_ratio() -> DataLoader:
+        dataset = TwoRatios()
         batches = AspectRatioBatchSampler(DefaultSampler(dataset, seed=3), batch_size=2)
         return exact_loader(DataLoader(dataset, batch_sampler=batches), 3)
 
-    kept = by_shape()
+    kept = by_ratio()
     for number in range(3):
-        epoch(kept, number, batches=2)  # broken off
+        epoch(kept, number, batches=2)  # interrupted
         batches = epoch(kept, number, batches=9)
-        assert torch.equal(torch.cat(batches), torch.cat(epoch(by_shape(), number, batches=9)))
+        assert torch.equal(torch.cat(batches), torch.cat(epoch(by_ratio(), number, batches=9)))
         assert sorted(torch.cat(batches)[:, 0].tolist()) == list(range(10))
         assert all(len(set((batch[:, 0] < 4).tolist())) == 1 for batch in batches)
 
 
-def pictures(root, max_broken: int) -> tuple[DataLoader, list]:
-    from mmdet.datasets import CocoDataset
-    from mmengine.registry import DefaultScope
-
-    make_shapes(root, image_size=64, train=4, val=1)
+def coco(root) -> Dataset:
     with DefaultScope.overwrite_default_scope('mmdet'):
-        dataset = CocoDataset(
+        return CocoDataset(
             data_root=str(root),
             ann_file='annotations/instances_train2017.json',
             data_prefix=dict(img='train2017'),
             metainfo=dict(classes=('circle', 'square', 'triangle')),
             pipeline=[dict(type='LoadImageFromFile'), dict(type='PackDetInputs', meta_keys=('img_path',))],
         )
-    plain = DataLoader(dataset, batch_size=4, sampler=DefaultSampler(dataset, seed=0), collate_fn=list)
-    return exact_loader(plain, 0, max_broken), sorted((root / 'train2017').iterdir())
 
 
-@pytest.mark.parametrize('fault', ['cut off', 'no image', 'gone'])
-def test_a_broken_image_is_replaced_and_told(fault, tmp_path):
-    dataloader, paths = pictures(tmp_path, max_broken=1)
-    content = paths[1].read_bytes()
-    paths[1].unlink()
-    if fault != 'gone':
-        paths[1].write_bytes(content[: len(content) // 2] if fault == 'cut off' else b'no picture')
-    loaded = [sample['data_samples'].img_path for sample in next(iter(dataloader))]
-    assert len(loaded) == 4
-    assert str(paths[1]) not in loaded
-    told = dataloader.dataset.__getitems__.broken()
-    assert len(set(told)) == 1
-    assert str(paths[1]) in told[0]
-    assert ('does not exist' if fault == 'gone' else 'is damaged') in told[0]
-    assert dataloader.dataset.__getitems__.broken() == []
+def folder(root) -> Dataset:
+    pipeline = [dict(type='LoadImageFromFile'), dict(type='pvt_mm.PackInputs')]
+    return ImageFolder(data_root=str(root / 'classification'), data_prefix='train', pipeline=pipeline)
 
 
-def test_more_broken_images_than_allowed_stop_the_loading(tmp_path):
-    dataloader, paths = pictures(tmp_path, max_broken=0)
-    paths[1].write_bytes(b'no picture')
-    with pytest.raises(InputError, match=f'an image cannot be read: {paths[1]} is damaged'):
-        next(iter(dataloader))
+@pytest.fixture(params=[coco, folder])
+def dataset(request, tmp_path) -> Dataset:
+    """Four images, of which the tests make some unreadable."""
+    make_shapes(tmp_path, image_size=64, train=4, val=1)
+    return request.param(tmp_path)
 
 
-def test_a_folder_that_is_gone_is_told_at_once_and_not_by_every_image(tmp_path):
-    dataloader, paths = pictures(tmp_path, max_broken=2)
-    for path in paths:
-        path.unlink()
-    with pytest.raises(InputError, match=r'more than 2 images cannot be read, the last: .* does not exist'):
-        next(iter(dataloader))
-    assert len(dataloader.dataset.__getitems__.broken()) == 2
+def paths_of(dataset) -> list:
+    return [dataset.get_data_info(index)['img_path'] for index in range(len(dataset))]
+
+
+def load(dataset, max_unreadable: int) -> list[str]:
+    """Loads all images in one batch, logs the unreadable ones, and returns the paths of those loaded."""
+    plain = DataLoader(dataset, batch_size=len(dataset), sampler=DefaultSampler(dataset, seed=0), collate_fn=list)
+    loaded = [sample['data_samples'].img_path for sample in next(iter(exact_loader(plain, 0, max_unreadable)))]
+    dataset.__getitems__.report_unreadable()
+    return loaded
+
+
+@pytest.mark.parametrize('fault', ['truncated', 'not an image', 'missing'])
+def test_an_unreadable_image_is_replaced_and_logged_once(fault, dataset, monkeypatch):
+    logged = []
+    monkeypatch.setattr(loading, 'print_log', lambda message, *_: logged.append(message))
+    bad = paths_of(dataset)[1]
+    with open(bad, 'rb+') as file:
+        file.truncate(len(file.read()) // 2)
+        if fault == 'not an image':
+            file.seek(0)
+            file.write(b'text')
+    if fault == 'missing':
+        os.unlink(bad)
+    loaded = load(dataset, max_unreadable=1)
+    assert len(loaded) == len(dataset)
+    assert bad not in loaded
+    (message,) = logged
+    reason = 'does not exist' if fault == 'missing' else 'is truncated or not an image'
+    assert message.startswith(f'skipped an unreadable image, 1 of at most 1: {bad} {reason}')
+    with pytest.raises(InputError, match=f'^an image cannot be read: {bad} {reason}'):
+        load(dataset, max_unreadable=0)
+
+
+def test_one_unreadable_image_more_than_allowed_raises(dataset):
+    for path in paths_of(dataset):
+        os.unlink(path)
+    with pytest.raises(InputError, match=r'^more than 2 images cannot be read, the last: .* does not exist'):
+        load(dataset, max_unreadable=2)
+    with pytest.raises(InputError, match=r'^an image cannot be read: .* does not exist'):
+        load(dataset, max_unreadable=10)  # rather than searching for ever
