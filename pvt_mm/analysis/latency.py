@@ -7,10 +7,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from pvt_mm.analysis.benchmark.contender import Result
-from pvt_mm.analysis.figures import OKABE_ITO, STYLE, dress
-
-COLORS = [OKABE_ITO[name] for name in ('blue', 'vermilion', 'green', 'orange', 'purple', 'sky blue', 'black')]
-MARKERS = 'osD^vPX'
+from pvt_mm.analysis.figures import LINE_COLORS, MARKERS, STYLE, dress
 
 
 def plot_scales(results: Sequence[Result], machine: str) -> Figure:
@@ -21,7 +18,7 @@ def plot_scales(results: Sequence[Result], machine: str) -> Figure:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10.5, 4.6), layout='constrained')
         left, right = figure.subplots(1, 2)
-        looks = itertools.cycle(zip(COLORS, MARKERS, strict=True))
+        looks = itertools.cycle(zip(LINE_COLORS, MARKERS, strict=True))
         for (name, line), (color, marker) in zip(lines.items(), looks, strict=False):
             line = sorted(line, key=lambda result: result.contender.shape)
             sides = [result.contender.shape[0] for result in line]
@@ -50,7 +47,7 @@ def plot_times(results: Sequence[Result], machine: str) -> Figure:
         axes = figure.subplots()
         places = range(len(results))
         medians = [result.median for result in results]
-        axes.barh(places, medians, 0.62, color=[COLORS[0]] + ['0.72'] * (len(results) - 1))
+        axes.barh(places, medians, 0.62, color=[LINE_COLORS[0]] + ['0.72'] * (len(results) - 1))
         axes.errorbar(medians, places, xerr=[r.spread * r.median for r in results], fmt='none', ecolor='0.3', capsize=3)
         for place, result in zip(places, results, strict=True):
             ratio = f'   {results[0].ratio(result):.2f} x' if place else ''
