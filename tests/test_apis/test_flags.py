@@ -48,13 +48,13 @@ def built(shapes, tmp_path, monkeypatch):
 
 
 def test_flags_of_training_reach_the_runner(built, monkeypatch):
-    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     plain = built(train_tool, DEMO)
     assert plain.randomness == dict(seed=0)
     assert plain.optim_wrapper.type == 'OptimWrapper'
     assert not plain.auto_scale_lr.get('enable')
     assert plain.val_cfg
     assert plain.work_dir == 'work_dirs/retinanet_shapes'
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)  # after MMDetection's import, which looks
     flags = ['--auto-scale-lr', '--no-validate', '--seed', '5', '--deterministic', '--work-dir', 'there']
     config = built(train_tool, '--amp', DEMO, *flags)
     assert config.optim_wrapper.type == 'AmpOptimWrapper'

@@ -188,7 +188,8 @@ def test_a_mask_rcnn_is_tested_flipped_at_several_scales(shapes, capsys):
             [
                 'detector.py',
                 '--cfg-options',
-                "model.backbone.init_cfg={'type':'Pretrained','checkpoint':'other.pth'}",
+                'model.backbone.init_cfg.type=Pretrained',
+                'model.backbone.init_cfg.checkpoint=other.pth',
                 'DATA',
             ],
             'other.pth: it holds no PVT',
