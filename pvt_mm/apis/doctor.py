@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-# Import name: distribution of the maintained fork, distributions of upstream.
+# Distributions of the maintained forks, and those of upstream with the same import name.
 STACK = {
-    'mmengine': ('onedl-mmengine', ('mmengine', 'mmengine-lite')),
-    'mmcv': ('onedl-mmcv', ('mmcv', 'mmcv-full', 'mmcv-lite')),
-    'mmdet': ('onedl-mmdetection', ('mmdet',)),
-    'mmseg': ('onedl-mmsegmentation', ('mmsegmentation',)),
+    'onedl-mmengine': ('mmengine', 'mmengine-lite'),
+    'onedl-mmcv': ('mmcv', 'mmcv-full', 'mmcv-lite'),
+    'onedl-mmdetection': ('mmdet',),
+    'onedl-mmsegmentation': ('mmsegmentation',),
 }
-REMOVE_UPSTREAM = 'pip uninstall -y ' + ' '.join(name for _, upstream in STACK.values() for name in upstream)
+REMOVE_UPSTREAM = 'pip uninstall -y ' + ' '.join(name for names in STACK.values() for name in names)
 COMPILE = 'MMCV_WITH_OPS=1 pip install --no-build-isolation --no-deps --no-cache-dir --force-reinstall '
 INSTALL_FORK = f"pip install 'setuptools<82' wheel ninja && {COMPILE}onedl-mmcv && pip install -e '{ROOT}[onedl]'"
 DATA = {
@@ -122,7 +122,7 @@ def check_torch() -> Line:
     return Line('torch', 'ok', f'{found}, {"CUDA " * cuda[0].isdigit()}{cuda}')
 
 
-def gpu_is_there() -> bool:
+def has_nvidia_gpu() -> bool:
     """Returns whether the machine has an NVIDIA GPU, without PyTorch."""
     return os.path.exists('/dev/nvidia0') or bool(shutil.which('nvidia-smi'))
 
@@ -136,7 +136,7 @@ def check_gpu() -> Line:
     cuda, count = text.split()
     if count != '0':
         return Line('GPU', 'ok', f'{count} visible')
-    if not gpu_is_there():
+    if not has_nvidia_gpu():
         return Line('GPU', 'note', 'none: everything runs on the CPU, slowly')
     hidden = os.environ.get('CUDA_VISIBLE_DEVICES')
     if hidden is not None and hidden.strip() in ('', '-1'):
@@ -163,21 +163,16 @@ def check_numpy() -> Line:
 
 def check_stack() -> Line:
     """The OpenMMLab packages are all installed, and all from upstream or all from the forks."""
-    forks = {name: version(fork) for name, (fork, _) in STACK.items()}
-    upstream = {name: version(*theirs) for name, (_, theirs) in STACK.items()}
+    forks = {name: version(name) for name in STACK}
+    upstream = {names[0]: version(*names) for names in STACK.values()}
+    text = ', '.join(f'{name} {found}' for name, found in (forks | upstream).items() if found)
     if any(forks.values()) and any(upstream.values()):
-        both = ', '.join(
-            [f'{STACK[name][0]} {found}' for name, found in forks.items() if found]
-            + [f'upstream {name} {found}' for name, found in upstream.items() if found]
-        )
         fix = f'{REMOVE_UPSTREAM} && {INSTALL_FORK} --force-reinstall --no-deps'
-        return Line('OpenMMLab', 'broken', f'upstream and forks overwrite each other: {both}', fix)
-    there = forks if any(forks.values()) else upstream
-    if not any(there.values()):
+        return Line('OpenMMLab', 'broken', f'upstream and forks overwrite each other: {text}', fix)
+    if not text:
         return Line('OpenMMLab', 'broken', 'MMEngine, MMCV, MMDetection and MMSegmentation not installed', INSTALL_FORK)
-    kind, column = ('the onedl forks', 0) if there is forks else ('upstream', 1)
-    missing = [STACK[name][0] if column == 0 else STACK[name][1][0] for name, found in there.items() if not found]
-    text = f'{kind}: ' + ', '.join(f'{name} {found}' for name, found in there.items() if found)
+    chosen = forks if any(forks.values()) else upstream
+    missing = [name for name, found in chosen.items() if not found]
     if missing:
         compiled = [COMPILE + name for name in missing if name.endswith('mmcv')]
         others = [name for name in missing if not name.endswith('mmcv')]

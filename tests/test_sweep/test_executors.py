@@ -75,7 +75,7 @@ def test_more_gpus_than_the_machine_has(gpus):
 def test_stopping_waits_until_training_has_saved(gpus, tmp_path, capsys):
     gpus(0)
     local = Local()
-    job = local.submit(Job(training(saves=3, code=75), str(tmp_path), str(tmp_path)), 'a trial')
+    job = local.submit(Job(training(saves=2, code=75), str(tmp_path), str(tmp_path)), 'a trial')
     until = time.time() + 60
     while not (tmp_path / 'ready').exists():
         assert time.time() < until

@@ -88,7 +88,7 @@ def test_torch(plant):
 )
 def test_gpu(cuda, visible, present, hidden, state, text, plant, monkeypatch):
     plant(torch=WORKING_TORCH.format(cuda=cuda, gpus=visible))
-    monkeypatch.setattr(doctor, 'gpu_is_there', lambda: present)
+    monkeypatch.setattr(doctor, 'has_nvidia_gpu', lambda: present)
     monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
     if hidden is not None:
         monkeypatch.setenv('CUDA_VISIBLE_DEVICES', hidden)

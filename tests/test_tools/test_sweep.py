@@ -1,4 +1,4 @@
-"""A sweep on this machine: a trial that fails, one that is interrupted and resumed, and the report."""
+"""Sweeps on this machine: a training that is interrupted and resumed, trials that fail, and the report."""
 
 import csv
 import json
@@ -43,10 +43,8 @@ class WaitForGo(Hook):
             time.sleep(0.1)
 """
 SWEEP = """
-title = 'Two trials'
 metric = 'coco/bbox_mAP'
-configs = dict(tiny='tiny.py')
-options = dict(lost=['train_dataloader.dataset.ann_file=lost.json'], held=[])
+configs = ['tiny.py']
 """
 
 
@@ -58,82 +56,95 @@ def sweep(tmp_path, monkeypatch) -> str:
     Path('wait_for_go.py').write_text(WAITING)
     hook = "custom_imports = dict(imports=['wait_for_go'])\ncustom_hooks = [dict(type='WaitForGo')]\n"
     Path('tiny.py').write_text(CONFIG.format(root=ROOT, arch=TINY_ARCH) + hook)
-    Path('two.py').write_text(SWEEP)
-    return 'two.py'
+    Path('one.py').write_text(SWEEP)
+    return 'one.py'
 
 
-def wait_for(condition, what: str) -> None:
+def wait_for(path: Path) -> None:
     until = time.time() + 240
-    while not condition():
-        assert time.time() < until, what
+    while not path.exists():
+        assert time.time() < until, f'{path} is not written'
         time.sleep(0.1)
 
 
-def state(trial: str) -> str | None:
-    path = Path('work_dirs/sweeps/two', trial, 'outcome.json')
-    return json.loads(path.read_text())['state'] if path.exists() else None
-
-
 @pytest.mark.timeout(600)
-def test_an_interrupted_trial_is_resumed_and_a_failed_one_restarted(sweep, shapes, capsys):
-    data, work_dir = ['--cfg-options', f'data_root={shapes}'], Path('work_dirs/sweeps/two')
-    assert sweep_tool.main([sweep, '--dry-run', *data]) == 0
-    out = capsys.readouterr().out.splitlines()
-    assert [line for line in out if line.endswith('(new)')] == ['tiny-lost-seed0 (new)', 'tiny-held-seed0 (new)']
-    assert out[1].split()[2:] == [
-        *(str(ROOT / 'tools/train.py'), 'tiny.py', '--work-dir', f'{work_dir}/tiny-lost-seed0', '--seed', '0'),
-        *('--cfg-options', f'data_root={shapes}', 'train_dataloader.dataset.ann_file=lost.json'),
-    ]
-    assert not Path('work_dirs').exists()
-
-    # One at a time: the first fails because its annotations do not exist, the second is stopped after a checkpoint.
+def test_an_interrupted_trial_is_resumed(sweep, shapes, capsys):
+    data, work_dir = ['--cfg-options', f'data_root={shapes}'], Path('work_dirs/sweeps/one')
+    trial = work_dir / 'tiny-seed0'
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / 'tools/sweep.py'), sweep, '--jobs', '1', *data],
+        [sys.executable, str(ROOT / 'tools/sweep.py'), sweep, *data],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # it is ignored in background processes
         start_new_session=True,
     )
-    wait_for(lambda: state('tiny-lost-seed0'), 'the first trial does not start')
+    wait_for(trial / 'outcome.json')
     assert sweep_tool.main([sweep, *data]) == 2
-    assert 'another tools/sweep.py is running the sweep in work_dirs/sweeps/two' in capsys.readouterr().err
-    wait_for((work_dir / 'tiny-held-seed0/last_checkpoint').exists, 'the second trial does not train')
+    assert 'another tools/sweep.py is running the sweep in work_dirs/sweeps/one' in capsys.readouterr().err
+    wait_for(trial / 'last_checkpoint')
     os.killpg(process.pid, signal.SIGINT)  # to the whole process group, as a terminal does
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert '1 running stopped, 0 not started. Run the same command to continue.' in err
-    lines = [re.sub(r'^[\d:]+ ', '', line) for line in out.splitlines()]
-    assert lines[:3] == ['tiny-lost-seed0: running', 'tiny-lost-seed0: failed', 'tiny-held-seed0: running']
-    assert (state('tiny-lost-seed0'), state('tiny-held-seed0')) == ('failed', 'running')
+    assert re.sub(r'^[\d:]+ ', '', out.splitlines()[0]) == 'tiny-seed0: running'
 
-    # The report so far, with the reason of the failure.
     assert sweep_tool.main([sweep, '--report', *data]) == 0
-    out = capsys.readouterr().out
-    assert f'{shapes}/lost.json does not exist' in out
-    report = json.loads(out.splitlines()[-1])
-    assert (report['failed'], report['interrupted'], report['best']) == (1, 1, None)
-    assert '- tiny-held-seed0: interrupted' in (work_dir / 'sweep.md').read_text()
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (report['interrupted'], report['best']) == (1, None)
+    assert '- tiny-seed0: interrupted' in (work_dir / 'sweep.md').read_text()
 
-    # The same command restarts the failed trial and resumes the interrupted one.
     Path('go').touch()
-    assert sweep_tool.main([sweep, '--jobs', '2', *data]) == 1
+    assert sweep_tool.main([sweep, *data]) == 0
     results = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert (results['finished'], results['failed'], results['best']) == (1, 1, 'tiny-held')
-    for trial, resumed in (('tiny-lost-seed0', [False, False]), ('tiny-held-seed0', [False, True])):
-        log = (work_dir / trial / 'train.log').read_text().splitlines()
-        assert [line.endswith(' --resume') for line in log if line.startswith('$ ')] == resumed
+    assert (results['finished'], results['best']) == (1, 'tiny')
+    log = (trial / 'train.log').read_text().splitlines()
+    assert [line.endswith(' --resume') for line in log if line.startswith('$ ')] == [False, True]
     runs = []
-    for scalars in sorted((work_dir / 'tiny-held-seed0').glob('*/vis_data/scalars.json')):
+    for scalars in sorted(trial.glob('*/vis_data/scalars.json')):
         runs.append([json.loads(line)['step'] for line in scalars.read_text().splitlines() if '"loss"' in line])
     assert len(runs) == 2
     assert [step for run in runs for step in run] == [1, 2, 3, 4]  # 12 images, 6 a step: none is repeated
     with open(work_dir / 'sweep.csv') as file:
-        rows = list(csv.DictReader(file))
-    assert [row['state'] for row in rows] == ['failed', 'finished']
-    assert rows[1]['progress'] == 'epoch 2/2'
-    assert float(rows[1]['coco/bbox_mAP']) == results['means']['tiny-held']
+        (row,) = csv.DictReader(file)
+    assert (row['state'], row['progress']) == ('finished', 'epoch 2/2')
+    assert float(row['coco/bbox_mAP']) == results['means']['tiny']
     assert (work_dir / 'sweep.png').stat().st_size > 10_000
+
+
+@pytest.fixture
+def two_trials(tmp_path, monkeypatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    Path('config.py').write_text("model = dict(type='PVT')")
+    Path('two.py').write_text(
+        "metric = 'mIoU'\nconfigs = ['config.py']\noptions = dict(bad=['model.type=BAD'], good=[])"
+    )
+    return 'two.py'
+
+
+def test_failed_trials_are_shown_and_restarted(two_trials, tmp_path, monkeypatch, capsys):
+    assert sweep_tool.main([two_trials, '--dry-run', '--cfg-options', 'model.arch=tiny', '--', '--amp']) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert [line for line in out if line.endswith('(new)')] == ['config-bad-seed0 (new)', 'config-good-seed0 (new)']
+    assert out[1].split()[2:] == [
+        *(str(ROOT / 'tools/train.py'), 'config.py', '--work-dir', 'work_dirs/sweeps/two/config-bad-seed0'),
+        *('--seed', '0', '--amp', '--cfg-options', 'model.arch=tiny', 'model.type=BAD'),
+    ]
+    assert json.loads(out[-1]) == {'trials': 2}
+    assert not Path('work_dirs').exists()
+
+    monkeypatch.setattr(sweep_tool, '__file__', str(tmp_path / 'sweep.py'))
+    Path('train.py').write_text("import sys\nif 'model.type=BAD' in sys.argv: sys.exit('error: the data is missing')\n")
+    starts = []
+    for _ in range(2):
+        assert sweep_tool.main([two_trials, '--jobs', '2']) == 1
+        out = capsys.readouterr().out.splitlines()
+        failed = out.index('config-bad-seed0 failed, work_dirs/sweeps/two/config-bad-seed0/train.log:')
+        assert out[failed + 1] == '  error: the data is missing'
+        results = json.loads(out[-1])
+        assert (results['finished'], results['failed'], results['best']) == (1, 1, None)
+        starts.append([path.read_text().count('$ ') for path in sorted(Path().glob('work_dirs/*/*/*/train.log'))])
+    assert starts == [[1, 1], [2, 1]]
 
 
 @pytest.mark.parametrize(
@@ -148,10 +159,7 @@ def test_an_interrupted_trial_is_resumed_and_a_failed_one_restarted(sweep, shape
         (['two.py', '--', '--work-dir=x'], '-- --work-dir=x: the sweep sets it for each trial'),
     ],
 )
-def test_bad_input_gets_one_line_and_exit_code_2(arguments, message, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    Path('config.py').write_text("model = dict(type='PVT')")
-    Path('two.py').write_text("metric = 'mIoU'\nconfigs = ['config.py']")
+def test_bad_input_gets_one_line_and_exit_code_2(arguments, message, two_trials, monkeypatch, capsys):
     monkeypatch.setenv('PATH', os.path.dirname(sys.executable))
     assert sweep_tool.main(arguments) == 2
     error = capsys.readouterr().err.splitlines()
