@@ -379,7 +379,9 @@ def test_baselines_recipes_are_mmdetections(folder, name):
 
 
 def test_global_context_is_table_10s():
-    config = read('mask_rcnn/r50_gc_r4_1x')
+    config, plain = read('mask_rcnn/r50_gc_r4_1x'), read('mask_rcnn/r50_1x')
+    assert config.optim_wrapper.optimizer == plain.optim_wrapper.optimizer
+    assert config.param_scheduler == plain.param_scheduler
     backbone = config.model.backbone
     (plugin,) = backbone.plugins
     assert plugin.cfg == dict(type='ContextBlock', ratio=1 / 4)
