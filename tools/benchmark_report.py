@@ -59,7 +59,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add('--size', type=float, default=1.0, help='of the images, as a share of 800 x 1344 (default: 1)')
     add('--device', choices=('cpu', 'cuda'), default='cpu', help='(default: %(default)s)')
     add('--batch', type=int, default=1, metavar='N', help='images per step (default: %(default)s)')
-    add('--prepare', metavar='MODULE:FUNCTION', help='also measure our backbone after this function has changed it')
+    add(
+        '--prepare',
+        default='pvt_mm.models.conv_linear:use_conv_linear',
+        metavar='MODULE:FUNCTION',
+        help="a function to apply to our backbone for comparison, or '' for none (default: %(default)s)",
+    )
     add('--out', type=Path, default=ROOT / 'docs', help='the folder of benchmarks.md (default: docs)')
     return parser.parse_args(argv)
 
@@ -108,6 +113,7 @@ def plan(args: argparse.Namespace, processor: Processor) -> dict[str, dict[str, 
     forward = {'ours': ours, 'mmdet': replace(ours, peer='mmdet')}
     training = {'ours': train, 'with_cp': replace(train, with_cp=True), 'mmdet': replace(train, peer='mmdet')}
     compiled = {key: replace(contender, compile=True) for key, contender in forward.items()}
+    bf16 = {f'{key} bf16': replace(contender, dtype='bfloat16') for key, contender in forward.items()}
     if args.prepare:
         forward['prepared'] = replace(ours, prepare=args.prepare)
         training['prepared'] = replace(train, prepare=args.prepare)
@@ -116,7 +122,6 @@ def plan(args: argparse.Namespace, processor: Processor) -> dict[str, dict[str, 
     busy_training = {
         f'{key} busy': replace(training[key], busy=True) for key in ('ours', 'prepared') if key in training
     }
-    bf16 = {f'{key} bf16': replace(contender, dtype='bfloat16') for key, contender in forward.items()}
     rates = {contender.model: contender for contender in products(args.device, 'float32', 0)}
     pvt = replace(ours, model=PVT_S, mode='detector')
     retinanet = {'pvt': pvt, 'r50': replace(pvt, model=R50), 'pvt 640': replace(pvt, shape=small)}
@@ -160,7 +165,7 @@ def find_reaches(measured: dict[str, dict[str, Result]], processor: Processor) -
         ratio = r50.ratio(retinanet['prepared'])
         reaches.append(Reach('RetinaNet: PVT-S at 640 prepared / ResNet-50 at 800', ratio, 0.75, False))
     for name, group in (('forward', forward), ('training', training)):
-        for key in ('', ' bf16', ' busy'):
+        for key in ('', ' busy'):
             if f'prepared{key}' in group:
                 ratio = group[f'prepared{key}'].ratio(group[f'ours{key}'])
                 reaches.append(Reach(f'{name}{key}: ours / ours prepared', ratio))

@@ -84,7 +84,7 @@ def find_backbone(state_dict: Mapping[str, Tensor], prefix: str | None = None) -
     if found:
         prefixes = shorten(repr(before) for _, before in found)
         raise CheckpointError(f'it holds more than one PVT{where}, at {prefixes}: choose one with prefix=...')
-    raise CheckpointError(f'it holds no PVT{where} in a known format; its keys are {shorten(state_dict, 8)}')
+    raise CheckpointError(f'it holds no PVT{where} in a known format; its keys are {shorten(state_dict)}')
 
 
 def backbone_weights(
@@ -116,7 +116,7 @@ def backbone_weights(
         else:
             weights[name] = value
     if unknown:
-        raise CheckpointError(f'it has keys that are not parameters of PVT ({layout} format): {shorten(unknown, 8)}')
+        raise CheckpointError(f'it has keys that are not parameters of PVT ({layout} format): {shorten(unknown)}')
     if layout == 'pvt_mm':
         return _from_former_format(weights)
     _check_tables_and_kernels(weights)
@@ -170,7 +170,7 @@ def _check_tables_and_kernels(weights: Mapping[str, Tensor]) -> None:
             elif weights[name].dim() != dims:
                 problems.append(f'{name} has shape {tuple(weights[name].shape)}, not {dims} dimensions')
     if problems:
-        raise CheckpointError(f'it does not hold a complete PVT (names in our format): {shorten(problems, 8)}')
+        raise CheckpointError(f'it does not hold a complete PVT (names in our format): {shorten(problems)}')
 
 
 def _shape_tables(

@@ -1,4 +1,4 @@
-"""Safe reading of checkpoints: from files and URLs, running nothing in them, and refusing what is damaged."""
+"""Safe reading of checkpoints: from files and URLs, executing nothing in them, and refusing what is damaged."""
 
 import argparse
 import contextlib
@@ -230,7 +230,7 @@ def _parameters(content: Any, path: str) -> dict[str, Tensor]:
         raise CheckpointError(f'{path} holds a {type(content).__name__}, not parameters')
     parameters = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     if not parameters:
-        raise CheckpointError(f'{path} holds no parameters; its entries are {shorten(content, 8) or "none"}')
+        raise CheckpointError(f'{path} holds no parameters; its entries are {shorten(content) or "none"}')
     return parameters
 
 

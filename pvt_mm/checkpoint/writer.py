@@ -29,15 +29,17 @@ def save_checkpoint(state_dict: Mapping[str, Tensor], path: str | os.PathLike) -
     """Writes parameters to a ``.pth`` or ``.safetensors`` file, atomically.
 
     Raises:
-        CheckpointError: safetensors is not installed.
-        OSError: The file cannot be written.
+        CheckpointError: The file cannot be written, or safetensors is not installed.
     """
-    if Path(path).suffix != '.safetensors':
-        save(dict(state_dict), path)
-        return
-    safetensors = import_safetensors()
-    with atomic_write(path) as temporary:
-        safetensors.save_file({name: value.contiguous() for name, value in state_dict.items()}, temporary)
+    try:
+        if Path(path).suffix != '.safetensors':
+            save(dict(state_dict), path)
+            return
+        safetensors = import_safetensors()
+        with atomic_write(path) as temporary:
+            safetensors.save_file({name: value.contiguous() for name, value in state_dict.items()}, temporary)
+    except OSError as error:
+        raise CheckpointError(f'{path} cannot be written: {error.strerror or error}') from None
 
 
 def import_safetensors() -> Any:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
@@ -119,7 +120,7 @@ class PVT(PyramidVisionTransformer, BaseModule):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         self._check_input(x)
-        outputs = super().forward(x)
+        outputs = super().forward(x.contiguous(memory_format=torch.channels_last))
         return tuple(outputs[i] for i in self.out_indices)
 
     def _check_input(self, x: Tensor) -> None:

@@ -40,7 +40,7 @@ def to_tokens(x: Tensor) -> Tensor:
 
 def to_map(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Views tokens (B, N, C) of an (H, W) grid as a map (B, C, H, W) in channels-last memory."""
-    return x.transpose(1, 2).unflatten(2, size)  # (B, C, H, W)
+    return x.unflatten(1, size).permute(0, 3, 1, 2)  # (B, C, H, W)
 
 
 class PositionEmbedding(nn.Module):

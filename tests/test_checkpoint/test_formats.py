@@ -291,17 +291,16 @@ def broken(change):
 @pytest.mark.parametrize('layout', ['pvt_mm', 'authors', 'mmdet'])
 def test_any_missing_key_is_an_error(layout, model, tmp_path):
     path = str(tmp_path / 'weights.pth')
-    whole = convert(model.state_dict(), layout)[0]
-    before = {name: value.clone() for name, value in PVT(TINY_ARCH).state_dict().items()}
+    whole, loaded = convert(model.state_dict(), layout)[0], PVT(TINY_ARCH)
+    before = {name: value.clone() for name, value in loaded.state_dict().items()}
     for key in whole:
-        torch.save({name: value for name, value in whole.items() if name != key}, path)
-        loaded = PVT(TINY_ARCH)
-        loaded.load_state_dict(before)
+        partial = {name: value for name, value in whole.items() if name != key}
+        torch.save(partial, path)
         with pytest.raises(CheckpointError):
             load_pretrained(loaded, path)
         assert all(torch.equal(value, before[name]) for name, value in loaded.state_dict().items())
         with pytest.raises(CheckpointError):
-            convert(torch.load(path), 'pvt_mm')
+            convert(partial, 'pvt_mm')
 
 
 @pytest.mark.parametrize(
@@ -359,7 +358,7 @@ def test_an_error_is_a_line_of_a_few_names_however_long_and_many_they_are(model,
     with pytest.raises(CheckpointError) as error:
         load_pretrained(PVT(TINY_ARCH), path)
     assert '\n' not in str(error.value)
-    assert len(str(error.value)) < 700
+    assert len(str(error.value)) < 1300
 
 
 def test_a_size_that_is_none_is_refused(model):
@@ -437,7 +436,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, model, monkeypatch):
         raise OSError(28, 'No space left on device')
 
     monkeypatch.setattr(torch, 'save', fail)
-    with pytest.raises(OSError, match='No space'):
+    with pytest.raises(CheckpointError, match='No space'):
         save_checkpoint(model.state_dict(), path)
     assert path.read_bytes() == whole
     assert list(tmp_path.iterdir()) == [path]
@@ -504,7 +503,7 @@ def test_tool_round_trip(tmp_path, capsys, model):
         (['absent.pth', 'out.pth'], 'absent.pth does not exist'),
         (['text.pth', 'out.pth'], 'is not a checkpoint, or is damaged'),
         (['ours.pth', 'text.pth/out.pth'], 'cannot be written'),
-        (['ours.pth', './ours.pth'], 'is the file to convert, and would be lost'),
+        (['ours.pth', './ours.pth'], 'is the file to convert and would be overwritten'),
         (['ours.pth', 'out.txt'], 'ends in .pth or .safetensors'),
         (['ours.pth', 'out.pth', '--prefix', 'neck'], "no PVT under the prefix 'neck'"),
     ],
