@@ -435,8 +435,9 @@ def test_the_report_says_what_was_measured_and_what_holds(measured, tmp_path, ca
         ('the same with_cp', 0.125, 0.2, True),
         ('RetinaNet: PVT-S at 640 / ResNet-50 at 800 (paper 0.92)', 0.65, 0.75, True),
         ('RetinaNet: PVT-S / ResNet-50, both at 800 (paper 1.38)', 1.1, None, None),
+        ('RetinaNet: PVT-S at 640 prepared / ResNet-50 at 800', 0.65, 0.75, True),
         *((f'{name}: ours / ours prepared', 2.0, None, None) for name in
-          ('forward', 'forward bf16', 'forward busy', 'training', 'training busy')),
+          ('forward', 'forward busy', 'training', 'training busy')),
     ]  # fmt: skip
     text = (tmp_path / 'benchmarks.md').read_text()
     before, own = text.split('\n## Zen\n')
@@ -454,11 +455,11 @@ def test_the_report_says_what_was_measured_and_what_holds(measured, tmp_path, ca
 
 def test_without_bf16_units_it_is_not_measured(measured, tmp_path, monkeypatch):
     monkeypatch.setattr(report, 'find_processor', lambda device: machine.Processor('Arm', '', False))
-    assert report.main(['--rounds', '1', '--out', str(tmp_path)]) == 0
+    assert report.main(['--rounds', '1', '--prepare', '', '--out', str(tmp_path)]) == 0
     text = re.sub(' +', ' ', (tmp_path / 'benchmarks.md').read_text())
     assert 'ours in bfloat16 (not multiplied here) | >= 8.00 | not measured |' in text
     assert '| forward: MMDetection / ours | | 4.00 | |' in text  # no bound for an unknown vendor
-    assert all(one.dtype == 'float32' for group, _ in measured for one in group)
+    assert all(one.dtype == 'float32' and not one.prepare for group, _ in measured for one in group)
 
 
 def test_the_report_of_a_gpu(measured, tmp_path, monkeypatch):
