@@ -195,6 +195,16 @@ def reseed(dataloader: DataLoader, seed: int) -> None:
     fetcher.seed = seed
 
 
+def stop_workers(dataloader: DataLoader) -> None:
+    """Stops the persistent workers of a loader.
+
+    Garbage collection would close the queues to them first, and PyTorch then waits for seconds for each.
+    """
+    iterator, dataloader._iterator = getattr(dataloader, '_iterator', None), None
+    if hasattr(iterator, '_shutdown_workers'):
+        iterator._shutdown_workers()
+
+
 def ignore_signals(worker_init: Callable[[int], None] | None) -> Callable[[int], None]:
     """Returns a ``worker_init_fn`` after which a worker ignores SIGTERM, SIGINT and SIGUSR2, and calls ``worker_init``.
 

@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
-from pvt_mm.engine.loading import exact_loader, ignore_signals, reseed, shared_seed
+from pvt_mm.engine.loading import exact_loader, ignore_signals, reseed, shared_seed, stop_workers
 from pvt_mm.engine.randomness import seed_all
 from pvt_mm.registry import LOOPS
 from pvt_mm.utils.errors import InputError
@@ -36,6 +36,18 @@ class ExactLoop:
         if isinstance(dataloader, dict):
             dataloader = runner.build_dataloader(dataloader, seed=shared_seed(runner.seed))
         super().__init__(runner, exact_loader(dataloader, runner.seed, max_broken_images), **kwargs)
+
+    def run(self) -> nn.Module:
+        """Trains from the start, or from where the run was resumed."""
+        try:
+            self.start()
+            self.train()
+        finally:
+            for loop in (self, self.runner.val_loop):
+                if loop is not None:
+                    stop_workers(loop.dataloader)
+        self.runner.call_hook('after_train')
+        return self.runner.model
 
     def start(self) -> None:
         """Starts or resumes the training.
@@ -97,15 +109,12 @@ class EpochBasedTrainLoop(ExactLoop, MMEngineEpochBasedTrainLoop):
 
     _epoch_start = 0  # the step at which the epoch began
 
-    def run(self) -> nn.Module:
-        """Trains from the start, or from where the run was resumed."""
-        self.start()
+    def train(self) -> None:
+        """Trains the remaining epochs."""
         while self._epoch < self._max_epochs and not self.stop_training:
             self.run_epoch()
             self._decide_current_val_interval()
             self.validate_if_due()
-        self.runner.call_hook('after_train')
-        return self.runner.model
 
     def start(self) -> None:
         """Finds the position in the epoch; see :class:`ExactLoop`."""
@@ -158,9 +167,8 @@ class IterBasedTrainLoop(ExactLoop, MMEngineIterBasedTrainLoop):
         super().__init__(*args, **kwargs)
         self.dataloader_iterator = self.dataloader._iterator = None  # MMEngine 0.10.7 has started to load
 
-    def run(self) -> nn.Module:
-        """Trains from the start, or from where the run was resumed."""
-        self.start()
+    def train(self) -> None:
+        """Takes the remaining steps."""
         self.runner.call_hook('before_train_epoch')  # to hooks, all of the training is one epoch
         batches = self._batches()
         while self._iter < self._max_iters and not self.stop_training:
@@ -169,8 +177,6 @@ class IterBasedTrainLoop(ExactLoop, MMEngineIterBasedTrainLoop):
             self._decide_current_val_interval()
             self.validate_if_due()
         self.runner.call_hook('after_train_epoch')
-        self.runner.call_hook('after_train')
-        return self.runner.model
 
     def position(self) -> tuple[int, int]:
         """Returns the pass through the data that the next step belongs to, and the number of its batch in it."""

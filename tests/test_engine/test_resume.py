@@ -1,6 +1,7 @@
 """A run that is stopped anywhere and resumed ends with the same bits as an uninterrupted one, or says why not."""
 
 import json
+import multiprocessing
 import resource
 import signal
 from pathlib import Path
@@ -32,7 +33,11 @@ def _environment(monkeypatch):
 
 def train(config: Path, folder: Path, *flags: str) -> int:
     forget_visualizers()
-    return train_tool.main([str(config), '--work-dir', str(folder), '--deterministic', *flags])
+    others = set(multiprocessing.active_children())
+    try:
+        return train_tool.main([str(config), '--work-dir', str(folder), '--deterministic', *flags])
+    finally:
+        assert set(multiprocessing.active_children()) <= others  # data workers end with the run
 
 
 def train_until(config: Path, folder: Path, *flags: str, **trouble) -> Path:
