@@ -62,7 +62,8 @@ class Job:
             if stopped:
                 _terminate(process)
         try:
-            code = process.wait()
+            while (code := process.poll()) is None:
+                time.sleep(0.1)  # a blocking wait delays signals that arrive just before it
             if code and (stopped or code in STOPPED):
                 # Slurm requeues a preempted job only if it is still running when Slurm ends it.
                 time.sleep(600 if on_slurm else 0)

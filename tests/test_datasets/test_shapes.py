@@ -172,6 +172,7 @@ def test_image_depends_on_its_index_not_on_counts(made, tmp_path):
     images = [name for name in few if name.endswith(('.jpg', '.png'))]
     assert len(images) == 4 * (4 + 2)
     assert all(few[name] == many[name] for name in images)
+    assert few['train2017/000000000001.jpg'] != few['val2017/000000000001.jpg']
     make_shapes(tmp_path / 'seed', image_size=(96, 128), train=4, val=2, seed=1)
     other = contents(tmp_path / 'seed')
     assert all(few[name] != other[name] for name in images)

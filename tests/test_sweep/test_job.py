@@ -24,7 +24,9 @@ def stop(*_):
     sys.exit({code})
 signal.signal(signal.SIGTERM, stop)
 Path('ready').touch()
-time.sleep(60)
+until = time.time() + 60
+while time.time() < until:
+    time.sleep(0.05)  # a long sleep delays signals that arrive just before it
 """
     return [sys.executable, '-c', script]
 
