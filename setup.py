@@ -102,7 +102,6 @@ setup(
     ],
     packages=find_packages(include=['pvt_mm', 'pvt_mm.*']),
     include_package_data=False,
-    package_data={'pvt_mm': ['py.typed']},
     cmdclass={'build_py': BuildPy, 'sdist': Sdist},
     zip_safe=False,
     python_requires='>=3.10',
