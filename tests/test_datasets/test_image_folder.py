@@ -8,9 +8,10 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from pvt_mm.datasets import ImageFolder
-from pvt_mm.utils.errors import InputError
+from pvt_mm.utils.errors import InputError, command
 
 NAMES = ('a/0.jpeg', 'a/below/2.PNG', 'b/1.jpg', 'b/10.jpg', 'b/2.jpg')
 
@@ -124,6 +125,17 @@ def test_an_unreadable_image_raises(backend, fault, test_mode, root):
         dataset[2]
     assert '\n' not in str(raised.value)
     assert dataset[1]['gt_label'] == 0
+
+
+def test_an_unreadable_image_in_a_worker_is_one_line(root, capsys):
+    path = root / 'train/b/1.jpg'
+    path.write_bytes(b'not an image')
+    dataset = ImageFolder(data_root=str(root), data_prefix='train', pipeline=[dict(type='LoadImageFromFile')])
+    batches = iter(DataLoader(dataset, num_workers=1, collate_fn=list))
+    assert command(lambda argv=None: list(batches))() == 2
+    batches._shutdown_workers()  # garbage collection waits 5 seconds for them
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f'error: an image cannot be read: {path} is truncated or not an image')
 
 
 def test_errors_of_other_transforms_are_not_the_images(root):
