@@ -92,9 +92,22 @@ class PVT(PyramidVisionTransformer, BaseModule):
     ):
         arch = resolve_arch(arch)
         out_indices = _resolve_out_indices(out_indices, len(arch.depths))
-        _check_arguments(
-            arch, in_channels, out_indices, drop_rate, attn_drop_rate, drop_path_rate, frozen_stages, out_type, init_cfg
-        )
+        _check_rates(drop_rate=drop_rate, attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate)
+        if not isinstance(in_channels, int) or in_channels < 1:
+            raise ValueError(f'in_channels must be a positive integer, got {in_channels!r}')
+        if not isinstance(frozen_stages, int) or not -1 <= frozen_stages <= len(arch.depths):
+            raise ValueError(f'frozen_stages must be from -1 (none) to {len(arch.depths)} (all), got {frozen_stages!r}')
+        if out_type not in ('featmap', 'cls_token'):
+            raise ValueError(f"out_type must be 'featmap' or 'cls_token', got {out_type!r}")
+        if out_type == 'cls_token' and (out_indices[-1] + 1 < len(arch.depths) or arch.sr_ratios[-1] > 1):
+            raise ValueError(
+                "out_type='cls_token' needs the last stage among out_indices, and no spatial reduction there; got "
+                f'out_indices={out_indices} and sr_ratios={arch.sr_ratios}'
+            )
+        if not isinstance(init_cfg, (dict, list, type(None))):
+            raise ValueError(
+                f"init_cfg must be a dict such as dict(type='Pretrained', checkpoint=...), got {init_cfg!r}"
+            )
         built = Arch(*(column[: out_indices[-1] + 1] for column in arch))
         total, layers = sum(arch.depths), sum(built.depths)
         super().__init__(
@@ -243,32 +256,7 @@ def _resolve_img_size(patch_sizes: Sequence[int], img_size: int | tuple[int, int
     return sides
 
 
-def _check_arguments(
-    arch: Arch,
-    in_channels: int,
-    out_indices: tuple[int, ...],
-    drop_rate: float,
-    attn_drop_rate: float,
-    drop_path_rate: float,
-    frozen_stages: int,
-    out_type: str,
-    init_cfg: dict | list[dict] | None,
-) -> None:
-    """Raises a ValueError for the first of :class:`PVT`'s arguments that is not what is described there."""
-    if not isinstance(in_channels, int) or in_channels < 1:
-        raise ValueError(f'in_channels must be a positive integer, got {in_channels!r}')
-    if not isinstance(frozen_stages, int) or not -1 <= frozen_stages <= len(arch.depths):
-        raise ValueError(f'frozen_stages must be from -1 (none) to {len(arch.depths)} (all), got {frozen_stages!r}')
-    rates = dict(drop_rate=drop_rate, attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate)
+def _check_rates(**rates: float) -> None:
     for name, rate in rates.items():
         if not isinstance(rate, (int, float)) or not 0 <= rate < 1:
             raise ValueError(f'{name} must be at least 0 and less than 1, got {rate!r}')
-    if out_type not in ('featmap', 'cls_token'):
-        raise ValueError(f"out_type must be 'featmap' or 'cls_token', got {out_type!r}")
-    if out_type == 'cls_token' and (out_indices[-1] + 1 < len(arch.depths) or arch.sr_ratios[-1] > 1):
-        raise ValueError(
-            "out_type='cls_token' needs the last stage among out_indices, and no spatial reduction there; got "
-            f'out_indices={out_indices} and sr_ratios={arch.sr_ratios}'
-        )
-    if not isinstance(init_cfg, (dict, list, type(None))):
-        raise ValueError(f"init_cfg must be a dict such as dict(type='Pretrained', checkpoint=...), got {init_cfg!r}")
