@@ -67,6 +67,8 @@ def test_a_log_that_did_not_resume_replaces_the_previous_one(tmp_path):
     run = read_run(tmp_path)
     assert run.loss == dict.fromkeys(range(1, 11), 1.0)
     assert [p.value for p in run.metrics['coco/bbox_mAP']] == [0.2]
+    write_log(tmp_path, '20260103_000000', training(5, 5, 0.5))  # logs every fifth iteration
+    assert read_run(tmp_path).loss == {5: 0.5}
 
 
 def test_a_partial_last_line_is_ignored_and_any_other_is_an_error(tmp_path):

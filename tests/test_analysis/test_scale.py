@@ -19,5 +19,5 @@ def test_backbones_are_table_2s_and_as_figure_6_says():
 
 
 def test_sides_are_multiples_of_32():
-    with pytest.raises(InputError, match='--sides 100: each must be a multiple of 32'):
-        count_scales(ROOT / 'configs', (100,))
+    with pytest.raises(InputError, match='--sides 64 112: each must be a multiple of 32'):
+        count_scales(ROOT / 'configs', (64, 112))

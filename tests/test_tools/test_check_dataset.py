@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from matplotlib.patches import Rectangle
 from PIL import Image
 
 from pvt_mm.analysis import dataset_check, samples
@@ -276,6 +277,50 @@ def test_malformed_annotations(key, value, kind, root):
     splits = dataset_check.check_datasets(load_config(DETECTOR, {'data_root': str(root)}))
     assert [fault.kind for split in splits for fault in split.faults] == ([kind] if kind else [])
     assert samples.plot_samples(splits, 'title').axes
+
+
+def change_annotations(root: Path, change) -> list[dataset_check.Split]:
+    path = root / 'annotations/instances_train2017.json'
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    return dataset_check.check_datasets(load_config(DETECTOR, {'data_root': str(root)}))
+
+
+def test_two_images_of_one_id(root):
+    splits = change_annotations(root, lambda content: content['images'][1].update(id=content['images'][0]['id']))
+    assert {fault.kind for fault in splits[0].faults} == {'invalid annotations', 'missing image'}
+
+
+def test_categories_that_are_not_trained_on_are_counted_apart(root, capsys):
+    def add_category(content):
+        content['categories'].append(dict(id=9, name='hexagon'))
+        content['annotations'][0]['category_id'] = 9
+
+    train = change_annotations(root, add_category)[0]
+    assert (train.faults, train.seen[None], sorted(filter(None, train.seen))) == ([], 1, [1, 2])
+    assert check_dataset.main([DETECTOR, '--cfg-options', f'data_root={root}']) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith('train'))
+    assert line.split()[:7] == ['train', '12', str(train.seen.total() - 1), '1', '3', 'of', '3']
+
+
+def test_missing_masks_are_faults_if_the_pipeline_loads_masks(root):
+    splits = change_annotations(root, lambda content: content['annotations'][0].pop('segmentation'))
+    assert splits[0].faults == []
+    options = {'data_root': str(root), 'train_dataloader.dataset.pipeline.1.with_mask': True}
+    (fault,) = dataset_check.check_datasets(load_config(DETECTOR, options))[0].faults
+    assert (fault.kind, 'there is no mask' in fault.text) == ('bad mask', True)
+
+
+def test_the_figure_shows_the_images_with_their_boxes(shapes):
+    splits = dataset_check.check_datasets(load_config(DETECTOR, {'data_root': str(shapes)}))
+    axes = samples.plot_samples(splits, 'title').axes[0]
+    item = splits[0].items[0]
+    with Image.open(item.path) as image:
+        assert (axes.images[0].get_array() == np.asarray(image.convert('RGB'))).all()
+    drawn = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
+    boxes = {(*patch.get_xy(), patch.get_width(), patch.get_height()) for patch in drawn}
+    assert sorted(boxes) == [pytest.approx(box) for box in sorted(tuple(one['bbox']) for one in item.annotations)]
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def test_boxes_above_a_threshold():
 def test_boxes_are_labelled_if_there_are_more_classes_than_colours(classes, texts):
     corners, labels = np.array([[1.0, 1, 9, 9]] * classes), np.arange(classes)
     boxes = Boxes(corners, labels, np.ones(classes))
-    predicted = Boxes(corners[:1], labels[:1], np.array([0.9]))
+    predicted = Boxes(corners[:2], labels[:2], np.array([0.9, 0.4]))
     figure = plot_predictions([Example(np.zeros((16, 16, 3)), boxes, predicted)], list('abcdefghi'), 0.5, 'title')
     drawn = [text.get_text() for axes in figure.axes for text in axes.texts]
     assert [text for text in drawn if text.startswith(('a', '0'))] == texts
