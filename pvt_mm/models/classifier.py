@@ -63,10 +63,8 @@ class LinearClsHead(BaseModule):
     """A linear layer from the class token's feature to the logits, with a cross-entropy loss.
 
     Args:
-        num_classes: Number of classes.
         in_channels: Channels C of the feature: 512 for all models of Table 1.
         label_smoothing: Share of each label that is spread evenly over all classes, in [0, 1).
-        init_cfg: An initialiser of MMEngine.
 
     Raises:
         ValueError: ``label_smoothing`` is out of range.

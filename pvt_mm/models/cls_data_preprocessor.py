@@ -49,16 +49,13 @@ class ClsDataPreprocessor(ImgDataPreprocessor):
         **kwargs,
     ):
         super().__init__(mean, std, **kwargs)
-        self.num_classes = num_classes
-        self.rand_augment = rand_augment
+        self.num_classes, self.rand_augment = num_classes, rand_augment
         self.erasing = erasing or 0.0
-        self.mixup, self.cutmix, self.switch_prob = mixup or 0.0, cutmix or 0.0, switch_prob
-        rates = dict(erasing=self.erasing, mixup=self.mixup, cutmix=self.cutmix, switch_prob=switch_prob)
-        for name, rate in rates.items():
+        self.mixing = dict(mixup=mixup or 0.0, cutmix=cutmix or 0.0, switch_prob=switch_prob)
+        for name, rate in dict(erasing=self.erasing, **self.mixing).items():
             if not isinstance(rate, (int, float)) or rate < 0 or (name in ('erasing', 'switch_prob') and rate > 1):
                 raise ValueError(f'{name} must be None or not negative, and a probability at most 1; got {rate!r}')
-
-        self.augments = bool(rand_augment or any((self.erasing, self.mixup, self.cutmix)))
+        self.augments = bool(rand_augment or erasing or mixup or cutmix)
         if self.augments:
             try:
                 from pvt_mm.models import batch_augments
@@ -90,11 +87,9 @@ class ClsDataPreprocessor(ImgDataPreprocessor):
         images = (images - self.mean) / self.std
         if self.erasing:
             images = batch_augments.random_erasing(images, self.erasing)
-        if self.mixup or self.cutmix:
+        if self.mixing['mixup'] or self.mixing['cutmix']:
             labels = torch.cat([sample.gt_label for sample in samples])
-            images, targets = batch_augments.mix(
-                images, labels, self.num_classes, self.mixup, self.cutmix, self.switch_prob
-            )
+            images, targets = batch_augments.mix(images, labels, self.num_classes, **self.mixing)
             for sample, target in zip(samples, targets, strict=True):
                 sample.gt_score = target
         return images

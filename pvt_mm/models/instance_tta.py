@@ -1,6 +1,5 @@
 """Test-time augmentation for Mask R-CNN; MMDetection's own has no masks."""
 
-from functools import reduce
 from typing import Any
 
 import torch
@@ -23,27 +22,21 @@ class InstanceTTAModel(DetTTAModel):
 
     The boxes of all views are mapped to the original image and merged by NMS, as in ``DetTTAModel``. The mask head then
     predicts a mask for each merged box in each view, and the mean of their probabilities is the result. The feature
-    maps of all views stay in memory until then: about 0.6 GB an image for six views of COCO's sizes.
-
-    Args:
-        tta_cfg: ``dict(nms=..., max_per_img=...)``, as in ``DetTTAModel``.
-        kwargs: ``module``, the detector's config, as in ``DetTTAModel``.
+    maps of all views stay in memory until then: about 0.6 GB an image for six views of COCO's sizes. It takes the
+    arguments of ``DetTTAModel``: ``module``, the detector's config, and ``tta_cfg=dict(nms=..., max_per_img=...)``.
 
     Raises:
         ValueError: The detector has no single-stage RoI head with masks.
     """
 
-    def __init__(self, tta_cfg: dict, **kwargs):
-        super().__init__(tta_cfg, **kwargs)
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
         roi_head = getattr(self.module, 'roi_head', None)
         if not isinstance(roi_head, StandardRoIHead) or not roi_head.with_mask:
             raise ValueError(f'{type(self).__name__} is for a Mask R-CNN, not for a {type(self.module).__name__}')
 
     def test_step(self, data: dict[str, list]) -> list[DetDataSample]:
-        """Predicts a batch.
-
-        Args:
-            data: ``inputs`` and ``data_samples``, each a list over the views of a list over the images.
+        """Predicts a batch: ``inputs`` and ``data_samples``, each a list over the views of a list over the images.
 
         Returns:
             A sample for each image; its ``pred_instances`` has ``bboxes``, ``scores``, ``labels`` and ``masks`` at the
@@ -55,15 +48,11 @@ class InstanceTTAModel(DetTTAModel):
         merged = self.merge_preds(list(zip(*samples, strict=True)))
         instances = [sample.pred_instances for sample in merged]
         masks = map(self._predict_masks, features, samples, [instances] * len(views))
-        probabilities = reduce(torch.add, masks) / len(views)
+        probabilities = sum(masks, torch.zeros(())) / len(views)
         metas = [dict(ori_shape=sample.ori_shape, scale_factor=(1.0, 1.0)) for sample in merged]
-        results = module.roi_head.mask_head.predict_by_feat(  # which takes the sigmoid
-            probabilities.logit().split([len(boxes) for boxes in instances]),
-            instances,
-            metas,
-            module.roi_head.test_cfg,
-            rescale=True,
-        )
+        logits = probabilities.logit().split([len(boxes) for boxes in instances])  # the head takes the sigmoid
+        head, cfg = module.roi_head.mask_head, module.roi_head.test_cfg
+        results = head.predict_by_feat(logits, instances, metas, cfg, rescale=True)
         return module.add_pred_to_datasample(merged, results)
 
     def _predict_boxes(self, view: dict[str, Any]) -> tuple[tuple[Tensor, ...], list[DetDataSample]]:
@@ -89,9 +78,5 @@ class InstanceTTAModel(DetTTAModel):
             return rois.new_empty(0, module.roi_head.mask_head.num_classes, 1, 1)
         masks = module.roi_head._mask_forward(features, rois)['mask_preds'].sigmoid()
         parts = masks.split([len(part) for part in boxes])
-        return torch.cat(
-            [
-                part.flip(FLIP_AXES[sample.flip_direction]) if sample.flip else part
-                for part, sample in zip(parts, samples, strict=True)
-            ]
-        )
+        axes = [FLIP_AXES[sample.flip_direction] if sample.flip else () for sample in samples]
+        return torch.cat([part.flip(reversed_axes) for part, reversed_axes in zip(parts, axes, strict=True)])

@@ -10,13 +10,10 @@ from pvt_mm.registry import MODELS
 
 @MODELS.register_module()
 class InterpolatedPyramid(nn.Module):
-    """Resizes each feature map by its own factor. It has no parameters.
+    """Resizes the height and width of each feature map by its own factor of ``scales``. It has no parameters.
 
     All layers of ViT have the stride of its patches; footnote 3 of the paper interpolates four of them to the strides
     of a pyramid. MMSegmentation's necks for that add convolutions, which the parameters of Table 8 exclude.
-
-    Args:
-        scales: Factor of the height and width of each map, in the order of the maps.
     """
 
     def __init__(self, scales: Sequence[float]):

@@ -33,9 +33,7 @@ class Trans2SegHead(BaseDecodeHead):
         channels: Channels of the last convolution. 152 fits the parameters and GFLOPs of Table 7.
         embed_dims: C.
         num_layers: Number of encoder layers, and of decoder layers.
-        num_heads: Number of attention heads.
         mlp_ratio: Hidden width of the feed-forward layers as a multiple of C.
-        dropout: Dropout rate of the transformer.
         kwargs: Arguments of MMSegmentation's ``BaseDecodeHead``: ``num_classes``, ``in_index``, ``norm_cfg``, ...
     """
 
@@ -126,10 +124,7 @@ def sine_positions(h: int, w: int, channels: int, device: torch.device) -> Tenso
     divided by wavelengths that rise geometrically from 1 towards 10000.
     """
     wavelengths = 10000 ** (torch.arange(channels // 4, device=device) * 4 / channels)  # (channels / 4,)
-    waves = []
-    for size in (h, w):
-        fractions = torch.arange(1, size + 1, device=device) / size
-        angles = 2 * math.pi * fractions[:, None] / wavelengths  # (size, channels / 4)
-        waves.append(torch.cat([angles.sin(), angles.cos()], 1))  # (size, channels / 2)
-    rows, columns = waves
-    return torch.cat([rows[:, None].expand(-1, w, -1), columns.expand(h, -1, -1)], 2).flatten(0, 1)[None]
+    y, x = (2 * math.pi * (torch.arange(1, size + 1, device=device) / size) for size in (h, w))
+    positions = torch.stack(torch.meshgrid(y, x, indexing='ij'), 2).flatten(0, 1)  # (N, 2)
+    angles = positions[:, :, None] / wavelengths  # (N, 2, channels / 4)
+    return torch.cat([angles.sin(), angles.cos()], 2).flatten(1)[None]
