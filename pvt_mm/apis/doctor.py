@@ -3,13 +3,14 @@
 Only the standard library is imported here: packages that may be broken are imported in separate processes.
 """
 
+import contextlib
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
@@ -36,13 +37,9 @@ MIN_DISK, MIN_SHARED_MEMORY = 5, 1  # GB
 
 
 class Line(NamedTuple):
-    """The result of a check.
+    """The result of a check: what was checked, what was found, and the command that fixes it, if any.
 
-    Attributes:
-        name: What was checked.
-        state: ``ok``, ``note`` (something is missing that not everyone needs) or ``broken``.
-        text: What was found.
-        fix: The command that fixes it, '' if nothing is to fix.
+    Its state is ``ok``, ``note`` (something is missing that not everyone needs) or ``broken``.
     """
 
     name: str
@@ -60,14 +57,12 @@ def examine() -> Iterator[Line]:
 def version(*distributions: str) -> str | None:
     """Returns the version of the first distribution that is installed, None if there is none."""
     for name in distributions:
-        try:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return None
 
 
-def probe(code: str, seconds: int = 300) -> tuple[bool, str]:
+def probe(code: str) -> tuple[bool, str]:
     """Runs code in a separate Python process that imports no modules from the working directory.
 
     Returns:
@@ -75,9 +70,9 @@ def probe(code: str, seconds: int = 300) -> tuple[bool, str]:
     """
     code = f'import sys, warnings; sys.path[:] = filter(None, sys.path); warnings.simplefilter("ignore")\n{code}'
     try:
-        done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=seconds)
+        done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=300)
     except subprocess.TimeoutExpired:
-        return False, f'it takes longer than {seconds} s'
+        return False, 'it takes longer than 300 s'
     lines = (done.stderr if done.returncode else done.stdout).strip().splitlines()
     if done.returncode < 0:
         lines.append(f'it crashes with signal {-done.returncode}')
@@ -138,14 +133,14 @@ def check_gpu() -> Line:
         return Line('GPU', 'ok', f'{count} visible')
     if not has_nvidia_gpu():
         return Line('GPU', 'note', 'none: everything runs on the CPU, slowly')
-    hidden = os.environ.get('CUDA_VISIBLE_DEVICES')
-    if hidden is not None and hidden.strip() in ('', '-1'):
+    hidden = os.environ.get('CUDA_VISIBLE_DEVICES', 'all')
+    if hidden.strip() in ('', '-1'):
         return Line('GPU', 'note', f'hidden by CUDA_VISIBLE_DEVICES={hidden}', 'unset CUDA_VISIBLE_DEVICES')
+    fix = 'pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/'
     if cuda == 'None':
-        fix = 'pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu126'
-        return Line('GPU', 'broken', 'the machine has one, but torch is built for CPUs only', fix)
-    fix = 'pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu118, or a newer driver'
-    return Line('GPU', 'broken', f"the machine has one, but its driver does not support torch's CUDA {cuda}", fix)
+        return Line('GPU', 'broken', 'the machine has one, but torch is built for CPUs only', f'{fix}cu126')
+    text = f"the machine has one, but its driver does not support torch's CUDA {cuda}"
+    return Line('GPU', 'broken', text, f'{fix}cu118, or a newer driver')
 
 
 def check_numpy() -> Line:
@@ -154,11 +149,10 @@ def check_numpy() -> Line:
     works, text = probe(f'{code}; print(numpy.__version__)')
     if works:
         return Line('NumPy', 'ok', f'{text}, works with torch, OpenCV and pycocotools')
-    if 'No module named' in text:
-        return Line('NumPy', 'broken', text, _pip_install(text, ''))
-    old = 'NumPy 1.x' in text or '_ARRAY_API' in text or 'Numpy is not available' in text
-    rebuild = 'pip install --force-reinstall --no-deps --no-cache-dir pycocotools opencv-python'
-    return Line('NumPy', 'broken', text, "pip install 'numpy<2'" if old else rebuild)
+    fix = 'pip install --force-reinstall --no-deps --no-cache-dir pycocotools opencv-python'
+    if 'NumPy 1.x' in text or '_ARRAY_API' in text or 'Numpy is not available' in text:
+        fix = "pip install 'numpy<2'"
+    return Line('NumPy', 'broken', text, _pip_install(text, fix))
 
 
 def check_stack() -> Line:
@@ -171,14 +165,11 @@ def check_stack() -> Line:
         return Line('OpenMMLab', 'broken', f'upstream and forks overwrite each other: {text}', fix)
     if not text:
         return Line('OpenMMLab', 'broken', 'MMEngine, MMCV, MMDetection and MMSegmentation not installed', INSTALL_FORK)
-    chosen = forks if any(forks.values()) else upstream
-    missing = [name for name, found in chosen.items() if not found]
-    if missing:
-        compiled = [COMPILE + name for name in missing if name.endswith('mmcv')]
-        others = [name for name in missing if not name.endswith('mmcv')]
-        fix = ' && '.join(compiled + [f'pip install {" ".join(others)}'] * bool(others))
-        return Line('OpenMMLab', 'broken', f'{text}; {", ".join(missing)} not installed', fix)
-    return Line('OpenMMLab', 'ok', text)
+    missing = [name for name, found in (forks if any(forks.values()) else upstream).items() if not found]
+    if not missing:
+        return Line('OpenMMLab', 'ok', text)
+    fixes = [COMPILE + name if name.endswith('mmcv') else f'pip install {name}' for name in missing]
+    return Line('OpenMMLab', 'broken', f'{text}; {", ".join(missing)} not installed', ' && '.join(fixes))
 
 
 def check_mmcv_version() -> Line:
@@ -197,15 +188,26 @@ def check_ops() -> Line:
         fix = f'pip uninstall -y mmcv-lite && {fix}'
     code = 'import torch, mmcv.ops as ops; print(torch.cuda.is_available(), ops.get_compiling_cuda_version())'
     works, text = probe(code)
-    if works and text.startswith('True') and 'not available' in text:
-        return Line('MMCV operators', 'broken', 'compiled for CPUs only, the machine has a GPU', f'FORCE_CUDA=1 {fix}')
-    if works:
+    if works and not (text.startswith('True') and 'not available' in text):
         return Line('MMCV operators', 'ok', 'they can be loaded')
-    if '_ext' in text and ('No module' in text or 'cannot import name' in text):
-        return Line('MMCV operators', 'broken', f'MMCV is installed without them: {text}', fix)
-    if 'undefined symbol' in text or '.so' in text or 'DLL' in text:
-        return Line('MMCV operators', 'broken', f'compiled for another version of torch: {text}', fix)
-    return Line('MMCV operators', 'broken', text, _pip_install(text.replace("'mmcv", "'onedl-mmcv"), fix))
+    if works:
+        text, fix = 'compiled for CPUs only, the machine has a GPU', f'FORCE_CUDA=1 {fix}'
+    elif '_ext' in text and ('No module' in text or 'cannot import name' in text):
+        text = f'MMCV is installed without them: {text}'
+    elif 'undefined symbol' in text or '.so' in text or 'DLL' in text:
+        text = f'compiled for another version of torch: {text}'
+    else:
+        fix = _pip_install(text.replace("'mmcv", "'onedl-mmcv"), fix)
+    return Line('MMCV operators', 'broken', text, fix)
+
+
+def check_imports() -> Line:
+    """The models and datasets of MMDetection and MMSegmentation can be imported."""
+    works, text = probe('import mmdet.models, mmdet.datasets, mmseg.models, mmseg.datasets')
+    if works:
+        return Line('MMDetection and MMSegmentation', 'ok', 'they can be imported')
+    fix = _pip_install(text, f"pip install -e '{ROOT}[onedl]'")
+    return Line('MMDetection and MMSegmentation', 'broken', text, fix)
 
 
 def check_weights_only() -> Line:
@@ -227,15 +229,6 @@ def check_pkg_resources() -> Line:
     return Line('pkg_resources', 'broken', f'{text}upstream MMEngine cannot be imported', "pip install 'setuptools<82'")
 
 
-def check_imports() -> Line:
-    """The models and datasets of MMDetection and MMSegmentation can be imported."""
-    works, text = probe('import mmdet.models, mmdet.datasets, mmseg.models, mmseg.datasets')
-    if works:
-        return Line('MMDetection and MMSegmentation', 'ok', 'they can be imported')
-    fix = _pip_install(text, f"pip install -e '{ROOT}[onedl]'")
-    return Line('MMDetection and MMSegmentation', 'broken', text, fix)
-
-
 def check_package() -> Line:
     """This package can be imported from any folder, which MMDetection's own tools need."""
     works, text = probe('import pvt_mm.models, pvt_mm.datasets; print(pvt_mm.__file__)')
@@ -249,13 +242,12 @@ def check_writable() -> Line:
     """The folders for runs, downloaded weights and temporary files can be written."""
     cache = os.environ.get('TORCH_HOME') or os.path.join(os.environ.get('XDG_CACHE_HOME') or '~/.cache', 'torch')
     try:
-        temporary = tempfile.gettempdir()
+        tempfile.gettempdir()
     except FileNotFoundError:
         return Line('writable', 'broken', 'no folder for temporary files', 'export TMPDIR=PATH')
     for path, fix in (
         ('work_dirs', 'tools/train.py CONFIG --work-dir PATH, or start it in another folder'),
         (cache, 'export TORCH_HOME=PATH'),
-        (temporary, 'export TMPDIR=PATH'),
     ):
         path = Path(path).expanduser().absolute()
         existing = next(folder for folder in (path, *path.parents) if folder.exists())
@@ -295,20 +287,5 @@ def check_data() -> Line:
     return Line('data', 'note', f'found {", ".join(found) or "none"}; not {", ".join(missing)}: {others}', fix)
 
 
-CHECKS: tuple[Callable[[], Line], ...] = (
-    check_python,
-    check_torch,
-    check_gpu,
-    check_numpy,
-    check_stack,
-    check_mmcv_version,
-    check_ops,
-    check_imports,
-    check_weights_only,
-    check_pkg_resources,
-    check_package,
-    check_writable,
-    check_disk,
-    check_shared_memory,
-    check_data,
-)
+# In the order of their definition.
+CHECKS = tuple(value for name, value in globals().items() if name.startswith('check_'))
