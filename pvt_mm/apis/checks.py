@@ -1,10 +1,9 @@
 """Checks of data, weights and checkpoints before a run starts."""
 
-import functools
 import json
 import mmap
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
-from mmengine.registry import DATASETS, TRANSFORMS, Registry
+from mmengine.registry import DATASETS, TRANSFORMS
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
@@ -49,8 +48,8 @@ def check_data(config: Config, *splits: str) -> None:
             _check_paths(dataset, split)
             _check_pipeline(dataset, split)
             _check_folders(dataset, config, split)
-            _check_classes(dataset, config, split)
-            _check_masks(dataset, split)
+            _check_annotations(dataset, split)
+            _check_heads(dataset, config, split)
             _check_labels(dataset, config, split)
         for evaluator in _as_list(config.get(f'{split}_evaluator')):
             path = evaluator.get('ann_file')
@@ -75,14 +74,11 @@ def _check_pipeline(dataset: dict, split: str) -> None:
     """Checks that the transforms can be built, which MMEngine does only when training or testing starts."""
     for i, step in enumerate(dataset.get('pipeline') or ()):
         with config_errors(f'{split}_dataloader.dataset.pipeline.{i} ({step["type"]}) cannot be built'):
-            _build(TRANSFORMS, step)
+            TRANSFORMS.build(step)
 
 
 def _check_folders(dataset: dict, config: Config, split: str) -> None:
-    """Checks that an ImageFolder has two classes, an image of each, and the classes of the training data if it exists.
-
-    Each folder is listed only up to its first image.
-    """
+    """Checks that an ImageFolder has two classes, an image of each, and the classes of the training data if any."""
     folder = _image_folder(dataset)
     if folder is None:
         return
@@ -109,58 +105,61 @@ def _check_folders(dataset: dict, config: Config, split: str) -> None:
             raise InputError(f'metainfo.classes of the train and the {split} data differ in order: write them alike')
 
 
-def _check_classes(dataset: dict, config: Config, split: str) -> None:
-    """Checks that COCO annotations have the classes of the data set, and that the heads predict as many."""
-    classes = _classes(dataset)
-    if not classes:
+def _check_annotations(dataset: dict, split: str) -> None:
+    """Checks that COCO annotations have the classes of the data set, and the masks that the pipeline loads."""
+    ann_file = os.path.join(dataset.get('data_root') or '', dataset.get('ann_file') or '')
+    if not ann_file.endswith('.json') or not os.path.isfile(ann_file):
         return
-    ann_file = _annotations(dataset)
-    if ann_file:
-        categories = coco_categories(ann_file)
-        missing = [name for name in classes if name not in categories]
-        if missing:
-            raise InputError(
-                f'the {split} classes do not fit the annotations: {ann_file} has no {shorten(missing)}; its classes '
-                f'are {shorten(categories, 10)}: set {split}_dataloader.dataset.metainfo.classes'
-            )
-    for where, number in _head_classes(config.model, 'model'):
-        if number != len(classes):
+    classes = _classes(dataset)
+    categories = coco_categories(ann_file) if classes else []
+    missing = [name for name in classes if name not in categories]
+    if missing:
+        raise InputError(
+            f'the {split} classes do not fit the annotations: {ann_file} has no {shorten(missing)}; its classes are '
+            f'{shorten(categories, 10)}: set {split}_dataloader.dataset.metainfo.classes'
+        )
+    if any(step.get('with_mask') for step in _annotation_steps(dataset)):
+        with open(ann_file, 'rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
+            if text.find(b'"segmentation"') < 0:
+                raise InputError(
+                    f'the {split} annotations have no masks: {ann_file} has no "segmentation", which the pipeline '
+                    'loads (with_mask=True); give annotations with masks, or train a detector without masks'
+                )
+
+
+def _check_heads(dataset: dict, config: Config, split: str) -> None:
+    """Checks that the heads predict as many classes as the data set has."""
+    classes = _classes(dataset)
+    for where, number in _settings(config.model, 'model') if classes else ():
+        of_a_head = where.endswith('.num_classes') and not {'backbone', 'rpn_head'} & set(where.split('.'))
+        if of_a_head and number != len(classes):
             raise InputError(
                 f'{where} is {number}, and the {split} data has {len(classes)} classes: they must be equal'
             )
 
 
-def _check_masks(dataset: dict, split: str) -> None:
-    """Checks that COCO annotations have the masks that the pipeline loads."""
-    ann_file = _annotations(dataset)
-    if not ann_file or not any(step.get('with_mask') for step in _annotation_steps(dataset)):
-        return
-    with open(ann_file, 'rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
-        if text.find(b'"segmentation"') < 0:
-            raise InputError(
-                f'the {split} annotations have no masks: {ann_file} has no "segmentation", which the pipeline loads '
-                '(with_mask=True); give annotations with masks, or train a detector without masks'
-            )
-
-
 def _check_labels(dataset: dict, config: Config, split: str) -> None:
-    """Checks that label maps contain only the classes and the label to ignore.
-
-    The first rank reads all of them, unless a run is resumed: ADE20K's 22,000 take about a minute on two cores.
-    """
+    """Checks on the first rank that label maps have no labels but the classes; ADE20K's 22,000 take about a minute."""
     heads = _as_list(config.model.get('module', config.model).get('decode_head'))
     steps = _annotation_steps(dataset)
     ranks = [os.environ[name] for name in ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK') if name in os.environ]
     if not heads or not steps or config.get('resume') or any(rank != '0' for rank in ranks[:1]):
         return
     with config_errors(f'the {split} data cannot be built'):
-        infos = [info for info in _build(DATASETS, {**dataset, 'pipeline': []}) if 'seg_map_path' in info]
-        load = _build(TRANSFORMS, steps[0])
+        infos = [info for info in DATASETS.build({**dataset, 'pipeline': []}) if 'seg_map_path' in info]
+        load = TRANSFORMS.build(steps[0])
     classes, ignored = heads[-1].num_classes, heads[-1].get('ignore_index', 255)
-    greatest = functools.partial(_greatest_label, load, ignored)
+
+    def greatest_label(info: dict) -> int:
+        try:
+            labels = load(dict(info))['gt_seg_map']
+        except (OSError, ValueError, AssertionError) as error:
+            raise InputError(f'the label map {info["seg_map_path"]} cannot be read: {error}') from error
+        return labels[labels != ignored].max(initial=0).item()
+
     task = f'checking the labels of the {split} data'
     with ThreadPoolExecutor() as threads:
-        maps = zip(infos, threads.map(greatest, infos), strict=True)
+        maps = zip(infos, threads.map(greatest_label, infos), strict=True)
         for info, label in track(maps, task, len(infos), console=Console(stderr=True), transient=True):
             if label >= classes:
                 reduced = ' after reduce_zero_label' if info['reduce_zero_label'] else ''
@@ -171,25 +170,8 @@ def _check_labels(dataset: dict, config: Config, split: str) -> None:
                 )
 
 
-def _greatest_label(load: Callable[[dict], dict], ignored: int, info: dict) -> int:
-    """Returns the greatest label of a label map, as training sees it, except the label to ignore.
-
-    Raises:
-        InputError: The file cannot be read, or the pipeline and the data set disagree on ``reduce_zero_label``.
-    """
-    try:
-        labels = load(dict(info))['gt_seg_map']
-    except (OSError, ValueError, AssertionError) as error:
-        raise InputError(f'the label map {info["seg_map_path"]} cannot be read: {error}') from error
-    return labels[labels != ignored].max(initial=0).item()
-
-
 def coco_categories(path: str) -> list[str]:
-    """Returns the names of the categories in a COCO annotation file, reading only that part of it.
-
-    Raises:
-        InputError: The file is not a COCO annotation file.
-    """
+    """Returns the names of the categories in a COCO annotation file, reading only that part of it."""
     try:
         with open(path, 'rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
             key = text.find(b'"categories"')
@@ -203,12 +185,6 @@ def coco_categories(path: str) -> list[str]:
             return names
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f'{path} is not a COCO annotation file: {error}') from None
-
-
-def _annotations(dataset: dict) -> str | None:
-    """Returns the path of a data set's COCO annotations, or None if there are none."""
-    path = os.path.join(dataset.get('data_root') or '', dataset.get('ann_file') or '')
-    return path if path.endswith('.json') and os.path.isfile(path) else None
 
 
 def _annotation_steps(dataset: dict) -> list[dict]:
@@ -236,19 +212,12 @@ def _classes(dataset: dict) -> list[str]:
     return list(given or ())
 
 
-def _head_classes(config: dict, where: str) -> Iterator[tuple[str, int]]:
-    """Yields the key and value of each ``num_classes`` of the heads in a model's config."""
-    for name, part in config.items():
-        if name == 'num_classes':
-            yield f'{where}.num_classes', part
-        elif name not in ('backbone', 'rpn_head') and isinstance(part, dict):
-            yield from _head_classes(part, f'{where}.{name}')
-
-
-def _build(registry: Registry, config: dict) -> Any:
-    """Builds a data set or transform by the registry of the default scope, such as mmdet's."""
-    with registry.switch_scope_and_registry(None) as scoped:
-        return scoped.build(config)
+def _settings(config: dict, where: str) -> Iterator[tuple[str, Any]]:
+    """Yields the dotted name and the value of each setting in a part of a config."""
+    for name, value in config.items():
+        yield f'{where}.{name}', value
+        if isinstance(value, dict):
+            yield from _settings(value, f'{where}.{name}')
 
 
 def _type_name(config: dict) -> str:
@@ -261,33 +230,20 @@ def _as_list(value: list | dict | None) -> list:
 
 
 def check_init_weights(config: Config) -> None:
-    """Checks that the checkpoints that the model is initialized from exist.
-
-    Raises:
-        InputError: A file does not exist, or torchvision's weights are named where torchvision is not installed.
-    """
-    for where, checkpoint in _init_checkpoints(config.model, 'model'):
+    """Raises an InputError if weights to initialize the model from are missing, or torchvision, where it has them."""
+    settings = [(where, value) for where, value in _settings(config.model, 'model') if where.endswith('.init_cfg')]
+    for where, cfg in [(where, cfg) for where, value in settings for cfg in _as_list(value)]:
+        if not isinstance(cfg, dict):
+            raise InputError(
+                f'{where} is {cfg!r}: it must be a dict; write --cfg-options {where}.type=Pretrained '
+                f'{where}.checkpoint=PATH'
+            )
+        checkpoint = cfg['checkpoint'] if cfg.get('type') == 'Pretrained' else ''
         hint = f'or start from random weights with --cfg-options {where}=None'
         if checkpoint.startswith('torchvision://') and not find_spec('torchvision'):
             raise InputError(f'{where} names {checkpoint}, and torchvision is not installed: pip install it, {hint}')
-        if '://' not in checkpoint and not os.path.isfile(checkpoint):
+        if checkpoint and '://' not in checkpoint and not os.path.isfile(checkpoint):
             raise InputError(f'{where} names {checkpoint}, which does not exist: put weights there, {hint}')
-
-
-def _init_checkpoints(config: dict, where: str) -> Iterator[tuple[str, str]]:
-    """Yields the key of each pretrained ``init_cfg`` in a model's config, and its checkpoint."""
-    for name, part in config.items():
-        if name == 'init_cfg':
-            for cfg in _as_list(part):
-                if not isinstance(cfg, dict):
-                    raise InputError(
-                        f'{where}.init_cfg is {cfg!r}: it must be a dict; write --cfg-options '
-                        f'{where}.init_cfg.type=Pretrained {where}.init_cfg.checkpoint=PATH'
-                    )
-                if cfg.get('type') == 'Pretrained':
-                    yield f'{where}.{name}', cfg['checkpoint']
-        elif isinstance(part, dict):
-            yield from _init_checkpoints(part, f'{where}.{name}')
 
 
 def check_pretrained(model: nn.Module) -> None:
@@ -301,28 +257,23 @@ def check_pretrained(model: nn.Module) -> None:
     for module in model.modules():
         cfg = getattr(module, 'init_cfg', None)
         path = cfg.get('checkpoint', '') if isinstance(cfg, dict) else ''
-        if os.path.isfile(path) and not _is_ours(module):
-            prefix = f'{cfg["prefix"]}.' if cfg.get('prefix') else ''
-            weights = {key.removeprefix(prefix): value for key, value in read_checkpoint(path).items()}
-            target = module.state_dict()
-            fitting = _fitting(weights, target)
-            if len(fitting) < len(target) / 2:
-                absent = [key for key in target if key not in fitting]
-                raise CheckpointError(
-                    f'{path} fills {len(fitting)} of {len(target)} parameters of {type(module).__name__}: it has no '
-                    f'{shorten(absent, 3)} of that shape; its keys are {shorten(weights, 3)}'
-                )
-
-
-def _is_ours(module: nn.Module) -> bool:
-    return getattr(getattr(type(module), 'init_weights', None), '__module__', '').startswith('pvt_mm.')
+        loads_itself = getattr(getattr(type(module), 'init_weights', None), '__module__', '').startswith('pvt_mm.')
+        if not os.path.isfile(path) or loads_itself:
+            continue
+        prefix = f'{cfg["prefix"]}.' if cfg.get('prefix') else ''
+        weights = {key.removeprefix(prefix): value for key, value in read_checkpoint(path).items()}
+        target = module.state_dict()
+        fitting = _fitting(weights, target)
+        if len(fitting) < len(target) / 2:
+            absent = [key for key in target if key not in fitting]
+            raise CheckpointError(
+                f'{path} fills {len(fitting)} of {len(target)} parameters of {type(module).__name__}: it has no '
+                f'{shorten(absent, 3)} of that shape; its keys are {shorten(weights, 3)}'
+            )
 
 
 def check_checkpoint(model: nn.Module, path: str, strict: bool) -> dict[str, Tensor]:
-    """Reads a checkpoint and checks that it fits ``model``: all of it, or (not ``strict``) at least one parameter.
-
-    Returns:
-        The parameters in the checkpoint, without the prefix of a model wrapper.
+    """Returns the parameters in a checkpoint if they fit ``model``: all of them, or (not ``strict``) at least one.
 
     Raises:
         CheckpointError: It cannot be read; or a key is missing, unknown or misshapen; or (not strict) nothing fits.
@@ -350,11 +301,7 @@ def _fitting(weights: dict[str, Tensor], target: dict[str, Tensor]) -> list[str]
 
 
 def check_resumable(path: str) -> None:
-    """Checks that a checkpoint contains what resuming a run needs.
-
-    Raises:
-        CheckpointError: It cannot be read, or contains only weights.
-    """
+    """Raises a CheckpointError if a checkpoint cannot be read, or lacks what resuming a run needs besides weights."""
     content = read_file(path)
     missing = [key for key in ('meta', 'message_hub', 'optimizer') if key not in content]
     if missing:

@@ -31,24 +31,15 @@ class CfgOptions(DictAction):
 
 def add_cfg_options(parser: argparse.ArgumentParser, more: str = '') -> None:
     """Adds ``--cfg-options``, with ``more`` at the end of its help."""
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=CfgOptions,
-        metavar='KEY=VALUE',
-        help=f'override settings of the config{more}',
-    )
+    what = f'override settings of the config{more}'
+    parser.add_argument('--cfg-options', nargs='+', action=CfgOptions, metavar='KEY=VALUE', help=what)
 
 
 def load_config(path: str, options: dict | None = None, needs: tuple[str, ...] = ('model',)) -> Config:
     """Reads a config and overrides settings in it.
 
-    ``data_root`` among the options moves the data sets and evaluators whose paths begin with the config's own.
-
-    Args:
-        path: The config file.
-        options: Settings by their dotted names.
-        needs: Top-level settings that must be there.
+    ``options`` are settings by their dotted names; ``data_root`` among them moves the data sets and evaluators whose
+    paths begin with the config's own. ``needs`` are top-level settings that must be there.
 
     Raises:
         InputError: The file does not exist or is not a config, an option begins with a name that no config has, or a

@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from unittest import mock
@@ -37,11 +37,7 @@ class Segmentor(nn.Module):
 
 
 def choose_part(model: nn.Module, part: str | None) -> tuple[nn.Module, str]:
-    """Returns the module to export and the name of its part, ``model`` or ``backbone``.
-
-    Args:
-        model: A detector, segmentor or classifier.
-        part: ``model``, ``backbone``, or None for the model if it is a Semantic FPN and else the backbone.
+    """Returns the module to export and its name: ``part``, or if None ``model`` of a Semantic FPN, else ``backbone``.
 
     Raises:
         InputError: The model has no such part.
@@ -64,7 +60,7 @@ def export(model: nn.Module, path: str | os.PathLike, about: dict | None = None)
 
     Args:
         model: The module, in eval mode and on the CPU.
-        path: The file to write, atomically; an existing one is replaced.
+        path: The file to write, atomically.
         about: Entries to add to the file's metadata; values that are not strings are written as JSON.
 
     Returns:
@@ -89,20 +85,25 @@ def export(model: nn.Module, path: str | os.PathLike, about: dict | None = None)
         program.model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)
     with atomic_write(path) as temporary:
         program.save(temporary, external_data=False)
-        difference = compare(model, temporary)
+        difference = _largest_difference(model, temporary)
         if not difference <= TOLERANCE:  # also if it is NaN
             raise InputError(f'onnxruntime differs from PyTorch by {difference:.1e}: {path} is not written')
     return dict(outputs=names, difference=difference, megabytes=round(Path(path).stat().st_size / 1e6, 1))
 
 
 def _export(model: nn.Module, names: Sequence[str]) -> torch.onnx.ONNXProgram:
-    side = dict(min=SMALLEST, max=LARGEST)
-    axes = {0: torch.export.Dim('batch', min=1), 2: torch.export.Dim('height', **side)}
-    axes[3] = torch.export.Dim('width', **side)
+    height, width = (torch.export.Dim(name, min=SMALLEST, max=LARGEST) for name in ('height', 'width'))
+    axes = {0: torch.export.Dim('batch', min=1), 2: height, 3: width}
     for name in ('torch.onnx', 'onnxscript', 'onnx_ir'):  # they log operators that are missing or not folded
         logging.getLogger(name).setLevel(logging.ERROR)
-    with warnings.catch_warnings(), torch.no_grad(), _symbolic_sizes():
+    with contextlib.ExitStack() as stack, warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter('ignore')
+        if find_spec('mmseg'):  # it computes sizes with `int` and `math.ceil`, which torch.export turns into constants
+            from mmseg.models.utils import Upsample
+            from mmseg.models.utils.embed import AdaptivePadding
+
+            stack.enter_context(mock.patch.object(Upsample, 'forward', _upsample))
+            stack.enter_context(mock.patch.object(AdaptivePadding, 'forward', _pad))
         return torch.onnx.export(
             model,
             (torch.randn(2, 3, 96, 160),),
@@ -112,19 +113,6 @@ def _export(model: nn.Module, names: Sequence[str]) -> torch.onnx.ONNXProgram:
             output_names=list(names),
             verbose=False,
         )
-
-
-@contextlib.contextmanager
-def _symbolic_sizes() -> Iterator[None]:
-    """Makes MMSegmentation compute sizes without `int` and `math.ceil`, which torch.export turns into constants."""
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(ImportError):
-            from mmseg.models.utils import Upsample
-            from mmseg.models.utils.embed import AdaptivePadding
-
-            stack.enter_context(mock.patch.object(Upsample, 'forward', _upsample))
-            stack.enter_context(mock.patch.object(AdaptivePadding, 'forward', _pad))
-        yield
 
 
 def _upsample(self: nn.Module, x: Tensor) -> Tensor:
@@ -137,14 +125,8 @@ def _pad(self: nn.Module, x: Tensor) -> Tensor:
     return F.pad(x, (0, -W % patch_w, 0, -H % patch_h))
 
 
-def compare(model: nn.Module, path: str | os.PathLike) -> float:
-    """Returns the largest difference between onnxruntime and PyTorch on random images of :data:`SIZES`.
-
-    It is relative to the largest value of an output, and NaN if there is any NaN.
-
-    Raises:
-        InputError: onnxruntime cannot run the file, or its outputs have other shapes.
-    """
+def _largest_difference(model: nn.Module, path: Path) -> float:
+    """Returns the largest relative difference of onnxruntime from PyTorch on images of :data:`SIZES`, or NaN."""
     import onnxruntime
 
     generator, worst = torch.Generator().manual_seed(0), 0.0

@@ -29,11 +29,8 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that training and testing share."""
     parser.add_argument('--work-dir', help='folder for logs and results (default: work_dirs/<name of the config>)')
-    more = (
-        ', e.g. model.backbone.drop_path_rate=0.2; lists as key="[a,b]" or key=a,b; data_root=PATH moves all data sets '
-        'of the config'
-    )
-    add_cfg_options(parser, more)
+    more = ', e.g. model.backbone.drop_path_rate=0.2; lists as key="[a,b]" or key=a,b; '
+    add_cfg_options(parser, more + 'data_root=PATH moves all data sets of the config')
     add_trust(parser)
     parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none', help='job launcher')
     # torchrun and torch.distributed.launch pass it in either spelling
@@ -42,12 +39,9 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 
 def set_randomness(config: Config, seed: int | None, deterministic: bool) -> None:
     """Sets ``--seed`` and ``--deterministic``; what is not given stays as the config has it."""
-    randomness = {'seed': None, **(config.get('randomness') or {})}
-    if seed is not None:
-        randomness['seed'] = seed
-    if deterministic:
-        randomness['deterministic'] = True
-    config.randomness = randomness
+    given = {} if seed is None else dict(seed=seed)
+    given |= dict(deterministic=True) if deterministic else {}
+    config.randomness = {'seed': None, **(config.get('randomness') or {}), **given}
 
 
 def use_amp(config: Config, dtype: str) -> None:
@@ -68,41 +62,33 @@ def scale_lr(config: Config) -> None:
 
 
 def resume(config: Config, what: str) -> str | None:
-    """Makes the run resume from the checkpoint ``what``, or for ``'auto'`` from the last one in its work directory.
-
-    Returns:
-        The checkpoint, or None where ``'auto'`` found none and the run starts from the beginning.
+    """Makes a run resume from a checkpoint, or for ``'auto'`` from the last in its work directory; returns its path.
 
     Raises:
         InputError: The checkpoint does not exist, or ``'auto'`` found damaged ones only.
     """
     checkpoint = find_resumable_checkpoint(config.work_dir) if what == 'auto' else what
+    config.resume, config.load_from = checkpoint is not None, checkpoint
     if checkpoint is not None:
         check_file('checkpoint', checkpoint)
-    config.resume = checkpoint is not None
-    config.load_from = checkpoint
     return checkpoint
 
 
 def find_resumable_checkpoint(work_dir: str) -> str | None:
     """Returns the checkpoint that ``last_checkpoint`` names or, if it is damaged or missing, the newest intact one.
 
-    Returns:
-        The checkpoint's path, or None where the run has not written one.
-
     Raises:
-        InputError: There are checkpoints, and all are damaged.
+        InputError: There are checkpoints, and all are damaged. (Where there are none, None is returned.)
     """
-    named, candidates = find_latest_checkpoint(work_dir), []
-    if named is not None:
+    named, faults = find_latest_checkpoint(work_dir), []
+    if named is not None and not os.path.isfile(named):
         moved = Path(work_dir) / Path(named).name  # the work directory may have been moved since
-        candidates = [named if os.path.isfile(named) or not moved.is_file() else str(moved)]
-    folder = Path(candidates[0]).parent if candidates else Path(work_dir)
+        named = str(moved) if moved.is_file() else named
+    folder = Path(work_dir) if named is None else Path(named).parent
     written = [path for path in folder.glob('*.pth') if re.fullmatch(r'(epoch|iter)_[0-9]+', path.stem)]
     newest_first = sorted(written, key=lambda path: path.stat().st_mtime, reverse=True)
-    candidates += [str(path) for path in newest_first if str(path.absolute()) not in map(os.path.abspath, candidates)]
-    faults = []
-    for path in candidates:
+    others = [str(path) for path in newest_first if str(path.absolute()) != os.path.abspath(named or '')]
+    for path in others if named is None else [named, *others]:
         try:
             check_resumable(path)
         except CheckpointError as error:

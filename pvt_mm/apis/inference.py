@@ -24,17 +24,8 @@ def load_model(config: Config, checkpoint: str) -> nn.Module:
     init_default_scope(config.get('default_scope', 'mmengine'))
     with config_errors('the config cannot be built'):
         model = MODELS.build(copy.deepcopy(config.model))
-    load_weights(model, checkpoint)
-    return revert_sync_batchnorm(model).to(get_device()).eval()
-
-
-def load_weights(model: nn.Module, checkpoint: str) -> None:
-    """Loads a checkpoint into a model, strictly.
-
-    Raises:
-        CheckpointError: It cannot be read, or is of another model.
-    """
     model.load_state_dict(check_checkpoint(model, checkpoint, strict=True))
+    return revert_sync_batchnorm(model).to(get_device()).eval()
 
 
 def image_steps(config: Config) -> list:
@@ -53,16 +44,7 @@ def image_steps(config: Config) -> list:
 
 
 def run_steps(steps: Sequence, image: np.ndarray, path: str = '') -> dict:
-    """Runs transforms on an image that is already loaded.
-
-    Args:
-        steps: The transforms of :func:`image_steps` after the one that loads.
-        image: (H, W, 3) BGR.
-        path: The image file.
-
-    Raises:
-        InputError: A transform needs more than an image.
-    """
+    """Runs :func:`image_steps` after the one that loads on an image, (H, W, 3) BGR, or raises an InputError."""
     shape = image.shape[:2]
     results = dict(img=image, img_path=path, img_id=0, img_shape=shape, ori_shape=shape)
     with config_errors('the test pipeline cannot take a single image'):

@@ -38,22 +38,14 @@ def prepare_config(args: argparse.Namespace) -> Config:
 
 
 def build_runner(config: Config) -> Runner:
-    """Builds the runner of a config: the environment and the model.
-
-    Raises:
-        InputError: A part cannot be built: an unknown type, a wrong argument.
-    """
+    """Builds the runner of a config, or raises an InputError: an unknown type, a wrong argument."""
     with config_errors('the config cannot be built'):
         return RUNNERS.build(config) if 'runner_type' in config else Runner.from_cfg(config)
 
 
 @contextlib.contextmanager
 def report_lost_ranks() -> Iterator[None]:
-    """Turns the error of a rank whose peer has exited into one line.
-
-    Raises:
-        SystemExit: Another rank exited during the block.
-    """
+    """Turns the error of a rank whose peer has exited into one line and a SystemExit."""
     try:
         yield
     except RuntimeError as error:
@@ -84,11 +76,7 @@ def _distribute_on_cpu(config: Config) -> None:
 
 
 def _set_ranks_from_slurm() -> None:
-    """Sets torchrun's variables (rank, world size, address, port) from those of a Slurm task.
-
-    Raises:
-        InputError: This is not a Slurm task.
-    """
+    """Sets torchrun's variables (rank, world size, address, port) from those of a Slurm task."""
     try:
         names = {'RANK': 'SLURM_PROCID', 'WORLD_SIZE': 'SLURM_NTASKS', 'LOCAL_RANK': 'SLURM_LOCALID'}
         os.environ.update({name: os.environ[theirs] for name, theirs in names.items()})

@@ -47,14 +47,7 @@ def verify(path: str | os.PathLike) -> None:
         OSError: It cannot be read.
     """
     with open(path, 'rb') as file:
-        size = file.seek(0, os.SEEK_END)
-        tail = _tail(file, size, _END_SIZE + _LENGTH)
-        signature = _SIGNATURE.fullmatch(tail[-_LENGTH:])
-        if signature:
-            damage = _damage(file, size - _LENGTH, tail[-_LENGTH - 2 : -_LENGTH], signature)
-        else:
-            file.seek(0)
-            damage = _damage_of_archive(file, size) if file.read(4) == _HEAD else None
+        damage = _damage(file, file.seek(0, os.SEEK_END))
     if damage:
         raise CheckpointError(
             f'{os.fspath(path)} is damaged: {damage}; copy or download it again, or use another checkpoint'
@@ -72,12 +65,17 @@ def _verify_once(path: str, state: tuple[int, ...]) -> None:
     verify(path)
 
 
-def _damage(file: BinaryIO, size: int, comment_length: bytes, signature: re.Match) -> str | None:
-    """Returns what is wrong with the ``size`` bytes before a signature, None where nothing is."""
-    written, digest = int(signature[1]), signature[2].decode()
-    if size != written:
-        return f'it has {size} bytes, and {written} were written'
-    if int.from_bytes(comment_length, 'little') != _LENGTH or _sha256(file, size) != digest:
+def _damage(file: BinaryIO, size: int) -> str | None:
+    """Returns what is wrong with a checkpoint of ``size`` bytes, None where nothing is."""
+    tail = _tail(file, size, _END_SIZE + _LENGTH)
+    signature = _SIGNATURE.fullmatch(tail[-_LENGTH:])
+    if not signature:
+        file.seek(0)
+        return _damage_of_archive(file, size) if file.read(4) == _HEAD else None
+    signed, written, comment_length = size - _LENGTH, int(signature[1]), tail[-_LENGTH - 2 : -_LENGTH]
+    if signed != written:
+        return f'it has {signed} bytes, and {written} were written'
+    if int.from_bytes(comment_length, 'little') != _LENGTH or _sha256(file, signed) != signature[2].decode():
         return 'it was changed after it was written (its SHA-256 differs)'
     return None
 

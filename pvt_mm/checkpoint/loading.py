@@ -1,7 +1,5 @@
 """Strict loading of a PVT or a classifier from a checkpoint of any format."""
 
-from collections.abc import Mapping
-
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
@@ -35,11 +33,7 @@ def load_pretrained(
     Raises:
         CheckpointError: The file cannot be read, or a key is missing, unknown or of another shape; they are listed.
     """
-    state_dict = read_checkpoint(checkpoint, map_location)
-    try:
-        weights, notes = _weights_for(model, state_dict, prefix, pretrain_img_size)
-    except CheckpointError as error:
-        raise CheckpointError(f'{checkpoint}: {error}') from None
+    weights, _, notes = _read_weights(checkpoint, map_location, model, {}, prefix, pretrain_img_size)
     model.load_state_dict(weights)
     print_log('; '.join([f'loaded all {len(weights)} parameters of PVT from {checkpoint}', *notes]), logger='current')
 
@@ -47,36 +41,34 @@ def load_pretrained(
 def load_classifier(backbone: nn.Module, head: nn.Linear, checkpoint: str, map_location: str = 'cpu') -> None:
     """Loads the classifier in a checkpoint, of any format, into its backbone and head: all of it, or nothing.
 
-    Args:
-        backbone: A :class:`~pvt_mm.models.PVT` with a class token.
-        head: The layer from the token's feature to the scores.
-        checkpoint: See :func:`load_pretrained`.
-        map_location: See :func:`load_pretrained`.
+    The backbone has a class token; the head goes from the token's feature to the scores.
 
     Raises:
         CheckpointError: The file cannot be read, has no head, or a key is missing, unknown or of another shape.
     """
-    state_dict = read_checkpoint(checkpoint, map_location)
-    try:
-        scores = head_weights(state_dict)
-        check_weights(scores, {f'head.fc.{name}': value for name, value in head.state_dict().items()})
-        weights, notes = _weights_for(backbone, state_dict)
-    except CheckpointError as error:
-        raise CheckpointError(f'{checkpoint}: {error}') from None
+    wanted = {f'head.fc.{name}': value for name, value in head.state_dict().items()}
+    weights, scores, notes = _read_weights(checkpoint, map_location, backbone, wanted)
     backbone.load_state_dict(weights)
     head.load_state_dict({name.removeprefix('head.fc.'): value for name, value in scores.items()})
     print_log('; '.join([f'loaded the whole classifier from {checkpoint}', *notes]), logger='current')
 
 
-def _weights_for(
+def _read_weights(
+    checkpoint: str,
+    map_location: str,
     model: nn.Module,
-    state_dict: Mapping[str, Tensor],
+    head: dict[str, Tensor],
     prefix: str | None = None,
     pretrain_img_size: int | tuple[int, int] | None = None,
-) -> tuple[dict[str, Tensor], list[str]]:
-    """Returns every parameter of ``model`` from a state dict, and what was changed for it."""
-    target = model.state_dict()
+) -> tuple[dict[str, Tensor], dict[str, Tensor], list[str]]:
+    """Returns the parameters of ``model`` and of ``head`` (by name) in a checkpoint, and what was changed to fit."""
+    state_dict, target = read_checkpoint(checkpoint, map_location), model.state_dict()
     grids = [tuple(table.shape[1:3]) for name, table in target.items() if name.endswith('.pos_embed.table')]
-    weights, notes = fit_weights(backbone_weights(state_dict, prefix, pretrain_img_size, grids), target)
-    check_weights(weights, target)
-    return weights, notes
+    try:
+        scores = head_weights(state_dict) if head else {}
+        check_weights(scores, head)
+        weights, notes = fit_weights(backbone_weights(state_dict, prefix, pretrain_img_size, grids), target)
+        check_weights(weights, target)
+    except CheckpointError as error:
+        raise CheckpointError(f'{checkpoint}: {error}') from None
+    return weights, scores, notes

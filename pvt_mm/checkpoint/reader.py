@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import functools
-import importlib
 import logging
 import os
 import pickle
@@ -11,7 +10,8 @@ import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
-from typing import Any
+from typing import IO, Any
+from unittest import mock
 from urllib.parse import urlparse
 
 import numpy as np
@@ -41,21 +41,15 @@ _trust: ContextVar[bool] = ContextVar('trust', default=False)
 def safe_reading(trust: bool = False) -> Iterator[None]:
     """Makes MMEngine read checkpoints as :func:`read_file` does, within the block.
 
-    Args:
-        trust: Whether a checkpoint that is refused is read all the same, running what it asks to run. Holds for all
-            functions of this module within the block.
+    With ``trust``, all functions of this module read a checkpoint that is refused all the same, running what it asks.
     """
     token = _trust.set(trust)
-    schemes = getattr(CheckpointLoader, '_schemes', {})
-    before = dict(schemes)
-    CheckpointLoader.register_scheme(SCHEMES, _load_for_mmengine, force=True)
     try:
-        yield
+        with mock.patch.dict(getattr(CheckpointLoader, '_schemes', {})):  # restored at the end
+            CheckpointLoader.register_scheme(SCHEMES, _load_for_mmengine, force=True)
+            yield
     finally:
         _trust.reset(token)
-        if before:
-            schemes.clear()
-            schemes.update(before)
 
 
 def _load_for_mmengine(path: str, map_location: str | None = None) -> Any:
@@ -87,17 +81,16 @@ def read_file(path: str | os.PathLike, map_location: str = 'cpu') -> Any:
     """
     path = str(path)
     where = _in_catalog(path)
-    if urlparse(where).scheme in ('http', 'https'):
-        content = _read_local(_download(where), map_location)
-    elif '://' in where:
-        with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
+        if urlparse(where).scheme in ('http', 'https'):
+            where = _download(where)
+        elif '://' in where:
             try:
-                local = stack.enter_context(fileio.get_local_path(where))
+                where = stack.enter_context(fileio.get_local_path(where))
             except Exception as error:  # each storage has exceptions of its own
-                reason = f'{type(error).__name__}: {_one_line(error)}'
-                raise CheckpointError(f'{path} cannot be fetched: {reason}') from error
-            content = _read_local(local, map_location)
-    else:
+                raise CheckpointError(
+                    f'{path} cannot be fetched: {type(error).__name__}: {_one_line(error)}'
+                ) from error
         content = _read_local(where, map_location)
     if isinstance(content, Mapping) and 'state_dict' not in content and set(WRAPPERS) & set(content):
         content = {**content, 'state_dict': _parameters(content, path)}
@@ -118,9 +111,8 @@ def _read_local(path: str, map_location: str) -> Any:
         verify_once(path)
     except OSError as error:
         raise CheckpointError(f'{path} cannot be read: {error.strerror or error}') from None
-    allowed = torch.serialization.safe_globals(_allowed_globals())
     try:
-        with allowed:
+        with torch.serialization.safe_globals(_allowed_globals()):
             return torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r'GLOBAL ([\w.]+)', str(error))
@@ -157,10 +149,7 @@ class _StandIn(dict):
 
 
 def _globals_of(path: str) -> list[str]:
-    """Returns what the pickle in a checkpoint asks for, running none of it.
-
-    PyTorch names what it refuses only in pickles of protocol 2, its own.
-    """
+    """Returns what the pickle in a checkpoint asks for, running none of it; PyTorch names it only for protocol 2."""
     found = {}
 
     class Listing(pickle.Unpickler):
@@ -171,33 +160,29 @@ def _globals_of(path: str) -> list[str]:
         def persistent_load(self, _: Any) -> None:
             return None
 
-    try:
-        with contextlib.ExitStack() as stack:
-            file = stack.enter_context(open(path, 'rb'))
-            if zipfile.is_zipfile(file):
-                archive = stack.enter_context(zipfile.ZipFile(file))
-                file = archive.open(next(name for name in archive.namelist() if name.endswith('data.pkl')))
-            file.seek(0)
-            for _ in range(5):  # before they were zip archives, files had five pickles in a row
-                Listing(file).load()
-    except Exception:  # after the last one, or where it is no pickle, anything fails
-        pass
+    # After the last pickle, or where there is none, anything fails.
+    with contextlib.suppress(Exception), open(path, 'rb') as file:
+        stream: IO[bytes] = file
+        if zipfile.is_zipfile(file):
+            archive = zipfile.ZipFile(file)
+            stream = archive.open(next(name for name in archive.namelist() if name.endswith('data.pkl')))
+        stream.seek(0)
+        for _ in range(5):  # before they were zip archives, files had five pickles in a row
+            Listing(stream).load()
     return list(found)
 
 
 def _in_catalog(path: str) -> str:
     """Returns the URL of weights that MMEngine names, such as ``torchvision://resnet50``; else the path."""
     scheme, _, name = path.partition('://')
+    catalogs = dict.fromkeys(('torchvision', 'modelzoo'), get_torchvision_models)
+    catalogs |= dict.fromkeys(('open-mmlab', 'openmmlab'), get_external_models)
     try:
-        if scheme in ('torchvision', 'modelzoo'):
-            return get_torchvision_models()[name]
-        if scheme in ('open-mmlab', 'openmmlab'):
-            return get_external_models()[name]
+        return catalogs[scheme]()[name] if scheme in catalogs else path
     except ImportError:
         raise CheckpointError(f'{path} needs torchvision: pip install torchvision') from None
     except KeyError:
         raise CheckpointError(f'{path}: there are no weights of this name') from None
-    return path
 
 
 def _download(url: str) -> str:
@@ -221,11 +206,10 @@ def _download(url: str) -> str:
 
 
 def _parameters(content: Any, path: str) -> dict[str, Tensor]:
-    while isinstance(content, Mapping):
-        inner = next((content[name] for name in WRAPPERS if isinstance(content.get(name), Mapping)), None)
-        if inner is None:
-            break
+    inner = content
+    while isinstance(inner, Mapping):
         content = inner
+        inner = next((content[name] for name in WRAPPERS if isinstance(content.get(name), Mapping)), None)
     if not isinstance(content, Mapping):
         raise CheckpointError(f'{path} holds a {type(content).__name__}, not parameters')
     parameters = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
@@ -240,11 +224,9 @@ def _allowed_globals() -> list:
     MMEngine's hold the history of the logged values, the state of schedulers, NumPy's scalars and random states; the
     authors' training its command line. NumPy 2 writes ``numpy._core`` where NumPy 1 wrote ``numpy.core``.
     """
-    numpy2 = np.lib.NumpyVersion(np.__version__) >= '2.0.0'
-    multiarray = importlib.import_module('numpy._core.multiarray' if numpy2 else 'numpy.core.multiarray')
     arrays = [
-        (getattr(multiarray, name), f'numpy.{core}.multiarray.{name}')
-        for name in ('_reconstruct', 'scalar')
+        (value.__reduce__()[0], f'numpy.{core}.multiarray.{name}')
+        for name, value in {'_reconstruct': np.empty(0), 'scalar': np.float64(0)}.items()
         for core in ('core', '_core')
     ]
     dtypes = {type(np.dtype(kind)) for kind in ('float64', 'float32', 'int64', 'int32', 'uint32')}

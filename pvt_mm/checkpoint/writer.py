@@ -43,11 +43,7 @@ def save_checkpoint(state_dict: Mapping[str, Tensor], path: str | os.PathLike) -
 
 
 def import_safetensors() -> Any:
-    """Returns ``safetensors.torch``.
-
-    Raises:
-        CheckpointError: It is not installed.
-    """
+    """Returns ``safetensors.torch``, or raises a CheckpointError if it is not installed."""
     try:
         import safetensors.torch
     except ImportError:

@@ -13,11 +13,7 @@ from pvt_mm.utils.text import shorten
 
 
 def find_classes(folder: str, names: Sequence[str] | None = None) -> tuple[str, ...]:
-    """Returns ``names``, or if they are not given the names of the folders in ``folder``, sorted.
-
-    Raises:
-        InputError: The folder cannot be read, contains no folder, or lacks a folder for a given name.
-    """
+    """Returns ``names``, each of which must have a folder in ``folder``, or by default those of its folders, sorted."""
     there = {entry.name for entry in _scan(folder) if entry.is_dir()}
     if not there:
         raise InputError(f'{folder} contains no folder: it must have one for each class, with its images')
@@ -31,11 +27,7 @@ def find_classes(folder: str, names: Sequence[str] | None = None) -> tuple[str, 
 
 
 def find_images(folder: str) -> Iterator[str]:
-    """Yields the paths of the images in a folder and its subfolders, in the file system's order.
-
-    Raises:
-        InputError: A folder cannot be read.
-    """
+    """Yields the paths of the images in a folder and its subfolders, in the file system's order."""
     for entry in _scan(folder):
         if entry.is_dir():
             yield from find_images(entry.path)
@@ -86,11 +78,7 @@ class ImageFolder(BaseDataset):
         return images
 
     def prepare_data(self, idx: int) -> dict | None:
-        """Returns what the pipeline makes of an image.
-
-        Raises:
-            InputError: The image cannot be read. Decoders do not say which one it was.
-        """
+        """Returns what the pipeline makes of an image; names one that cannot be read, which decoders do not."""
         try:
             return super().prepare_data(idx)
         except Exception as error:  # decoders raise anything

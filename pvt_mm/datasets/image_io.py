@@ -1,7 +1,6 @@
 """Reading images outside of MMCV's pipelines, and what to do with those that are missing, truncated or not images.
 
-One policy for all: a missing, truncated or undecodable file is an :class:`InputError` of one line that names it. Only
-training may skip some (``train_cfg.max_broken_images``, :mod:`pvt_mm.engine.loading`).
+They are an :class:`InputError` that names them. Only training may skip some (:mod:`pvt_mm.engine.loading`).
 """
 
 import contextlib
@@ -21,10 +20,7 @@ _ENDS = {'.jpg': b'\xff\xd9', '.jpeg': b'\xff\xd9', '.png': b'IEND\xaeB`\x82'}
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray:
-    """Reads an image as OpenCV does, turned upright by its EXIF orientation.
-
-    Returns:
-        (H, W, 3) uint8, BGR.
+    """Returns an image as OpenCV reads it, (H, W, 3) uint8 in BGR, turned upright by its EXIF orientation.
 
     Raises:
         InputError: The file is missing, truncated or not an image.
@@ -42,7 +38,7 @@ def find_fault(info: dict, decode: bool) -> str | None:
     Decoders fill the missing part of a truncated JPEG with grey without an error, so the end of the file is checked.
 
     Args:
-        info: What the data set knows of the sample: ``img_path``, ``seg_map_path``.
+        info: ``img_path`` and ``seg_map_path``, if there is one.
         decode: Whether to decode files whose end is as it should be, too. Only then is a missing file a fault: it may
             be the name of something outside of the file system, which a pipeline knows to load.
     """
@@ -84,20 +80,14 @@ def unreadable_error(fault: str) -> InputError:
 
 @contextlib.contextmanager
 def report_unreadable_images() -> Iterator[None]:
-    """Turns the error of MMCV's ``LoadImageFromFile`` on an image, here or in a worker process, into one line.
-
-    Raises:
-        InputError: An image cannot be read; the message names it.
-    """
+    """Turns the error of MMCV's ``LoadImageFromFile``, here or in a worker process, into an InputError of one line."""
     try:
         yield
     except (AssertionError, FileNotFoundError) as error:
-        # MMCV says which file in the text alone. A worker's message contains its traceback with source lines first, so
-        # the last match counts.
+        # MMCV says which file in the text alone. In a worker's, its traceback comes first: the last match counts.
         found = re.findall(r"failed to load image: (.+)|No such file or directory: '(.+)'", str(error))
         if not found:
             raise
         damaged, absent = found[-1]
-        raise unreadable_error(
-            f'{absent} does not exist' if absent else f'{damaged} is truncated or not an image'
-        ) from error
+        fault = f'{absent} does not exist' if absent else f'{damaged} is truncated or not an image'
+        raise unreadable_error(fault) from error

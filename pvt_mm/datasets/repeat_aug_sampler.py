@@ -19,9 +19,7 @@ class RepeatAugSampler(Sampler[int]):
     ``num_repeats`` of the images. Each draw is augmented differently.
 
     Args:
-        dataset: The data set.
         shuffle: Whether to draw in a random order, which differs between epochs.
-        num_repeats: How often to draw each image.
         selected_round: The number of draws per epoch, over all ranks, is rounded down to a multiple of this; it is not
             rounded if this is 0 or greater than the size of the data.
         seed: Seed of the order, the same on all ranks; by default a random one that the ranks agree on.

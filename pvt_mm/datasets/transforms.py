@@ -26,7 +26,6 @@ class RandomResizedCrop(BaseTransform):
         scale: (w, h) of the result, or its side, in pixels.
         crop_ratio_range: Area of the box relative to the image; drawn uniformly.
         aspect_ratio_range: Width of the box over its height; its logarithm is drawn uniformly.
-        max_attempts: Number of boxes to draw.
         interpolation: ``'bicubic'``, ``'bilinear'``, ``'nearest'``, ...
         backend: ``'pillow'``, which antialiases when it downsamples, or ``'cv2'``, which does not.
 
@@ -83,11 +82,7 @@ class RandomResizedCrop(BaseTransform):
         return results
 
     def __repr__(self) -> str:
-        return (
-            f'{type(self).__name__}(scale={self.scale}, crop_ratio_range={self.crop_ratio_range}, '
-            f'aspect_ratio_range={self.aspect_ratio_range}, max_attempts={self.max_attempts}, '
-            f'interpolation={self.interpolation!r}, backend={self.backend!r})'
-        )
+        return f'{type(self).__name__}({", ".join(f"{name}={value!r}" for name, value in vars(self).items())})'
 
 
 @TRANSFORMS.register_module()

@@ -22,11 +22,7 @@ class CheckpointError(InputError):
 
 @contextlib.contextmanager
 def config_errors(what: str, *more: type[Exception]) -> Iterator[None]:
-    """Turns errors from building a part of a config into an InputError.
-
-    Args:
-        what: The start of the message, such as ``'the test pipeline cannot be built'``.
-        more: Further exception types to turn.
+    """Turns errors from building a part of a config, and those of the types ``more``, into an InputError.
 
     Raises:
         InputError: ``{what}: {type of the error}: {its message}``; without the type if it is an InputError itself.
@@ -41,11 +37,7 @@ def config_errors(what: str, *more: type[Exception]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def report_import_errors() -> Iterator[None]:
-    """Turns what importing a broken installation raises into one line that names tools/doctor.py.
-
-    Raises:
-        SystemExit: An import failed.
-    """
+    """Turns what importing a broken installation raises into a SystemExit of one line that names tools/doctor.py."""
     try:
         yield
     except Exception as error:  # a wrong MMCV raises AssertionError, a wrong NumPy ValueError
@@ -85,10 +77,8 @@ def command(main: Callable) -> Callable[[Sequence[str] | None], int]:
 def _message(error: InputError | OSError) -> str | None:
     """Returns what to tell the user of an error, or None if it is not about the user's files."""
     if isinstance(error, InputError):
-        message = str(error)
-        if message.startswith('Caught InputError in DataLoader worker'):  # followed by the worker's traceback
-            return message.rsplit('InputError: ', 1)[-1]
-        return message
+        in_a_worker = str(error).startswith('Caught InputError in DataLoader worker')  # followed by its traceback
+        return str(error).rsplit('InputError: ', 1)[-1] if in_a_worker else str(error)
     if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
         return None
     return ': '.join(str(part) for part in (error.filename, error.strerror) if part is not None)

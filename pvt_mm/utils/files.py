@@ -39,11 +39,7 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def check_writable(path: str | os.PathLike) -> None:
-    """Checks that a file can be written, before a long computation of its content.
-
-    Raises:
-        OSError: It is a folder, or its folder cannot be created or written.
-    """
+    """Raises an OSError if a file cannot be written, before a long computation of its content."""
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, 'Is a directory', str(path))
