@@ -29,11 +29,7 @@ def load_model(config: Config, checkpoint: str) -> nn.Module:
 
 
 def image_steps(config: Config) -> list:
-    """Builds the transforms of a config's test pipeline, without those that load annotations.
-
-    Raises:
-        InputError: The config has none, or a transform cannot be built.
-    """
+    """Builds the transforms of a config's test pipeline, without those that load annotations."""
     init_default_scope(config.get('default_scope', 'mmengine'))
     dataset = innermost_dataset(config.get('test_dataloader', {}).get('dataset', {}))
     steps = [step for step in dataset.get('pipeline') or () if 'Annotation' not in step['type']]

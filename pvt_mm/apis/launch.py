@@ -21,11 +21,7 @@ from pvt_mm.utils.errors import InputError, config_errors
 
 
 def prepare_config(args: argparse.Namespace) -> Config:
-    """Returns the config that the command line asks for, with its work directory and its launcher set.
-
-    Raises:
-        InputError: See :func:`load_config`; or the work directory cannot be written.
-    """
+    """Returns the config that the command line asks for, with a work directory that can be written and its launcher."""
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     config = load_config(args.config, args.cfg_options)
     config.launcher = args.launcher
