@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -36,13 +37,9 @@ _MIN_CONTRAST = 100.0  # Euclidean, in 8-bit BGR, between a shape's colour and 9
 
 @dataclass(frozen=True)
 class Instance:
-    """The visible part of one shape.
+    """The visible part of one shape, of class ``CLASSES[label]``: a mask, (H, W) bool, and what surrounds it.
 
-    Attributes:
-        label: Index in ``CLASSES``.
-        mask: (H, W) bool.
-        bbox: x, y, width, height in pixels, tight around ``mask``.
-        polygons: Outlines of ``mask``, each ``[x0, y0, x1, y1, ...]`` in pixels, as in COCO.
+    As in COCO, the box is (x, y, width, height) and each polygon ``[x0, y0, x1, y1, ...]``, in pixels.
     """
 
     label: int
@@ -89,13 +86,11 @@ def _gradient(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
     return 1.6 * _ramp(rng, h, w)
 
 
-def _clouds(rng: np.random.Generator, h: int, w: int, finest: int = 32) -> np.ndarray:
-    """Sums noise at several scales, each half as strong as the one twice as coarse."""
-    field, weight, cells = np.zeros((h, w), np.float32), 0.8, max(2, finest // 8)
-    while cells <= finest:
+def _clouds(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
+    field = np.zeros((h, w), np.float32)
+    for weight, cells in ((0.8, 4), (0.4, 8), (0.2, 16), (0.1, 32)):
         coarse = rng.uniform(-1, 1, (cells, cells)).astype(np.float32)
         field += weight * cv2.resize(coarse, (w, h), interpolation=cv2.INTER_CUBIC)
-        weight, cells = weight / 2, cells * 2
     return field
 
 
@@ -140,8 +135,7 @@ def _background(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
         (_blobs, _tint(rng, 3, 20)),
         (_clouds, _tint(rng, 2, 10)),
     ]
-    canvas = np.empty((h, w, 3), np.float32)
-    canvas[:] = rng.uniform(30, 225, 3)
+    canvas = np.full((h, w, 3), rng.uniform(30, 225, 3), np.float32)
     for field, tint in layers:
         canvas += field(rng, h, w)[..., None] * tint
     return canvas
@@ -150,85 +144,67 @@ def _background(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
 # ---- shapes
 
 
-@dataclass(frozen=True)
-class _Outline:
-    """A circle (no corners) or a convex polygon, in pixels, with all corners in the same sense of rotation."""
+class _Shape(NamedTuple):
+    label: int
+    area: float  # within its outline, in pixels
+    window: tuple[slice, slice]  # rows and columns of its bounding box with a margin of 4 pixels
+    depth: np.ndarray  # distance of each pixel of the window to the outline in pixels, negative outside
 
-    center: tuple[float, float]
-    radius: float
-    corners: np.ndarray | None
-    area: float
 
-    def window(self, h: int, w: int) -> tuple[slice, slice]:
-        """Returns the rows and columns of its bounding box with a margin of 4 pixels."""
-        (cx, cy), reach = self.center, self.radius + 4
-        return (
-            slice(max(0, math.floor(cy - reach)), min(h, math.ceil(cy + reach))),
-            slice(max(0, math.floor(cx - reach)), min(w, math.ceil(cx + reach))),
-        )
+def _draw_shape(rng: np.random.Generator, label: int, h: int, w: int) -> _Shape:
+    low, high = _DIAMETER
+    diameter = min(h, w) * low * (high / low) ** rng.random()
+    margin = 0.4 * diameter
+    cx, cy = rng.uniform(margin, w - margin), rng.uniform(margin, h - margin)
+    radius, area, corners = diameter / 2, math.pi / 4 * diameter**2, None
+    if CLASSES[label] != 'circle':
+        count, upright = (4, math.pi / 4) if CLASSES[label] == 'square' else (3, -math.pi / 2)
+        angles = upright + 2 * math.pi * np.arange(count) / count + rng.uniform(-_TILT, _TILT)
+        if count == 3:
+            angles += rng.uniform(-0.15, 0.15, 3)
+        unit = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        x, y = unit.T
+        radius = math.sqrt(area / (0.5 * float(np.sum(x * np.roll(y, -1) - y * np.roll(x, -1)))))
+        corners = np.array([cx, cy]) + radius * unit
 
-    def depth(self, rows: slice, cols: slice) -> np.ndarray:
-        """Returns each pixel's distance to the outline in pixels, negative outside, (rows, cols)."""
-        y = np.arange(rows.start, rows.stop)[:, None] + 0.5
-        x = np.arange(cols.start, cols.stop) + 0.5
-        if self.corners is None:
-            return self.radius - np.hypot(x - self.center[0], y - self.center[1])
+    reach = radius + 4
+    rows = slice(max(0, math.floor(cy - reach)), min(h, math.ceil(cy + reach)))
+    cols = slice(max(0, math.floor(cx - reach)), min(w, math.ceil(cx + reach)))
+    y, x = np.arange(rows.start, rows.stop)[:, None] + 0.5, np.arange(cols.start, cols.stop) + 0.5
+    if corners is None:
+        depth = radius - np.hypot(x - cx, y - cy)
+    else:
         depth = np.full((y.size, x.size), np.inf)
-        for (x0, y0), (x1, y1) in zip(self.corners, np.roll(self.corners, -1, axis=0), strict=True):
+        for (x0, y0), (x1, y1) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
             edge = math.hypot(x1 - x0, y1 - y0)
             depth = np.minimum(depth, ((x1 - x0) * (y - y0) - (y1 - y0) * (x - x0)) / edge)
-        return depth
+    return _Shape(label, area, (rows, cols), depth)
 
 
-def _outline(rng: np.random.Generator, label: int, h: int, w: int) -> _Outline:
-    side = min(h, w)
-    low, high = _DIAMETER
-    diameter = side * low * (high / low) ** rng.random()
-    margin = 0.4 * diameter
-    center = rng.uniform(margin, w - margin), rng.uniform(margin, h - margin)
-    area = math.pi / 4 * diameter**2
-    if CLASSES[label] == 'circle':
-        return _Outline(center, diameter / 2, None, area)
-    count = 4 if CLASSES[label] == 'square' else 3
-    upright = math.pi / 4 if count == 4 else -math.pi / 2
-    angles = upright + 2 * math.pi * np.arange(count) / count + rng.uniform(-_TILT, _TILT)
-    if count == 3:
-        angles += rng.uniform(-0.15, 0.15, 3)
-    unit = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    x, y = unit.T
-    unit_area = 0.5 * float(np.sum(x * np.roll(y, -1) - y * np.roll(x, -1)))
-    radius = math.sqrt(area / unit_area)
-    return _Outline(center, radius, np.array(center) + radius * unit, area)
+def _place(rng: np.random.Generator, label: int, shapes: list[_Shape], owner: np.ndarray) -> None:
+    """Adds a shape of which enough is visible, as of those below it, unless 20 attempts fail.
 
-
-def _place(rng: np.random.Generator, label: int, outlines: list[_Outline], owner: np.ndarray) -> _Outline | None:
-    """Draws the next shape's outline so that enough of it and of those below is visible; None after 20 attempts.
-
-    ``owner``, (H, W), has the index in ``outlines`` of each pixel's topmost shape, -1 in the background. It is updated
+    ``owner``, (H, W), has the index in ``shapes`` of each pixel's topmost shape, -1 in the background. Both are updated
     in place.
     """
-    h, w = owner.shape
     for _ in range(20):
-        outline = _outline(rng, label, h, w)
-        window = outline.window(h, w)
-        inside = outline.depth(*window) >= 0
-        covered = np.bincount(owner[window][inside] + 1, minlength=len(outlines) + 1)[1:]
-        visible = np.bincount(owner.ravel() + 1, minlength=len(outlines) + 1)[1:] - covered
+        shape = _draw_shape(rng, label, *owner.shape)
+        inside = shape.depth >= 0
+        covered = np.bincount(owner[shape.window][inside] + 1, minlength=len(shapes) + 1)[1:]
+        visible = np.bincount(owner.ravel() + 1, minlength=len(shapes) + 1)[1:] - covered
         if (
-            inside.sum() >= _MIN_VISIBLE * outline.area
-            and covered.sum() <= _MAX_COVERING * outline.area
-            and all(left >= _MIN_VISIBLE * below.area for left, below in zip(visible, outlines, strict=True))
+            inside.sum() >= _MIN_VISIBLE * shape.area
+            and covered.sum() <= _MAX_COVERING * shape.area
+            and all(left >= _MIN_VISIBLE * below.area for left, below in zip(visible, shapes, strict=True))
         ):
-            owner[window][inside] = len(outlines)
-            return outline
-    return None
+            owner[shape.window][inside] = len(shapes)
+            shapes.append(shape)
+            return
 
 
-def _paint(rng: np.random.Generator, outline: _Outline, canvas: np.ndarray) -> None:
+def _paint(rng: np.random.Generator, shape: _Shape, canvas: np.ndarray) -> None:
     """Blends a shape into the canvas, in a colour that contrasts with its surroundings."""
-    window = outline.window(*canvas.shape[:2])
-    depth = outline.depth(*window)
-    below = canvas[window]
+    depth, below = shape.depth, canvas[shape.window]
     surroundings = below[(depth > -4) & (depth < 2)]
     surroundings = surroundings[:: max(1, len(surroundings) // 200)]
     candidates = rng.uniform(10, 245, (32, 1, 3)).astype(np.float32)
@@ -242,26 +218,19 @@ def _paint(rng: np.random.Generator, outline: _Outline, canvas: np.ndarray) -> N
     below += coverage * (surface - below)
 
 
-def _polygons(mask: np.ndarray) -> list[list[float]]:
-    """Returns the outlines of a mask, found on a copy four times as large so that they follow the edges of pixels."""
-    scale = 4
-    large = cv2.resize(np.pad(mask, 1).astype(np.uint8) * 255, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
+def _instance(label: int, mask: np.ndarray) -> Instance:
+    x, y, w, h = cv2.boundingRect(mask.astype(np.uint8))
+    # Outlines are found on a copy four times as large, so that they follow the edges of pixels.
+    scale, small = 4, np.pad(mask[y : y + h, x : x + w], 1).astype(np.uint8) * 255
+    large = cv2.resize(small, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
     contours, _ = cv2.findContours((large > 127).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     polygons = []
     for contour in contours:
         points = cv2.approxPolyDP(contour, 0.4 * scale, True).reshape(-1, 2)
         if len(points) >= 3:
-            points = np.clip((points + 0.5) / scale - 1, 0, mask.shape[::-1])
+            points = np.add(np.clip((points + 0.5) / scale - 1, 0, (w, h)), (x, y))
             polygons.append(np.round(points, 2).ravel().tolist())
-    return polygons
-
-
-def _instance(label: int, mask: np.ndarray) -> Instance:
-    rows, cols = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    (top, bottom), (left, right) = rows[[0, -1]].tolist(), cols[[0, -1]].tolist()
-    polygons = _polygons(mask[top : bottom + 1, left : right + 1])
-    polygons = [[round(v + (left, top)[i % 2], 2) for i, v in enumerate(polygon)] for polygon in polygons]
-    return Instance(label, mask, (left, top, right - left + 1, bottom - top + 1), polygons)
+    return Instance(label, mask, (x, y, w, h), polygons)
 
 
 def draw_scene(
@@ -285,31 +254,25 @@ def draw_scene(
     labels = rng.integers(len(CLASSES), size=rng.integers(_MIN_SHAPES, _MAX_SHAPES + 1)).tolist()
     if first_label is not None:
         labels[0] = first_label
-    owner = np.full((h, w), -1)
-    outlines, drawn = [], []
+    shapes, owner = [], np.full((h, w), -1)
     for label in labels:
-        outline = _place(rng, label, outlines, owner)
-        if outline is not None:
-            outlines.append(outline)
-            drawn.append(label)
-    for outline in outlines:
-        _paint(rng, outline, canvas)
+        _place(rng, label, shapes, owner)
+    for shape in shapes:
+        _paint(rng, shape, canvas)
 
     canvas = (canvas - 128) * rng.uniform(0.75, 1.1) + rng.uniform(108, 148)
     canvas = cv2.GaussianBlur(canvas, (0, 0), rng.uniform(0.3, 0.7))
     canvas += rng.standard_normal(canvas.shape, np.float32) * np.float32(rng.uniform(2, 7))
     image = np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
-    return Scene(image, [_instance(label, owner == i) for i, label in enumerate(drawn)])
+    return Scene(image, [_instance(shape.label, owner == i) for i, shape in enumerate(shapes)])
 
 
 def _crop(rng: np.random.Generator, scene: Scene, label: int) -> np.ndarray:
     """Crops a square around the shape of this class with the fewest other shapes near it, or the largest of several."""
     h, w = scene.image.shape[:2]
     occupied = scene.semantic_map > 0
-    best_rank, best_window = (-1.0, -1), None
-    for instance in scene.instances:
-        if instance.label != label:
-            continue
+    ranked = []
+    for instance in (one for one in scene.instances if one.label == label):
         x, y, bw, bh = instance.bbox
         longer = max(bw, bh)
         side = min(h, w, max(MIN_IMAGE_SIZE, math.ceil(longer * rng.uniform(1.15, 1.5))))
@@ -318,10 +281,8 @@ def _crop(rng: np.random.Generator, scene: Scene, label: int) -> np.ndarray:
         top = min(max(round(y + (bh - side) / 2 + shift[1]), 0), h - side)
         window = slice(top, top + side), slice(left, left + side)
         share = instance.mask[window].sum() / occupied[window].sum()
-        rank = (round(float(share), 1), int(instance.mask.sum()))
-        if rank > best_rank:
-            best_rank, best_window = rank, window
-    return scene.image[best_window]
+        ranked.append(((round(float(share), 1), int(instance.mask.sum())), window))
+    return scene.image[max(ranked, key=lambda pair: pair[0])[1]]
 
 
 # ---- files
@@ -334,8 +295,11 @@ def _check_size(image_size: int | tuple[int, int]) -> tuple[int, int]:
     return int(h), int(w)
 
 
-def _stem(index: int) -> str:
-    return f'{index + 1:012d}'
+def _paths(split: str, index: int) -> tuple[str, str, str]:
+    """Returns the paths of an image, its semantic map and its crop, relative to the folder."""
+    name, folder = f'{index + 1:012d}', CLASSES[index % len(CLASSES)]
+    maps = f'annotations/{MMSEG_SPLITS[split]}'
+    return f'{split}2017/{name}.jpg', f'{maps}/{name}.png', f'classification/{split}/{folder}/{name}.jpg'
 
 
 def _files(train: int, val: int) -> Iterator[str]:
@@ -343,11 +307,8 @@ def _files(train: int, val: int) -> Iterator[str]:
     for split, count in (('train', train), ('val', val)):
         yield f'annotations/instances_{split}2017.json'
         for index in range(count):
-            stem = _stem(index)
-            yield f'{split}2017/{stem}.jpg'
-            yield f'images/{MMSEG_SPLITS[split]}/{stem}.jpg'
-            yield f'annotations/{MMSEG_SPLITS[split]}/{stem}.png'
-            yield f'classification/{split}/{CLASSES[index % len(CLASSES)]}/{stem}.jpg'
+            paths = _paths(split, index)
+            yield from (*paths, f'images/{MMSEG_SPLITS[split]}/{Path(paths[0]).name}')
 
 
 def _folders() -> Iterator[str]:
@@ -381,55 +342,51 @@ def _check_replaceable(out: Path, marker: dict) -> None:
         )
 
 
-def _write_image(path: Path, image: np.ndarray) -> None:
-    params = [cv2.IMWRITE_JPEG_QUALITY, 95] if path.suffix == '.jpg' else []
-    path.write_bytes(cv2.imencode(path.suffix, image, params)[1].tobytes())
-
-
-def _add_to_coco(coco: dict, index: int, scene: Scene) -> None:
-    h, w = scene.image.shape[:2]
-    coco['images'].append(dict(id=index + 1, file_name=f'{_stem(index)}.jpg', height=h, width=w))
-    for instance in scene.instances:
-        coco['annotations'].append(
-            dict(
-                id=len(coco['annotations']) + 1,
-                image_id=index + 1,
-                category_id=1 + instance.label,
-                iscrowd=0,
-                bbox=list(instance.bbox),
-                area=int(instance.mask.sum()),
-                segmentation=instance.polygons,
-            )
-        )
-
-
 def _write(out: Path, options: dict, progress: Callable[[Sequence], Iterable]) -> None:
     """Generates a dataset into a new folder."""
     for folder in _folders():
         if not folder.startswith('images/'):
             (out / folder).mkdir(parents=True)
-    categories = [dict(id=1 + i, name=name, supercategory='shape') for i, name in enumerate(CLASSES)]
-    info, lists = dict(description='shapes', version=str(VERSION)), ('licenses', 'images', 'annotations')
-    cocos = {split: dict(info=info, **{name: [] for name in lists}, categories=categories) for split in MMSEG_SPLITS}
+    h, w = options['image_size']
+    annotations = {split: [] for split in MMSEG_SPLITS}
     places = [(split, index) for split in MMSEG_SPLITS for index in range(options[split])]
     for split, index in progress(places):
         rng = np.random.default_rng([VERSION, options['seed'], list(MMSEG_SPLITS).index(split), index])
-        label, name = index % len(CLASSES), _stem(index)
-        scene = draw_scene(rng, options['image_size'], label)
-        _write_image(out / f'{split}2017' / f'{name}.jpg', scene.image)
-        _write_image(out / 'annotations' / MMSEG_SPLITS[split] / f'{name}.png', scene.semantic_map)
-        _write_image(out / 'classification' / split / CLASSES[label] / f'{name}.jpg', _crop(rng, scene, label))
-        _add_to_coco(cocos[split], index, scene)
+        label = index % len(CLASSES)
+        scene = draw_scene(rng, (h, w), label)
+        images = (scene.image, scene.semantic_map, _crop(rng, scene, label))
+        for path, pixels in zip(_paths(split, index), images, strict=True):
+            (out / path).write_bytes(cv2.imencode(Path(path).suffix, pixels)[1].tobytes())
+        annotations[split] += [
+            dict(
+                id=number,
+                image_id=index + 1,
+                category_id=1 + instance.label,
+                iscrowd=0,
+                bbox=instance.bbox,
+                area=int(instance.mask.sum()),
+                segmentation=instance.polygons,
+            )
+            for number, instance in enumerate(scene.instances, len(annotations[split]) + 1)
+        ]
 
     instances = {}
-    for split, coco in cocos.items():
+    for split, found in annotations.items():
+        names = [Path(_paths(split, index)[0]).name for index in range(options[split])]
+        coco = dict(
+            info=dict(description='shapes', version=str(VERSION)),
+            licenses=[],
+            images=[dict(id=1 + i, file_name=name, height=h, width=w) for i, name in enumerate(names)],
+            annotations=found,
+            categories=[dict(id=1 + i, name=name, supercategory='shape') for i, name in enumerate(CLASSES)],
+        )
         (out / 'annotations' / f'instances_{split}2017.json').write_text(json.dumps(coco))
         images, link = out / f'{split}2017', out / 'images' / MMSEG_SPLITS[split]
         try:
             link.symlink_to(Path('..') / images.name, target_is_directory=True)
         except OSError:  # the file system or the user's account does not support links
             shutil.copytree(images, link)
-        labels = [annotation['category_id'] - 1 for annotation in coco['annotations']]
+        labels = [annotation['category_id'] - 1 for annotation in found]
         instances[split] = {name: labels.count(label) for label, name in enumerate(CLASSES)}
     write_json(out / MARKER, dict(options, instances=instances))
 
@@ -461,7 +418,7 @@ def make_shapes(
         image_size: Side of square images, or (H, W), in pixels, 32 to 4096.
         train: Number of training images.
         val: Number of validation images.
-        seed: Any integer from 0.
+        seed: An integer from 0.
         overwrite: Replace a complete dataset with other options.
         progress: Wraps the list of images to draw, as ``rich.progress.track`` does.
 
