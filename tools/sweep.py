@@ -2,6 +2,7 @@
 """Run a sweep, configs x options x seeds, on this machine or under Slurm, and report its results."""
 
 import argparse
+import importlib
 import json
 import re
 import shlex
@@ -10,12 +11,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pvt_mm.sweep.display import Display
-from pvt_mm.sweep.executors import Local, Slurm, import_submitit
+from pvt_mm.sweep.display import display
+from pvt_mm.sweep.executors import Local, Slurm
 from pvt_mm.sweep.report import write_report
 from pvt_mm.sweep.spec import load_sweep
 from pvt_mm.sweep.trials import Trials, last_lines
-from pvt_mm.utils.errors import InputError, command
+from pvt_mm.utils.errors import InputError, command, config_errors
 
 RESERVED = ('--seed', '--work-dir', '--launcher', '--resume', '--cfg-options')
 
@@ -111,7 +112,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     train = Path(__file__).with_name('train.py')
     executor = None
     if not args.dry_run and not args.report:
-        import_submitit()
+        with config_errors('sweeps need submitit (pip install submitit)'):
+            importlib.import_module('submitit')
         if args.executor == 'local':
             executor = Local(args.jobs, args.gpus)
         else:
@@ -127,9 +129,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.report:
         statuses = trials.statuses()
     else:
-        with trials.locked(), Display(sweep.metric) as display:
+        with trials.locked(), display(sweep.metric) as show:
             warn_of_batch_size(trials)
-            statuses = trials.run(display.show)
+            statuses = trials.run(show)
     for trial, status in statuses.items():
         if status.state in ('failed', 'interrupted'):
             print(f'\n{trial.name} {status.state}, {folder / trial.name / "train.log"}:')

@@ -1,15 +1,15 @@
 """Figure 2 of the paper: accuracy against parameters, as quoted and as measured by runs."""
 
+import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from pvt_mm.analysis.figures import LINE_COLORS, MARKERS, STYLE, dress
+from pvt_mm.analysis.figures import LINE_COLORS, MARKERS, dress, new_figure
 from pvt_mm.analysis.tables import entries
 
 # For each folder of configs: the metric, the suffix of the configs of one schedule, and the title.
@@ -21,15 +21,10 @@ COMPARISONS = {
 # For each family: the pattern of its configs' names, the label of a point, and the label's position, which keeps it
 # clear of the lines.
 FAMILIES = {
-    'PVT': (r'pvt_([tsml])', 'PVT-{}', 'left'),
-    'ResNet': (r'r(\d+)', 'ResNet-{}', 'below'),
-    'ResNeXt': (r'x101_(\d+x4d)', 'ResNeXt-101-{}', 'above'),
-    'ViT': (r'vit_s_p(\d+)', 'ViT-S/{}', 'below'),
-}
-POSITIONS = {
-    'left': dict(xytext=(-5, 5), ha='right', va='bottom'),
-    'above': dict(xytext=(0, 8), ha='center', va='bottom'),
-    'below': dict(xytext=(7, -5), ha='left', va='top'),
+    'PVT': (r'pvt_([tsml])', 'PVT-{}', dict(xytext=(-5, 5), ha='right', va='bottom')),
+    'ResNet': (r'r(\d+)', 'ResNet-{}', dict(xytext=(7, -5), ha='left', va='top')),
+    'ResNeXt': (r'x101_(\d+x4d)', 'ResNeXt-101-{}', dict(xytext=(0, 8), ha='center', va='bottom')),
+    'ViT': (r'vit_s_p(\d+)', 'ViT-S/{}', dict(xytext=(7, -5), ha='left', va='top')),
 }
 
 
@@ -45,15 +40,9 @@ class Point(NamedTuple):
 
 
 def points(configs: Path, runs: dict[str, dict[str, float]], folder: str) -> list[Point]:
-    """Lists the models of a folder of configs whose metafile quotes parameters and accuracy from the paper.
+    """Lists the models of a folder (of :data:`COMPARISONS`) that the paper compares, by family and parameters.
 
-    Args:
-        configs: The root folder of the configs and metafiles.
-        runs: The first result of :func:`pvt_mm.analysis.tables.measured`.
-        folder: One of :data:`COMPARISONS`.
-
-    Returns:
-        The points, ordered by family and parameters.
+    What they measure is in ``runs``, the first result of :func:`pvt_mm.analysis.tables.measured`.
     """
     metric, ending, _ = COMPARISONS[folder]
     found = []
@@ -69,35 +58,24 @@ def points(configs: Path, runs: dict[str, dict[str, float]], folder: str) -> lis
 
 
 def plot_accuracy(models: Sequence[Point], folder: str) -> Figure:
-    """Plots accuracy against parameters, one line per family; measured values are larger, hollow markers.
-
-    Args:
-        models: See :func:`points`.
-        folder: The folder of their configs, one of :data:`COMPARISONS`.
-    """
+    """Plots the :func:`points` of a folder, a line for each family; measured values are larger, hollow markers."""
     metric, _, title = COMPARISONS[folder]
     hollow = dict(markersize=13, markerfacecolor='none', markeredgewidth=2, linestyle='none')
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7, 4.6), layout='constrained')
-        axes = figure.subplots()
-        families = dict.fromkeys(model.family for model in models)
-        for family, color, marker in zip(families, LINE_COLORS, MARKERS, strict=False):
-            line = [model for model in models if model.family == family]
-            style = dict(color=color, marker=marker)
-            axes.plot(*zip(*((model.params_m, model.quoted) for model in line), strict=True), **style, linewidth=2)
+    with new_figure(7, 4.6) as (figure, axes):
+        families = itertools.groupby(models, key=lambda model: model.family)
+        for (family, group), color, marker in zip(families, LINE_COLORS, MARKERS, strict=False):
+            line, style = list(group), dict(color=color, marker=marker)
+            axes.plot([model.params_m for model in line], [model.quoted for model in line], **style, linewidth=2)
             for model in line:
                 if model.measured is not None:
                     axes.plot(model.params_m, model.measured, **style, **hollow)
                 text = dict(color=color, weight='bold', fontsize=9, textcoords='offset points')
-                axes.annotate(model.name, (model.params_m, model.quoted), **text, **POSITIONS[FAMILIES[family][2]])
+                axes.annotate(model.name, (model.params_m, model.quoted), **text, **FAMILIES[family][2])
         dress(axes, title, 'parameters of the model (M)', metric)
         axes.margins(x=0.11, y=0.12)
-        marks = {f'{metric} quoted from the paper': dict(markersize=6)}
+        gray = dict(color='0.4', marker='o', linestyle='none')
+        handles = [Line2D([], [], **gray, label=f'{metric} quoted from the paper')]
         if any(model.measured is not None for model in models):
-            marks[f'{metric} measured'] = {**hollow, 'markersize': 10}
-        handles = [
-            Line2D([], [], **{'color': '0.4', 'marker': 'o', 'linestyle': 'none', **mark}, label=label)
-            for label, mark in marks.items()
-        ]
+            handles.append(Line2D([], [], **gray | hollow | dict(markersize=10), label=f'{metric} measured'))
         figure.legend(handles=handles, loc='outside lower right', ncols=2, frameon=False)
     return figure

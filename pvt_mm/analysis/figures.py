@@ -1,8 +1,10 @@
 """What all figures share: colours, style, saving."""
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -15,20 +17,17 @@ from pvt_mm.utils.files import atomic_write
 
 # The palette of Okabe and Ito, which colour-blind readers can tell apart. Its yellow is too pale for lines.
 OKABE_ITO = {
-    'blue': '#0072B2',
-    'vermilion': '#D55E00',
-    'green': '#009E73',
     'orange': '#E69F00',
-    'purple': '#CC79A7',
     'sky blue': '#56B4E9',
-    'black': '#000000',
+    'green': '#009E73',
+    'vermilion': '#D55E00',
+    'purple': '#CC79A7',
     'yellow': '#F0E442',
+    'blue': '#0072B2',
+    'black': '#000000',
 }
-LINE_COLORS = [color for name, color in OKABE_ITO.items() if name != 'yellow']
-# For annotations on images, the bright ones first.
-CLASS_COLORS = [
-    OKABE_ITO[name] for name in ('orange', 'sky blue', 'green', 'vermilion', 'purple', 'yellow', 'blue', 'black')
-]
+CLASS_COLORS = list(OKABE_ITO.values())  # for annotations on images, the bright ones first
+LINE_COLORS = [OKABE_ITO[name] for name in ('blue', 'vermilion', 'green', 'orange', 'purple', 'sky blue', 'black')]
 MARKERS = 'osD^vPX'
 STYLE = {
     'axes.edgecolor': '0.4',
@@ -40,19 +39,22 @@ STYLE = {
     'axes.titleweight': 'bold',
     'axes.labelsize': 11,
     'axes.labelcolor': '0.25',
-    'font.size': 10,
     'xtick.color': '0.4',
     'ytick.color': '0.4',
 }
 FORMATS = ('.png', '.svg', '.pdf', '.jpg')
 
 
-def check_out(path: str | os.PathLike, flag: str = '--out') -> None:
-    """Checks that a figure can be saved as ``path``, the value of ``flag``.
+@contextlib.contextmanager
+def new_figure(width: float, height: float, columns: int = 1) -> Iterator[tuple[Figure, Any]]:
+    """Yields a figure of a size in inches and its axes (an array if there are several columns), drawn in our style."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout='constrained')
+        yield figure, figure.subplots(1, columns)
 
-    Raises:
-        InputError: The suffix is not one of :data:`FORMATS`, or the path is a folder.
-    """
+
+def check_out(path: str | os.PathLike, flag: str = '--out') -> None:
+    """Raises an InputError if ``path``, the value of ``flag``, is a folder or its suffix not in :data:`FORMATS`."""
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
         raise InputError(f'{flag} {path}: name a file that ends in one of {", ".join(FORMATS)}')
@@ -77,14 +79,22 @@ def save_figure(figure: Figure, path: str | os.PathLike, dpi: int = 160) -> None
 
 def dress(axes: Axes, title: str, x_label: str, y_label: str) -> None:
     """Gives axes a title, labels, a grid, and integer ticks along x."""
-    axes.set_title(title)
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
+    axes.set(title=title, xlabel=x_label, ylabel=y_label, axisbelow=True)
     axes.grid(axis='y', color='0.9')
-    axes.set_axisbelow(True)
     axes.tick_params(length=0)
     axes.margins(x=0.02)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, steps=[1, 2, 5, 10]))
+
+
+def dress_rows(axes: Axes, title: str, x_label: str, names: Sequence[str]) -> None:
+    """Gives axes with a row for each name, the first at the top, a title, a label and a grid."""
+    dress(axes, title, x_label, '')
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
+    axes.grid(visible=False, axis='y')
+    axes.grid(axis='x', color='0.9')
+    axes.spines['left'].set_visible(False)
+    axes.set_yticks(range(len(names)), names, fontsize=11, color='0.15')
+    axes.set_ylim(len(names) - 0.4, -0.6)
 
 
 def draw_box(axes: Axes, corners: Sequence[float], color: str) -> None:

@@ -3,11 +3,10 @@
 import itertools
 from collections.abc import Sequence
 
-import matplotlib
 from matplotlib.figure import Figure
 
 from pvt_mm.analysis.benchmark.contender import Result
-from pvt_mm.analysis.figures import LINE_COLORS, MARKERS, STYLE, dress
+from pvt_mm.analysis.figures import LINE_COLORS, MARKERS, dress, dress_rows, new_figure
 
 
 def plot_scales(results: Sequence[Result], machine: str) -> Figure:
@@ -15,25 +14,22 @@ def plot_scales(results: Sequence[Result], machine: str) -> Figure:
     lines: dict[str, list[Result]] = {}
     for result in results:
         lines.setdefault(result.contender.name, []).append(result)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(10.5, 4.6), layout='constrained')
-        left, right = figure.subplots(1, 2)
+    with new_figure(10.5, 4.6, columns=2) as (figure, (left, right)):
         looks = itertools.cycle(zip(LINE_COLORS, MARKERS, strict=True))
+        drawn = set()  # the last value of each line on the right; of two that coincide, the later one is dashed
         for (name, line), (color, marker) in zip(lines.items(), looks, strict=False):
             line = sorted(line, key=lambda result: result.contender.shape)
             sides = [result.contender.shape[0] for result in line]
             style = dict(color=color, marker=marker, markersize=5, linewidth=2, label=name)
             left.plot(sides, [result.median for result in line], **style)
             if line[0].gflops is not None:
-                # Of two lines with the same arithmetic, which coincide, the later one is dashed.
-                same = any(ended == round(line[-1].gflops, 1) for ended in (o.get_gid() for o in right.lines))
-                right.plot(sides, [result.gflops for result in line], '--' if same else '-', **style)
-                right.lines[-1].set_gid(round(line[-1].gflops, 1))
+                last = round(line[-1].gflops, 1)
+                right.plot(sides, [result.gflops for result in line], '--' if last in drawn else '-', **style)
+                drawn.add(last)
         dress(left, f'Time of a step ({results[0].contender.mode})', 'side of the image (pixels)', 'seconds')
         dress(right, 'Arithmetic', 'side of the image (pixels)', 'GFLOPs (multiply-adds)')
         for axes in (left, right):
-            axes.set_ylim(bottom=0)
-            axes.set_xticks(sorted({result.contender.shape[0] for result in results}))
+            axes.set(ylim=(0, None), xticks=sorted({result.contender.shape[0] for result in results}))
         handles, names = left.get_legend_handles_labels()
         figure.legend(handles, names, loc='outside lower center', ncols=len(names), frameon=False)
         figure.suptitle(machine, x=0.995, ha='right', fontsize=7.5, color='0.5')
@@ -42,33 +38,20 @@ def plot_scales(results: Sequence[Result], machine: str) -> Figure:
 
 def plot_times(results: Sequence[Result], machine: str) -> Figure:
     """Draws the median step of each result as a bar, with its spread and its ratio to the first."""
-    with matplotlib.rc_context({**STYLE, 'axes.spines.left': False}):
-        figure = Figure(figsize=(8.5, 1.5 + 0.5 * len(results)), layout='constrained')
-        axes = figure.subplots()
-        places = range(len(results))
+    with new_figure(8.5, 1.5 + 0.5 * len(results)) as (figure, axes):
         medians = [result.median for result in results]
-        axes.barh(places, medians, 0.62, color=[LINE_COLORS[0]] + ['0.72'] * (len(results) - 1))
-        axes.errorbar(medians, places, xerr=[r.spread * r.median for r in results], fmt='none', ecolor='0.3', capsize=3)
-        for place, result in zip(places, results, strict=True):
-            ratio = f'   {results[0].ratio(result):.2f} x' if place else ''
-            axes.annotate(
-                f'{result.median:.3g} s{ratio}',
-                (result.median * (1 + result.spread), place),
-                xytext=(7, 0),
-                textcoords='offset points',
-                va='center',
-                weight='bold' if not place else 'normal',
-            )
-        axes.set_yticks(places, [result.contender.name for result in results])
-        axes.invert_yaxis()
+        errors = dict(xerr=[result.spread * result.median for result in results], ecolor='0.3', capsize=3)
+        colors = [LINE_COLORS[0]] + ['0.72'] * (len(results) - 1)
+        bars = axes.barh(range(len(results)), medians, 0.62, color=colors, **errors)
+        ratios = ['', *(f'   {results[0].ratio(result):.2f} x' for result in results[1:])]
+        labels = [f'{median:.3g} s{ratio}' for median, ratio in zip(medians, ratios, strict=True)]
+        axes.bar_label(bars, labels, padding=7)[0].set_weight('bold')
         first = results[0].contender
         H, W = first.shape
         size = '' if first.mode == 'end2end' else f' of {H} x {W} pixels'
         images = f'{results[0].images} image' + 's' * (results[0].images > 1)
-        dress(axes, f'{first.mode}: {images}{size}, {first.dtype}', 'seconds', '')
+        title = f'{first.mode}: {images}{size}, {first.dtype}'
+        dress_rows(axes, title, 'seconds', [result.contender.name for result in results])
         axes.set_xlim(0, max(medians) * 1.25)
-        axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(nbins=6))
-        axes.grid(axis='y', visible=False)
-        axes.grid(axis='x', color='0.9')
         figure.text(0.995, 0.005, machine, ha='right', va='bottom', fontsize=7.5, color='0.5')
     return figure

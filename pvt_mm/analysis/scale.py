@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track
 
 from pvt_mm.analysis import flops
 from pvt_mm.analysis.curves import label_ends
-from pvt_mm.analysis.figures import LINE_COLORS, MARKERS, STYLE, dress
+from pvt_mm.analysis.figures import LINE_COLORS, MARKERS, dress, new_figure
 from pvt_mm.apis.config import load_config
 from pvt_mm.utils.errors import InputError
 
@@ -25,14 +24,7 @@ SIDES = (224, 320, 416, 512, 640, 768, 896, 1024)
 
 
 def count_scales(configs: Path, sides: Sequence[int]) -> dict[str, list[float]]:
-    """Counts the GFLOPs of backbones, without neck and head, on square images.
-
-    Args:
-        configs: The root folder of the configs.
-        sides: The sides of the images in pixels.
-
-    Returns:
-        For each of :data:`BACKBONES`, its multiply-adds in 1e9, one number per side.
+    """Counts the GFLOPs (multiply-adds in 1e9) of each of :data:`BACKBONES` on square images, ``sides`` in pixels.
 
     Raises:
         InputError: A side is not a multiple of 32, as ViT-S/32 requires.
@@ -48,24 +40,14 @@ def count_scales(configs: Path, sides: Sequence[int]) -> dict[str, list[float]]:
 
 
 def plot_scale(gflops: dict[str, list[float]], sides: Sequence[int]) -> Figure:
-    """Plots GFLOPs against the side of square images, one line per backbone with its name at the end.
-
-    Args:
-        gflops: See :func:`count_scales`.
-        sides: The sides in pixels, ascending.
-    """
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7, 4.4), layout='constrained')
-        axes = figure.subplots()
-        for line, color, marker in zip(gflops.values(), LINE_COLORS, MARKERS, strict=False):
-            axes.plot(sides, line, color=color, marker=marker, markersize=6, linewidth=2, clip_on=False)
+    """Plots what :func:`count_scales` returns against ascending sides, a line per backbone with its name at the end."""
+    with new_figure(7, 4.4) as (figure, axes):
+        ends = []
+        for (name, line), color, marker in zip(gflops.items(), LINE_COLORS, MARKERS, strict=False):
+            axes.plot(sides, line, color=color, marker=marker, linewidth=2, clip_on=False)
+            ends.append((sides[-1], line[-1], color, f'{name}  {line[-1]:.0f}'))
         dress(axes, 'Arithmetic of the backbone alone', 'side of the image (pixels)', 'GFLOPs (multiply-adds)')
-        axes.set_ylim(bottom=0)
-        axes.set_xticks(sides)
+        axes.set(ylim=(0, None), xticks=sides)
         figure.draw_without_rendering()  # computes the layout, which label_ends needs
-        ends = [
-            (sides[-1], line[-1], color, f'{name}  {line[-1]:.0f}')
-            for (name, line), color in zip(gflops.items(), LINE_COLORS, strict=False)
-        ]
         label_ends(axes, ends)
     return figure

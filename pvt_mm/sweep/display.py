@@ -1,8 +1,9 @@
 """The display of a running sweep: a live table on a terminal, otherwise one line for each change."""
 
+import contextlib
 import time
 from collections import Counter
-from types import TracebackType
+from collections.abc import Callable, Iterator
 
 from rich.console import Console
 from rich.live import Live
@@ -14,46 +15,36 @@ from pvt_mm.sweep.trials import Status
 STYLES = {'finished': 'green', 'failed': 'bold red', 'interrupted': 'yellow', 'running': 'cyan'}
 
 
-class Display:
-    """Shows the statuses of trials as they change, within a ``with`` block.
+@contextlib.contextmanager
+def display(metric: str, console: Console | None = None) -> Iterator[Callable[[dict[Trial, Status]], None]]:
+    """Yields a function that shows the current statuses of all trials.
 
     Args:
         metric: The name of the metric to show.
         console: Where to print; a terminal gets a live table.
     """
+    console = console or Console()
+    last: dict[Trial, tuple] = {}
 
-    def __init__(self, metric: str, console: Console | None = None):
-        self.metric, self.console = metric, console or Console()
-        self.live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
-        self.last: dict[Trial, tuple] = {}
-
-    def __enter__(self) -> 'Display':
-        if self.live:
-            self.live.start()
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        if self.live:
-            self.live.stop()
-
-    def show(self, statuses: dict[Trial, Status]) -> None:
-        """Shows the current status of every trial."""
-        if self.live:
-            self.live.update(to_table(statuses, self.metric), refresh=True)
-            return
+    def print_changes(statuses: dict[Trial, Status]) -> None:
         for trial, status in statuses.items():
             now = (status.state, status.progress.startswith('epoch') and status.progress, status.metric)
-            if self.last.get(trial) == now or status.state == 'waiting':
+            if last.get(trial) == now or status.state == 'waiting':
                 continue
-            metric = f'{self.metric} {_number(status.metric)}' if status.metric is not None else ''
-            parts = [status.state, status.progress, metric, f'{status.eta} remaining' if status.eta else '']
+            value = status.metric is not None and f'{metric} {status.metric:.4g}'
+            parts = [status.state, status.progress, value, status.eta and f'{status.eta} remaining']
             line = f'{time.strftime("%H:%M:%S")} {trial.name}: {", ".join(filter(None, parts))}'
-            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
-            self.last[trial] = now
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+            last[trial] = now
+
+    if not console.is_terminal:
+        yield print_changes
+        return
+    with Live(console=console, auto_refresh=False) as live:
+        yield lambda statuses: live.update(_table(statuses, metric), refresh=True)
 
 
-def to_table(statuses: dict[Trial, Status], metric: str) -> Table:
-    """Returns a table with the state, progress, last metric and remaining time of every trial."""
+def _table(statuses: dict[Trial, Status], metric: str) -> Table:
     counts = Counter(status.state for status in statuses.values())
     caption = ', '.join(f'{count} {state}' for state, count in counts.items())
     table = Table('trial', 'state', 'progress', metric, 'remaining', caption=caption, caption_justify='left', box=None)
@@ -61,9 +52,6 @@ def to_table(statuses: dict[Trial, Status], metric: str) -> Table:
         column.justify = 'right'
     for trial, status in statuses.items():
         state = f'[{STYLES.get(status.state, "dim")}]{status.state}[/]'
-        table.add_row(trial.name, state, status.progress, _number(status.metric), status.eta)
+        value = '' if status.metric is None else f'{status.metric:.4g}'
+        table.add_row(trial.name, state, status.progress, value, status.eta)
     return table
-
-
-def _number(value: float | None) -> str:
-    return '' if value is None else f'{value:.4g}'

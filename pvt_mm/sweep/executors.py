@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -18,19 +17,14 @@ from pvt_mm.utils.errors import InputError
 
 
 class Local:
-    """Runs at most ``jobs`` trials at a time on this machine, each on ``gpus`` GPUs of its own.
-
-    Raises:
-        InputError: The machine has fewer GPUs than ``jobs`` times ``gpus``.
-    """
+    """Runs at most ``jobs`` trials at a time on this machine, each on ``gpus`` GPUs of its own, if it has as many."""
 
     name = 'local'
     interval = 1.0  # seconds between two looks at the jobs
 
     def __init__(self, jobs: int | None = None, gpus: int | None = None):
-        visible = os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',')
         count = torch.cuda.device_count()
-        visible = visible[:count] if len(visible) >= count and visible != [''] else [str(i) for i in range(count)]
+        visible = (os.environ.get('CUDA_VISIBLE_DEVICES') or ','.join(map(str, range(count)))).split(',')[:count]
         self.gpus = min(1, count) if gpus is None else gpus
         self.limit = jobs or (max(1, count // self.gpus) if self.gpus else 1)
         needed = self.limit * self.gpus
@@ -46,7 +40,9 @@ class Local:
 
     def submit(self, job: Job, name: str) -> str:
         """Starts a job and returns its process id."""
-        executor = import_submitit().LocalExecutor(Path(job.work_dir) / 'submitit')
+        from submitit import LocalExecutor
+
+        executor = LocalExecutor(Path(job.work_dir) / 'submitit')
         executor.update_parameters(timeout_min=60 * 24 * 365, tasks_per_node=1)
         # A terminal sends Ctrl-C to the new process too, on which submitit would kill the job within a second.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -55,23 +51,20 @@ class Local:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-    @classmethod
-    def alive(cls, jobs: Sequence[str]) -> dict[str, str]:
-        """Returns the states (``running``) of the jobs that have not ended, whichever command started them."""
-        return {job: 'running' for job in jobs if cls._is_running(job)}
-
     @staticmethod
-    def _is_running(job: str) -> bool:
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(int(job), os.WNOHANG)  # reaps it if it is a zombie
-        process = Path('/proc') / job
-        try:
-            command = (process / 'cmdline').read_bytes()
-            state = (process / 'stat').read_text().rpartition(')')[2].split()[0]
-        except OSError:
-            return False
-        # The id may be another process's by now. The command is empty while a process starts.
-        return state not in 'ZX' and (b'submitit.local' in command or not command)
+    def alive(jobs: Sequence[str]) -> dict[str, str]:
+        """Returns the states (``running``) of the jobs that have not ended, whichever command started them."""
+        states = {}
+        for job in jobs:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(int(job), os.WNOHANG)  # reaps it if it is a zombie
+            with contextlib.suppress(OSError):
+                command = Path('/proc', job, 'cmdline').read_bytes()
+                state = Path('/proc', job, 'stat').read_text().rpartition(')')[2].split()[0]
+                # The id may be another process's by now. The command is empty while a process starts.
+                if state not in 'ZX' and (b'submitit.local' in command or not command):
+                    states[job] = 'running'
+        return states
 
     def cancel(self, jobs: Mapping[str, str]) -> str:
         """Stops the running jobs, each of which writes a checkpoint first, and returns a summary."""
@@ -91,7 +84,6 @@ class Slurm:
     """Submits trials to Slurm, each a job on one node that is requeued after a preemption or a timeout.
 
     Args:
-        partition: The partition; None for the cluster's default.
         gpus: GPUs of a trial. It gets five CPU cores for each, unless ``options`` sets ``cpus-per-task``.
         minutes: The time limit of a job. A longer trial is resumed in several jobs.
         options: Other options of ``sbatch`` by their long names: ``dict(account='vision', mem='64G')``.
@@ -103,7 +95,6 @@ class Slurm:
 
     name = 'slurm'
     interval = 10.0
-    MAX_TIMEOUTS = 1000
 
     def __init__(
         self,
@@ -120,15 +111,15 @@ class Slurm:
         options = {'requeue': True, 'open_mode': 'append', **(options or {})}
         cores = options.pop('cpus-per-task', options.pop('cpus_per_task', 5 * gpus or 1))
         self.parameters = dict(
+            partition=partition,
             time=minutes,
             nodes=1,
             ntasks_per_node=1,
             cpus_per_task=int(cores),
+            gpus_per_node=gpus or None,
             setup=['export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK'],  # srun ignores --cpus-per-task since 22.05
             additional_parameters=options,
         )
-        self.parameters |= dict(partition=partition) if partition else {}
-        self.parameters |= dict(gpus_per_node=gpus) if gpus else {}
 
     @staticmethod
     def environment(taken: Collection[str]) -> dict[str, str]:
@@ -136,13 +127,10 @@ class Slurm:
         return {}
 
     def submit(self, job: Job, name: str) -> str:
-        """Submits a job and returns its id.
+        """Submits a job and returns its id; raises an InputError if Slurm rejects it."""
+        import submitit
 
-        Raises:
-            InputError: Slurm rejects it.
-        """
-        submitit = import_submitit()
-        executor = submitit.SlurmExecutor(Path(job.work_dir) / 'submitit', max_num_timeout=self.MAX_TIMEOUTS)
+        executor = submitit.SlurmExecutor(Path(job.work_dir) / 'submitit', max_num_timeout=1000)
         try:
             executor.update_parameters(job_name=name, **self.parameters)
             return executor.submit(job).job_id
@@ -162,31 +150,18 @@ class Slurm:
             answer = subprocess.run(command, capture_output=True, text=True, check=True)
         except (OSError, subprocess.CalledProcessError):
             return dict.fromkeys(jobs, 'running')
-        states = dict(line.split() for line in answer.stdout.splitlines())
         kinds = dict.fromkeys(('RUNNING', 'COMPLETING', 'SUSPENDED', 'STOPPED', 'SIGNALING'), 'running')
         kinds |= dict.fromkeys(('PENDING', 'CONFIGURING', 'REQUEUED', 'REQUEUE_HOLD', 'SPECIAL_EXIT'), 'queued')
-        return {job: kinds[states[job]] for job in jobs if states.get(job) in kinds}
+        states = (line.split() for line in answer.stdout.splitlines())
+        return {job: kinds[state] for job, state in states if job in jobs and state in kinds}
 
     def cancel(self, jobs: Mapping[str, str]) -> str:
         """Cancels the queued jobs and returns a summary; running jobs continue."""
         queued = [job for job, state in jobs.items() if state == 'queued']
         if queued:
             subprocess.run(['scancel', '--state=PENDING', *queued], check=False)
-        running = len(jobs) - len(queued)
-        return f'{len(queued)} queued cancelled' + (f', {running} still running' if running else '')
+        running = f', {len(jobs) - len(queued)} still running' if len(jobs) > len(queued) else ''
+        return f'{len(queued)} queued cancelled{running}'
 
 
 EXECUTORS = {'local': Local, 'slurm': Slurm}
-
-
-def import_submitit() -> Any:
-    """Imports submitit.
-
-    Raises:
-        InputError: It is not installed.
-    """
-    try:
-        import submitit
-    except ImportError as error:
-        raise InputError(f'sweeps need submitit ({error}): pip install submitit') from error
-    return submitit

@@ -1,11 +1,11 @@
 """The job of a trial: runs its training as a subprocess, resumes it after an interruption and records the outcome."""
 
+import math
 import os
 import shlex
 import signal
 import socket
 import subprocess
-import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,11 +25,8 @@ GRACE = 60  # seconds between SIGTERM and SIGKILL, in which training writes a ch
 class Job:
     """The training of one trial. submitit calls it in a separate process, and again after a preemption.
 
-    Attributes:
-        command: The command of the training; ``--resume`` is added if there is a checkpoint.
-        work_dir: The work directory of the trial.
-        cwd: The working directory of the command.
-        environment: Environment variables that the command gets in addition to those of this process.
+    ``command`` runs in the folder ``cwd``, with ``environment`` in addition to the variables of this process, and with
+    ``--resume`` if ``work_dir`` has a checkpoint.
     """
 
     command: list[str]
@@ -40,9 +37,9 @@ class Job:
     def __call__(self) -> None:
         """Trains, and writes ``outcome.json``: ``finished`` or ``failed``, still ``running`` if a signal stops it."""
         folder, started = Path(self.work_dir), time.time()
-        command = [*self.command, *(['--resume'] if self.can_resume() else [])]
+        command = [*self.command, *(['--resume'] if (folder / 'last_checkpoint').is_file() else [])]
         write_json(folder / 'outcome.json', dict(state='running', host=socket.gethostname()))
-        on_slurm, stopped = os.environ.get('SUBMITIT_EXECUTOR') == 'slurm', []
+        on_slurm, stopped, kill_time = os.environ.get('SUBMITIT_EXECUTOR') == 'slurm', [], math.inf
         if os.environ.get('SUBMITIT_EXECUTOR') == 'local':
             os.setpgrp()  # a terminal sends Ctrl-C to its whole process group
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # blocked by Local.submit
@@ -51,18 +48,13 @@ class Job:
             log.write(f'$ {shlex.join(command)}\n'.encode())
             environment = {**os.environ, **self.environment}
             process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.cwd, env=environment)
-
-        def stop(*_: Any) -> None:
-            stopped.append(True)
-            if len(stopped) == 1:
-                _terminate(process)
-
-        if not on_slurm:  # Slurm signals the training itself
-            signal.signal(signal.SIGTERM, stop)
-            if stopped:
-                _terminate(process)
         try:
             while (code := process.poll()) is None:
+                if stopped and not on_slurm and kill_time == math.inf:  # Slurm signals the training itself
+                    process.terminate()
+                    kill_time = time.time() + GRACE
+                if time.time() > kill_time:
+                    process.kill()
                 time.sleep(0.1)  # a blocking wait delays signals that arrive just before it
             if code and (stopped or code in STOPPED):
                 # Slurm requeues a preempted job only if it is still running when Slurm ends it.
@@ -78,20 +70,8 @@ class Job:
         outcome = dict(state='failed' if code else 'finished', code=code, seconds=round(time.time() - started))
         write_json(folder / 'outcome.json', outcome)
 
-    def can_resume(self) -> bool:
-        """Returns whether training has written a checkpoint."""
-        return (Path(self.work_dir) / 'last_checkpoint').is_file()
-
     def checkpoint(self) -> Any:
         """Tells submitit to submit the same job again; its next call resumes training."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
-
-
-def _terminate(process: subprocess.Popen) -> None:
-    """Terminates a process, and kills it after :data:`GRACE` seconds."""
-    process.terminate()
-    timer = threading.Timer(GRACE, process.kill)
-    timer.daemon = True
-    timer.start()

@@ -7,11 +7,10 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 from matplotlib.figure import Figure
 
 from pvt_mm.analysis.curves import METRICS, read_run
-from pvt_mm.analysis.figures import OKABE_ITO, STYLE, dress, save_figure
+from pvt_mm.analysis.figures import OKABE_ITO, dress_rows, new_figure, save_figure
 from pvt_mm.sweep.spec import Sweep, Trial
 from pvt_mm.sweep.trials import Status
 from pvt_mm.utils.errors import InputError
@@ -49,16 +48,15 @@ def write_report(sweep: Sweep, statuses: dict[Trial, Status], folder: Path) -> d
 
     Returns:
         The name of the metric, the name of the best setting, and the mean of each setting that has one.
-
-    Raises:
-        OSError: A file cannot be written.
     """
     rows = [_row(sweep, trial, status, folder / trial.name) for trial, status in statuses.items()]
     results = collect(sweep, {row['trial']: row[sweep.metric] for row in rows if row['state'] == 'finished'})
-    missing = {row['trial']: row['state'] for row in rows if row['state'] != 'finished'}
-    for row in [row for row in rows if row['state'] == 'finished']:
+    missing = {}
+    for row in rows:
         value = row[sweep.metric]
-        if value is None and row[f'best {sweep.metric}'] is not None:
+        if row['state'] != 'finished':
+            missing[row['trial']] = row['state']
+        elif value is None and row[f'best {sweep.metric}'] is not None:
             missing[row['trial']] = 'finished, but interrupted before its last validation: run tools/test.py'
         elif value is None:
             missing[row['trial']] = f'finished, but the log has no metric {sweep.metric}'
@@ -78,15 +76,12 @@ def write_report(sweep: Sweep, statuses: dict[Trial, Status], folder: Path) -> d
 
 
 def _row(sweep: Sweep, trial: Trial, status: Status, folder: Path) -> dict:
-    last = best = None
+    points = []
     with contextlib.suppress(InputError):  # there is no log yet
-        points = read_run(folder).metrics.get(sweep.metric, ())
-        finite = [point.value for point in points if math.isfinite(point.value)]
-        if points:
-            best = (max if sweep.rule == 'greater' else min)(finite, default=None)
-            # A training that was interrupted between its last checkpoint and its last validation cannot be resumed.
-            ended = status.state != 'finished' or points[-1].epoch in (None, trial.epochs)
-            last = points[-1].value if ended else None
+        points = read_run(folder).metrics.get(sweep.metric, [])
+    finite = [point.value for point in points if math.isfinite(point.value)]
+    # A training that was interrupted between its last checkpoint and its last validation cannot be resumed.
+    has_ended = points and (status.state != 'finished' or points[-1].epoch in (None, trial.epochs))
     return {
         'trial': trial.name,
         'setting': trial.setting,
@@ -95,21 +90,19 @@ def _row(sweep: Sweep, trial: Trial, status: Status, folder: Path) -> dict:
         'seed': trial.seed,
         'state': status.state,
         'progress': status.progress,
-        sweep.metric: last,
-        f'best {sweep.metric}': best,
+        sweep.metric: points[-1].value if has_ended else None,
+        f'best {sweep.metric}': (max if sweep.rule == 'greater' else min)(finite, default=None),
         'seconds': read_json(folder / 'outcome.json').get('seconds'),
     }
 
 
 def collect(sweep: Sweep, values: dict[str, float | None]) -> list[Result]:
     """Groups the values of trials, given by name, by setting, without NaN and Inf."""
-    results = []
-    for setting in dict.fromkeys(trial.setting for trial in sweep.trials):
-        trials = [trial for trial in sweep.trials if trial.setting == setting]
-        found = [values.get(trial.name) for trial in trials]
-        finite = tuple(value for value in found if value is not None and math.isfinite(value))
-        results.append(Result(setting, finite, len(trials)))
-    return results
+    groups: dict[str, list[float]] = {}
+    for trial in sweep.trials:
+        value = values.get(trial.name)
+        groups.setdefault(trial.setting, []).append(math.nan if value is None else value)
+    return [Result(name, tuple(filter(math.isfinite, found)), len(found)) for name, found in groups.items()]
 
 
 def find_best(results: list[Result], rule: str) -> Result | None:
@@ -142,18 +135,12 @@ def to_markdown(sweep: Sweep, results: list[Result], missing: dict[str, str]) ->
 def plot(sweep: Sweep, results: list[Result]) -> Figure:
     """Plots a row for each setting: mean, standard deviation as a bar, seeds as ticks; the best in another colour."""
     best = find_best(results, sweep.rule)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(8, 1.5 + 0.42 * len(results)), layout='constrained')
-        axes = figure.subplots()
+    with new_figure(8, 1.5 + 0.42 * len(results)) as (figure, axes):
         metric = METRICS.get(sweep.metric, sweep.metric)
         if any(result.spread is not None for result in results):
             metric = f'{metric}, mean ± standard deviation over seeds'
         figure.suptitle(sweep.title, x=0.01, ha='left', fontsize=13, weight='bold')
-        dress(axes, '', metric, '')
-        axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(nbins=7))
-        axes.grid(visible=False, axis='y')
-        axes.grid(axis='x', color='0.9')
-        axes.spines['left'].set_visible(False)
+        dress_rows(axes, '', metric, [result.setting for result in results])
         label = dict(transform=axes.get_yaxis_transform(), va='center')  # to the right of the axes
         for row, result in enumerate(results):
             color = OKABE_ITO['vermilion' if result is best else 'blue']
@@ -168,9 +155,7 @@ def plot(sweep: Sweep, results: list[Result]) -> Figure:
                 axes.plot(result.values, rows, '|', color=color, markersize=11, markeredgewidth=1.5)
             axes.plot(result.mean, row, 'o', color=color, markersize=8, markeredgecolor='white')
             axes.text(1.02, row, str(result), color=color, weight='bold' if result is best else 'normal', **label)
-        axes.set_yticks(range(len(results)), [result.setting for result in results], fontsize=11, color='0.15')
         if best:
             axes.get_yticklabels()[results.index(best)].set(weight='bold', color=OKABE_ITO['vermilion'])
-        axes.set_ylim(len(results) - 0.4, -0.6)
         axes.margins(x=0.06)
     return figure

@@ -6,12 +6,10 @@ import fnmatch
 import itertools
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from mmengine.config import Config
 
 from pvt_mm.apis.config import CfgOptions, load_config
 from pvt_mm.utils.errors import InputError
@@ -22,14 +20,11 @@ SETTINGS = ('title', 'metric', 'rule', 'configs', 'options', 'seeds', 'exclude')
 
 @dataclass(frozen=True)
 class Trial:
-    """One training of a sweep.
+    """One training of a sweep: a setting, which is the names of its config and its options, and a seed.
 
     Attributes:
-        setting: The names of its config and options; a report averages the trials of a setting over seeds.
-        config: The path of its config.
         options: Its ``--cfg-options``, each ``KEY=VALUE``.
-        seed: Its seed.
-        epochs: Number of epochs; None if training counts iterations.
+        epochs: None if training counts iterations.
         gpus: Number of GPUs of the batch size that its learning rate is for; None if its config does not set it.
     """
 
@@ -69,12 +64,8 @@ def load_sweep(path: str, options: Sequence[str] = (), seeds: Sequence[int] | No
     - ``exclude``: patterns of the names of trials to leave out, such as ``'pvt_l*-seed2'``;
     - ``rule`` (default: ``'greater'``) and ``title``.
 
-    Other names are variables of the file.
-
-    Args:
-        path: The file of the sweep.
-        options: ``--cfg-options`` for every trial; a trial's own options override them.
-        seeds: Overrides the seeds of the file.
+    Other names are variables of the file. ``options`` are ``--cfg-options`` of every trial, which a trial's own
+    override; ``seeds`` override those of the file.
 
     Raises:
         InputError: The file does not exist or is not a sweep, a config does not exist, options do not fit a config, two
@@ -93,14 +84,14 @@ def load_sweep(path: str, options: Sequence[str] = (), seeds: Sequence[int] | No
         raise InputError(f'{path}: seeds must be a list of integers, such as [0, 1, 2], not {seeds!r}')
     if not _is_list(exclude, str):
         raise InputError(f"{path}: exclude must be a list of patterns, such as ['pvt_l*-seed2'], not {exclude!r}")
-    combinations = list(_combinations(path, config.get('options') or {}))
-    trials = [
-        Trial('-'.join([name, *names]), base, (*options, *own), seed, epochs, gpus)
-        for name, base in _named_configs(path, config.configs)
-        for names, own in combinations
-        for epochs, gpus in [_epochs_and_gpus(path, base, (*options, *own))]
-        for seed in seeds
-    ]
+    configs, axes = _named_configs(path, config.configs), _named_options(path, config.get('options') or {})
+    trials = []
+    for (name, base), *chosen in itertools.product(configs.items(), *(axis.items() for axis in axes)):
+        base = os.path.relpath(Path(path).parent / base)
+        own = (*options, *(option for _, values in chosen for option in values))
+        epochs, gpus = _epochs_and_gpus(path, base, own)
+        setting = '-'.join([name, *(name for name, _ in chosen)])
+        trials += [Trial(setting, base, own, seed, epochs, gpus) for seed in seeds]
     names = [trial.name for trial in trials]
     for pattern in exclude:
         if not fnmatch.filter(names, pattern):
@@ -113,29 +104,23 @@ def load_sweep(path: str, options: Sequence[str] = (), seeds: Sequence[int] | No
     return Sweep(Path(path).stem, config.get('title', Path(path).stem), config.metric, rule, kept)
 
 
-def _named_configs(path: str, configs: Any) -> Iterator[tuple[str, str]]:
-    """Yields the name and the path of every config."""
-    is_list = _is_list(configs, str)
-    named = {Path(base).stem: base for base in configs} if is_list else configs
-    is_dict = isinstance(named, Mapping) and _is_list(list(named.values()), str)
-    if not is_dict or (is_list and len(named) < len(configs)):
+def _named_configs(path: str, configs: Any) -> Mapping[str, str]:
+    if _is_list(configs, str) and len({Path(base).stem for base in configs}) == len(configs):
+        return {Path(base).stem: base for base in configs}
+    if not isinstance(configs, Mapping) or not _is_list(list(configs.values()), str):
         raise InputError(f'{path}: configs must be a list of paths with different names, or a dict of paths by name')
-    if not is_list:
-        _check_names(path, named)
-    for name, base in named.items():
-        yield name, os.path.relpath(Path(path).parent / base)
+    _check_names(path, configs)
+    return configs
 
 
-def _combinations(path: str, options: Any) -> Iterator[tuple[list[str], list[str]]]:
-    """Yields the names and the options of every combination."""
+def _named_options(path: str, options: Any) -> list[Mapping[str, list[str]]]:
     axes = [axis for axis in (options if isinstance(options, (list, tuple)) else [options]) if axis != {}]
     for axis in axes:
         if not isinstance(axis, Mapping) or not all(_is_list(values, str) for values in axis.values()):
             example = "dict(slow=['optim_wrapper.optimizer.lr=1e-5'])"
             raise InputError(f'{path}: options must be a dict of lists by name, such as {example}')
         _check_names(path, axis)
-    for chosen in itertools.product(*(axis.items() for axis in axes)):
-        yield [name for name, _ in chosen], [value for _, values in chosen for value in values]
+    return axes
 
 
 def _check_names(path: str, names: Mapping) -> None:
@@ -156,10 +141,9 @@ class _OptionParser(argparse.ArgumentParser):
 def _epochs_and_gpus(path: str, config: str, options: Sequence[str]) -> tuple[int | None, float | None]:
     """Returns a trial's ``epochs`` and ``gpus``, which also checks that its options fit its config."""
     parser = _OptionParser()
-    parser.add_argument('--cfg-options', nargs='+', action=CfgOptions, default={})
+    parser.add_argument('--cfg-options', nargs='*', action=CfgOptions)
     try:
-        parsed = parser.parse_args(['--cfg-options', *options] if options else []).cfg_options
-        read: Config = load_config(config, parsed)
+        read = load_config(config, parser.parse_args(['--cfg-options', *options]).cfg_options)
     except InputError as error:
         raise InputError(f'{path}: {error}') from error
     batch = (read.get('train_dataloader') or {}).get('batch_size')

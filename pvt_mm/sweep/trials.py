@@ -30,16 +30,10 @@ PROGRESS = re.compile(
 
 @dataclass
 class Status:
-    """The status of a trial.
+    """The status of a trial: its state, its job (executor, id, GPUs), and how far its training has come.
 
-    Attributes:
-        state: ``new``, ``queued``, ``running``, ``finished``, ``failed`` or ``interrupted``.
-        executor: The name of the executor that its job was submitted to, if any.
-        job: The id of its job.
-        devices: Its GPUs, if it was started on this machine.
-        progress: ``'epoch 3/12'``, or ``'1000/80000'`` iterations.
-        metric: The metric of its last validation, if any.
-        eta: The remaining time as training estimates it.
+    A state is ``new``, ``waiting``, ``queued``, ``running``, ``finished``, ``failed`` or ``interrupted``. The progress
+    is ``'epoch 3/12'`` or ``'1000/80000'`` iterations, the metric that of the last validation.
     """
 
     state: str
@@ -56,11 +50,11 @@ class Status:
         return self.state in ('queued', 'running')
 
 
+@dataclass
 class Trials:
     """The trials of a sweep, with their work directories in one folder.
 
     Args:
-        sweep: The sweep.
         folder: The parent of the trials' work directories.
         train: The path of ``tools/train.py``.
         executor: Where to run trials; None only to show their statuses.
@@ -71,39 +65,31 @@ class Trials:
         InputError: A work directory is of a trial with another config, other options, seed or flags.
     """
 
-    def __init__(
-        self,
-        sweep: Sweep,
-        folder: Path,
-        train: Path,
-        executor: Local | Slurm | None = None,
-        flags: Sequence[str] = (),
-        gpus: int | None = None,
-    ):
-        self.sweep, self.folder, self.executor = sweep, folder, executor
-        self.gpus = executor.gpus if executor else gpus or 0
-        self.commands = {t: train_command(t, folder / t.name, train, self.gpus, flags) for t in sweep.trials}
-        self.flags = list(flags)
-        for trial in sweep.trials:
-            before, now = read_json(folder / trial.name / 'submitted.json').get('trial'), self._identity(trial)
-            if before and before != now:
-                what = next(key for key in now if before.get(key) != now[key])
+    sweep: Sweep
+    folder: Path
+    train: Path
+    executor: Local | Slurm | None = None
+    flags: Sequence[str] = ()
+    gpus: int | None = None
+
+    def __post_init__(self):
+        self.gpus = self.executor.gpus if self.executor else self.gpus or 0
+        self.commands, self.identities = {}, {}
+        for trial in self.sweep.trials:
+            folder = self.folder / trial.name
+            self.commands[trial] = train_command(trial, folder, self.train, self.gpus, self.flags)
+            now = dict(config=trial.config, options=list(trial.options), seed=trial.seed, flags=list(self.flags))
+            self.identities[trial] = now
+            before = read_json(folder / 'submitted.json').get('trial', now)
+            if what := [key for key in now if before.get(key) != now[key]]:
                 raise InputError(
-                    f'{folder / trial.name} was run with {what} {before.get(what)}, not {now[what]}: choose another '
+                    f'{folder} was run with {what[0]} {before.get(what[0])}, not {now[what[0]]}: choose another '
                     '--work-dir, or delete that folder'
                 )
 
-    def _identity(self, trial: Trial) -> dict:
-        return dict(config=trial.config, options=list(trial.options), seed=trial.seed, flags=self.flags)
-
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Locks the folder, so that no other process runs the same trials.
-
-        Raises:
-            InputError: Another process has locked it.
-            OSError: It cannot be written.
-        """
+        """Locks the folder within the block; raises an InputError if another process is running the same trials."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / '.lock', 'w') as lock:
             try:
@@ -125,9 +111,15 @@ class Trials:
             state = read_json(folder / 'outcome.json').get('state')  # read after the jobs, which write it at their end
             if state not in ('finished', 'failed'):
                 state = alive.get((record['executor'], record['job']), 'interrupted') if record else 'new'
-            statuses[trial] = Status(state, record.get('executor'), record.get('job'), record.get('devices'))
-            if record:
-                _read_progress(statuses[trial], trial, folder, self.sweep.metric)
+            status = Status(state, record.get('executor'), record.get('job'), record.get('devices'))
+            text = _tail(folder / 'train.log') if record else ''
+            for match in PROGRESS.finditer(text):
+                epoch = match['epoch']
+                status.progress = f'epoch {epoch}/{trial.epochs}' if epoch else f'{match["step"]}/{match["steps"]}'
+                status.eta = match['eta'] if state == 'running' else ''
+            for value in re.findall(rf'\s{re.escape(self.sweep.metric)}: (-?[\d.]+|nan)\s', text + '\n'):
+                status.metric = float(value)
+            statuses[trial] = status
         return statuses
 
     def submit(self, trial: Trial, environment: Mapping[str, str]) -> None:
@@ -136,26 +128,29 @@ class Trials:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / 'outcome.json').unlink(missing_ok=True)
         job = Job(self.commands[trial], str(folder.absolute()), os.getcwd(), environment)
-        with _delayed_ctrl_c():
+        interrupts = []  # Ctrl-C is delayed until a submitted job is recorded
+        before = signal.signal(signal.SIGINT, lambda *_: interrupts.append(True))
+        try:
             record = dict(
-                trial=self._identity(trial),
+                trial=self.identities[trial],
                 executor=self.executor.name,
                 job=self.executor.submit(job, f'{self.sweep.name}/{trial.name}'),
                 devices=environment.get('CUDA_VISIBLE_DEVICES'),
             )
             write_json(folder / 'submitted.json', record)
+        finally:
+            signal.signal(signal.SIGINT, before)
+            if interrupts and before is not signal.SIG_IGN:
+                raise KeyboardInterrupt
 
     def run(self, show: Callable[[dict[Trial, Status]], None]) -> dict[Trial, Status]:
         """Runs the trials that have not finished until all have ended, and returns the status of every trial.
 
-        Ctrl-C cancels jobs as the executor does. A trial that is rejected waits until a running one ends.
-
-        Args:
-            show: Called with the status of every trial every ``executor.interval`` seconds.
+        Ctrl-C cancels jobs as the executor does. A trial that is rejected waits until a running one ends. ``show`` gets
+        the status of every trial every ``executor.interval`` seconds.
 
         Raises:
             InputError: Slurm rejects a trial while none is running.
-            KeyboardInterrupt: After Ctrl-C.
         """
         statuses = self.statuses()
         waiting = [t for t, status in statuses.items() if not status.is_active and status.state != 'finished']
@@ -167,11 +162,11 @@ class Trials:
                     trial = waiting.pop(0)
                     try:
                         self.submit(trial, environment)
-                    except InputError:
+                    except InputError:  # such as a limit on jobs
                         waiting.insert(0, trial)
-                        if not active:
-                            raise
-                        break  # such as a limit on jobs
+                        if active:
+                            break
+                        raise
                     active.append(Status('queued', devices=environment.get('CUDA_VISIBLE_DEVICES')))
                 statuses = self.statuses()
                 show({t: Status('waiting') if t in waiting else status for t, status in statuses.items()})
@@ -196,19 +191,6 @@ def train_command(trial: Trial, work_dir: Path, train: Path, gpus: int = 0, flag
     return [sys.executable, *launch, str(train), *arguments, *options]
 
 
-@contextlib.contextmanager
-def _delayed_ctrl_c() -> Iterator[None]:
-    """Delays Ctrl-C to the end of the block, so that a submitted job is recorded."""
-    received = []
-    before = signal.signal(signal.SIGINT, lambda *_: received.append(True))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-        if received and before is not signal.SIG_IGN:
-            raise KeyboardInterrupt
-
-
 def last_lines(folder: Path, count: int = 8) -> list[str]:
     """Returns the last lines of a trial's last training, or of its job's log if training never started."""
     errors = sorted(folder.glob('submitit/*.err'), key=os.path.getmtime)
@@ -217,22 +199,8 @@ def last_lines(folder: Path, count: int = 8) -> list[str]:
     return [line for line in lines[start:] if line.strip()][-count:]
 
 
-def _read_progress(status: Status, trial: Trial, folder: Path, metric: str) -> None:
-    text = _tail(folder / 'train.log')
-    for match in PROGRESS.finditer(text):
-        epoch = match['epoch']
-        status.progress = f'epoch {epoch}/{trial.epochs}' if epoch else f'{match["step"]}/{match["steps"]}'
-        status.eta = match['eta']
-    values = re.findall(rf'\s{re.escape(metric)}: (-?[\d.]+|nan)\s', text + '\n')
-    status.metric = float(values[-1]) if values else None
-    if status.state != 'running':
-        status.eta = ''
-
-
-def _tail(path: Path, size: int = 1 << 18) -> str:
-    try:
-        with open(path, 'rb') as file:
-            file.seek(max(0, os.path.getsize(path) - size))
-            return file.read().decode('utf-8', errors='replace')
-    except OSError:
-        return ''
+def _tail(path: Path) -> str:
+    with contextlib.suppress(OSError), open(path, 'rb') as file:
+        file.seek(max(0, os.path.getsize(path) - 2**18))
+        return file.read().decode('utf-8', errors='replace')
+    return ''

@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from pvt_mm.sweep.display import Display
+from pvt_mm.sweep.display import display
 from pvt_mm.sweep.spec import Trial
 from pvt_mm.sweep.trials import Status
 
@@ -14,11 +14,11 @@ FIRST, SECOND = (Trial('pvt_s', 'pvt_s.py', (), seed, 12) for seed in (0, 1))
 def shown(terminal: bool) -> str:
     console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
     running = Status('running', progress='epoch 2/12', eta='1:02:03')
-    with Display('coco/bbox_mAP', console) as display:
-        display.show({FIRST: running, SECOND: Status('waiting')})
-        display.show({FIRST: running, SECOND: Status('waiting')})
+    with display('coco/bbox_mAP', console) as show:
+        show({FIRST: running, SECOND: Status('waiting')})
+        show({FIRST: running, SECOND: Status('waiting')})
         finished = Status('finished', progress='epoch 12/12', metric=0.4042)
-        display.show({FIRST: finished, SECOND: Status('running')})
+        show({FIRST: finished, SECOND: Status('running')})
     return console.file.getvalue()
 
 

@@ -109,6 +109,7 @@ def test_nothing_to_stop_prints_nothing(gpus, capsys):
 
 def test_a_slurm_job_has_cores_for_its_gpus(slurm):
     assert Slurm(gpus=8).parameters | dict(setup=None, additional_parameters=None) == dict(
+        partition=None,
         time=1440,
         nodes=1,
         ntasks_per_node=1,
@@ -119,7 +120,7 @@ def test_a_slurm_job_has_cores_for_its_gpus(slurm):
     )
     none = Slurm('cpu', gpus=0, minutes=30)
     assert (none.parameters['cpus_per_task'], none.parameters['partition'], none.parameters['time']) == (1, 'cpu', 30)
-    assert 'gpus_per_node' not in none.parameters
+    assert none.parameters['gpus_per_node'] is None
 
 
 def test_options_of_sbatch_override_defaults(slurm):

@@ -6,7 +6,6 @@ import signal
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
@@ -79,6 +78,7 @@ def test_training_that_ends_after_sigterm_has_finished(tmp_path):
 
 def test_resumes_if_there_is_a_checkpoint(tmp_path):
     job = Job(['true'], str(tmp_path), str(tmp_path))
-    assert not job.can_resume()
-    Path(tmp_path / 'last_checkpoint').write_text('epoch_1.pth')
-    assert job.can_resume()
+    job()
+    (tmp_path / 'last_checkpoint').write_text('epoch_1.pth')
+    job()
+    assert (tmp_path / 'train.log').read_text() == '$ true\n$ true --resume\n'
