@@ -1,5 +1,6 @@
 """Repeats an iteration that had NaN/Inf, and finds where NaN/Inf starts."""
 
+import contextlib
 import functools
 import math
 from collections.abc import Iterator
@@ -10,7 +11,6 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from pvt_mm.checkpoint.reader import read_file
 from pvt_mm.engine.hooks.finite_hook import image_name, images_of
@@ -18,8 +18,6 @@ from pvt_mm.engine.loading import Batch, DeterministicFetcher
 from pvt_mm.engine.randomness import seed_all
 from pvt_mm.utils.errors import CheckpointError, InputError, config_errors
 from pvt_mm.utils.text import shorten
-
-RECORDED = ('state_dict', 'seed', 'rank', 'world_size', 'loss_scale', 'batches')
 
 
 @dataclass
@@ -33,46 +31,25 @@ class Gradient:
 
 @dataclass
 class Value:
-    """Where the first NaN/Inf of a forward pass is.
+    """Where the first NaN/Inf of a forward pass is."""
 
-    Attributes:
-        module: The name of the first module that has NaN/Inf.
-        kind: The module's class.
-        what: ``output``; or ``input``, if functions between the modules computed it.
-        low: The smallest finite number in the module's input.
-        high: The largest.
-        parameters: The module's parameters that have NaN/Inf.
-    """
-
-    module: str
-    kind: str
-    what: str
-    low: float
-    high: float
-    parameters: list[str]
+    module: str  # the name of the first module that has NaN/Inf
+    kind: str  # its class
+    what: str  # 'output'; or 'input', if functions between the modules computed it
+    low: float  # the smallest finite number in the module's input
+    high: float  # the largest
+    parameters: list[str]  # those of the module that have NaN/Inf
 
 
 @dataclass
 class Replay:
-    """The results of a repeated iteration.
+    """The results of a repeated iteration."""
 
-    Attributes:
-        losses: By name, for each batch: one, or several where gradients were accumulated.
-        value: Where the first NaN/Inf of the forward pass is.
-        gradient: Whose gradient is the first with NaN/Inf in the backward pass: a parameter, or a module's output.
-        gradients: Of all parameters, the worst first.
-    """
-
-    losses: list[dict[str, float]]
-    value: Value | None
-    gradient: str | None
-    gradients: list[Gradient]
-
-    @property
-    def finite(self) -> bool:
-        """Whether all losses and gradients are finite."""
-        losses = all(math.isfinite(losses['loss']) for losses in self.losses)
-        return losses and not any(gradient.share for gradient in self.gradients)
+    losses: list[dict[str, float]]  # by name, for each batch: one, or several where gradients were accumulated
+    value: Value | None  # the first NaN/Inf of the forward pass
+    gradient: str | None  # the first with NaN/Inf in the backward pass: of a parameter, or of a module's output
+    gradients: list[Gradient]  # of all parameters, the worst first
+    finite: bool  # whether all losses and gradients are
 
 
 def read_record(path: str) -> dict:
@@ -81,8 +58,8 @@ def read_record(path: str) -> dict:
     Raises:
         CheckpointError: The file cannot be read, or is not such a record.
     """
-    content = read_file(path)
-    missing = [name for name in RECORDED if not isinstance(content, dict) or name not in content]
+    content, needed = read_file(path), ('state_dict', 'seed', 'rank', 'world_size', 'loss_scale', 'batches')
+    missing = [name for name in needed if not isinstance(content, dict) or name not in content]
     if missing:
         raise CheckpointError(
             f'{path} has no {", ".join(missing)}: give the nonfinite_iter_N.pth that training saved in its work '
@@ -126,19 +103,14 @@ def load_batches(config: Config, record: dict) -> list:
 def half_precision(config: Config) -> torch.dtype | None:
     """Returns the dtype in which a config trains with mixed precision, None without it."""
     wrapper = config.optim_wrapper
-    if wrapper.get('type', '').split('.')[-1] != 'AmpOptimWrapper':
-        return None
-    return getattr(torch, wrapper.get('dtype') or 'float16')
+    is_mixed = wrapper.get('type', '').split('.')[-1] == 'AmpOptimWrapper'
+    return getattr(torch, wrapper.get('dtype') or 'float16') if is_mixed else None
 
 
 def replay(model: nn.Module, record: dict, data: list, half: torch.dtype | None = None) -> Replay:
     """Repeats the forward and backward passes of a recorded iteration, without the optimizer's step.
 
-    Args:
-        model: The model of the config, in training mode, with the weights of the record.
-        record: See :func:`read_record`.
-        data: The batches of :func:`load_batches`.
-        half: The dtype of mixed precision, None without it.
+    ``model`` is in training mode, with the weights of the record, and ``half`` is the dtype of mixed precision.
     """
     losses = []
     model.zero_grad()
@@ -151,55 +123,41 @@ def replay(model: nn.Module, record: dict, data: list, half: torch.dtype | None 
             loss, named = model.parse_losses(found)
             losses.append({name: value.item() for name, value in named.items()})
             (loss * record['loss_scale'] / len(data)).backward()
-    gradients = [
-        _gradient(name, value.grad / record['loss_scale'])
-        for name, value in model.named_parameters()
-        if value.grad is not None
-    ]
+    gradients = []
+    for name, value in model.named_parameters():
+        if value.grad is not None:
+            finite = value.grad.isfinite()
+            norm = value.grad.double()[finite].norm().item() / record['loss_scale']
+            gradients.append(Gradient(name, 1 - finite.float().mean().item(), norm))
     gradients.sort(key=lambda gradient: (gradient.share, gradient.norm), reverse=True)
-    return Replay(losses, watch.value, watch.gradient, gradients)
+    finite = all(math.isfinite(found['loss']) for found in losses) and not any(found.share for found in gradients)
+    return Replay(losses, watch.value, watch.gradient, gradients, finite)
 
 
-def _gradient(name: str, gradient: Tensor) -> Gradient:
-    finite = gradient.isfinite()
-    return Gradient(name, 1 - finite.float().mean().item(), gradient.double()[finite].norm().item())
-
-
-class Watch:
+class Watch(contextlib.ExitStack):
     """A context in which the first NaN/Inf of a model's forward and backward passes are found."""
 
     def __init__(self, model: nn.Module):
-        self.model = model
+        super().__init__()
         self.value: Value | None = None
         self.gradient: str | None = None
-        self._handles: list[RemovableHandle] = []
-
-    def __enter__(self) -> 'Watch':
-        for name, module in self.model.named_modules():
+        for name, module in model.named_modules():
             if name and not name.startswith('data_preprocessor'):
-                before, after = functools.partial(self._before, name), functools.partial(self._after, name)
-                self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-                self._handles.append(module.register_forward_hook(after, with_kwargs=True))
-        for name, value in self.model.named_parameters():
+                check = functools.partial(self._check_value, name)
+                self.enter_context(module.register_forward_pre_hook(check, with_kwargs=True))
+                self.enter_context(module.register_forward_hook(check, with_kwargs=True))
+        for name, value in model.named_parameters():
             if value.requires_grad:
-                self._handles.append(value.register_hook(functools.partial(self._check_gradient, name)))
-        return self
+                self.enter_context(value.register_hook(functools.partial(self._check_gradient, name)))
 
-    def __exit__(self, *error: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    def _before(self, name: str, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        if self.value is None and not _all_finite([args, kwargs]):
-            self.value = Value(name, type(module).__name__, 'input', *_range([args, kwargs]), [])
-
-    def _after(self, name: str, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-        if self.value is None and not _all_finite(output):
-            own = [f'{name}.{key}' for key, value in module.named_parameters() if not _all_finite(value)]
-            self.value = Value(name, type(module).__name__, 'output', *_range([args, kwargs]), own)
-        for value in _floats(output):
-            if value.requires_grad:
-                value.register_hook(functools.partial(self._check_gradient, f'the output of {name}'))
+    def _check_value(self, name: str, module: nn.Module, args: tuple, kwargs: dict, *outputs: Any) -> None:
+        if self.value is None and not _all_finite(outputs or [args, kwargs]):
+            what, parameters = ('output', module.named_parameters(prefix=name)) if outputs else ('input', ())
+            bad = [key for key, parameter in parameters if not _all_finite(parameter)]
+            self.value = Value(name, type(module).__name__, what, *_range([args, kwargs]), bad)
+        for output in _floats(outputs):
+            if output.requires_grad:
+                output.register_hook(functools.partial(self._check_gradient, f'the output of {name}'))
 
     def _check_gradient(self, what: str, gradient: Tensor) -> None:
         if self.gradient is None and not _all_finite(gradient):

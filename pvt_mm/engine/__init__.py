@@ -1,8 +1,9 @@
 """Loops, hooks and optimizer constructors for MMEngine's runner: exact resume, atomic checkpoints, NaN/Inf checks."""
 
-from .hooks import CheckpointHook, FiniteHook
+from .hooks.checkpoint_hook import CheckpointHook
+from .hooks.finite_hook import FiniteHook
 from .loops import EpochBasedTrainLoop, IterBasedTrainLoop
-from .optimizers import LayerDecayOptimizerConstructor
+from .optimizers.layer_decay import LayerDecayOptimizerConstructor
 
 __all__ = [
     'CheckpointHook',

@@ -41,24 +41,11 @@ class NumberedBatches(Sampler[Batch]):
     """
 
     def __init__(self, batch_sampler: Sampler[list[int]]):
-        self.batch_sampler = batch_sampler
+        self.batch_sampler, self.sampler = batch_sampler, batch_sampler.sampler
+        self.batch_size = batch_sampler.batch_size
         self.epoch = self.start = 0
         self.length = min(all_gather_object(len(batch_sampler)))
-
-    @property
-    def sampler(self) -> Sampler[int]:
-        """The sampler that draws the indices."""
-        return self.batch_sampler.sampler
-
-    @property
-    def batch_size(self) -> int:
-        """Samples per batch."""
-        return self.batch_sampler.batch_size
-
-    @property
-    def endless(self) -> bool:
-        """Whether the sampler is MMEngine's ``InfiniteSampler``: one epoch that never ends."""
-        return hasattr(self.sampler, '_indices_of_rank')
+        self.endless = hasattr(self.sampler, '_indices_of_rank')  # MMEngine's InfiniteSampler: an epoch without an end
 
     def __iter__(self) -> Iterator[Batch]:
         return self.batches_from(self.epoch, self.start)
@@ -83,15 +70,9 @@ class NumberedBatches(Sampler[Batch]):
 class DeterministicFetcher:
     """Loads the samples of a :class:`Batch`, each with random numbers seeded by its position.
 
-    It runs in a data worker or in the main process. A sample with an unreadable image or label map is replaced by a
-    random other one, and :meth:`report_unreadable`, in the main process, logs it.
-
-    Args:
-        dataset: The data set.
-        seed: The seed of the run.
-        rank: The rank of this process.
-        max_unreadable: Maximum number of unreadable files to skip before raising.
-        context: The :mod:`multiprocessing` context of the workers.
+    It runs in a data worker, of the :mod:`multiprocessing` ``context``, or in the main process. A sample with an
+    unreadable image or label map is replaced by a random other one, for up to ``max_unreadable`` files, and
+    :meth:`report_unreadable`, in the main process, logs it.
     """
 
     def __init__(self, dataset: Dataset, seed: int, rank: int, max_unreadable: int, context: Any = multiprocessing):
@@ -169,15 +150,9 @@ def exact_loader(dataloader: DataLoader, seed: int, max_unreadable: int = 0) -> 
         )
     context = dataloader.multiprocessing_context or multiprocessing
     dataset.__getitems__ = DeterministicFetcher(dataset, seed, get_rank(), max_unreadable, context)
-    kept = ['num_workers', 'collate_fn', 'pin_memory', 'timeout', 'multiprocessing_context', 'generator']
-    if dataloader.num_workers:
-        kept += ['prefetch_factor', 'persistent_workers']
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        worker_init_fn=ignore_signals(dataloader.worker_init_fn),
-        **{name: getattr(dataloader, name) for name in kept},
-    )
+    loader, worker_init = copy.copy(dataloader), ignore_signals(dataloader.worker_init_fn)
+    vars(loader).update(batch_sampler=batches, worker_init_fn=worker_init)  # a loader refuses new batches otherwise
+    return loader
 
 
 def shared_seed(seed: int) -> int:
@@ -193,16 +168,6 @@ def reseed(dataloader: DataLoader, seed: int) -> None:
     if fetcher.seed != seed and hasattr(sampler, 'seed'):
         sampler.seed = shared_seed(seed)
     fetcher.seed = seed
-
-
-def stop_workers(dataloader: DataLoader) -> None:
-    """Stops the persistent workers of a loader.
-
-    Garbage collection would close the queues to them first, and PyTorch then waits for seconds for each.
-    """
-    iterator, dataloader._iterator = getattr(dataloader, '_iterator', None), None
-    if hasattr(iterator, '_shutdown_workers'):
-        iterator._shutdown_workers()
 
 
 def ignore_signals(worker_init: Callable[[int], None] | None) -> Callable[[int], None]:

@@ -1,32 +1,28 @@
 """MMEngine's training loops, with an exact resume: in the middle of an epoch too, with the same batches."""
 
-import logging
-from collections.abc import Iterator
+import itertools
+import math
 from typing import Any
 
 from mmengine.dist import all_gather_object, get_rank, get_world_size
-from mmengine.logging import print_log
 from mmengine.runner import EpochBasedTrainLoop as MMEngineEpochBasedTrainLoop
 from mmengine.runner import IterBasedTrainLoop as MMEngineIterBasedTrainLoop
 from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
-from pvt_mm.engine.loading import exact_loader, ignore_signals, reseed, shared_seed, stop_workers
+from pvt_mm.engine.loading import exact_loader, ignore_signals, reseed, shared_seed
 from pvt_mm.engine.randomness import seed_all
 from pvt_mm.registry import LOOPS
 from pvt_mm.utils.errors import InputError
 
 
 class ExactLoop:
-    """What both loops add to MMEngine's.
+    """What both loops add to MMEngine's, which take the other arguments.
 
     Args:
-        runner: See MMEngine.
-        dataloader: See MMEngine.
         max_broken_images: Maximum number of unreadable images and label maps that a rank skips, with a warning and
             another sample in its place, before raising.
-        kwargs: The arguments of MMEngine's loop.
 
     Raises:
         InputError: There are more unreadable images; the message names the last.
@@ -43,16 +39,16 @@ class ExactLoop:
             self.start()
             self.train()
         finally:
-            for loop in (self, self.runner.val_loop):
-                if loop is not None:
-                    stop_workers(loop.dataloader)
+            # Garbage collection would close the workers' queues first, and PyTorch then waits for seconds for each.
+            for loop in filter(None, (self, self.runner.val_loop)):
+                iterator, loop.dataloader._iterator = getattr(loop.dataloader, '_iterator', None), None
+                if hasattr(iterator, '_shutdown_workers'):
+                    iterator._shutdown_workers()
         self.runner.call_hook('after_train')
         return self.runner.model
 
     def start(self) -> None:
         """Starts or resumes the training.
-
-        A resumed run repeats the evaluation that is due at its checkpoint: the run may have ended in the middle of it.
 
         Raises:
             InputError: The ranks resume from different checkpoints.
@@ -60,18 +56,23 @@ class ExactLoop:
         starts = all_gather_object(self._iter)
         if min(starts) != max(starts):
             raise InputError(
-                f'the ranks resume from different steps, {starts}: the work directory must be one that all machines '
-                'share'
+                f'the ranks resume from different steps, {starts}: all machines must share one work directory'
             )
-        self._warn_of_another_batch_size()
+        hub, now = self.runner.message_hub, [get_world_size(), self.dataloader.batch_sampler.batch_size]
+        before = hub.runtime_info.get('processes_and_batch', now)
+        if before != now:
+            same = math.prod(before) == math.prod(now)
+            rate = '' if same else '; the learning rate is still that of the checkpoint'
+            self.runner.logger.warning(
+                f'{now[0]} processes with {now[1]} images each resume from a checkpoint of {before[0]} processes with '
+                f'{before[1]} images each{rate}'
+            )
+        hub.update_info('processes_and_batch', now)
         reseed(self.dataloader, self.runner.seed)  # resuming restores the run's seed after the loader is built
         validation = self.runner.val_loop
         if validation is not None:
             validation.dataloader.worker_init_fn = ignore_signals(validation.dataloader.worker_init_fn)
         self.runner.call_hook('before_train')
-        if self._iter > 0:
-            self._decide_current_val_interval()
-            self.validate_if_due()
 
     def run_iter(self, *args: Any) -> None:
         """Takes a step, with random numbers seeded by its number."""
@@ -79,28 +80,21 @@ class ExactLoop:
         seed_all(self.runner.seed, get_rank(), self._iter)
         super().run_iter(*args)
 
-    def indices_of(self, epoch: int, number: int) -> list[int]:
-        """Returns the indices of the samples in a batch of this rank."""
-        return next(self.dataloader.batch_sampler.batches_from(epoch, number)).indices
+    def validate_if_due(self, done: int, total: int) -> None:
+        """Evaluates after the epochs or steps that ``val_interval`` and ``val_begin`` choose.
 
-    def _batches_from(self, epoch: int, start: int) -> DataLoader:
-        self.dataloader.batch_sampler.epoch, self.dataloader.batch_sampler.start = epoch, start
+        A resumed run repeats the evaluation that is due at its checkpoint: the run may have ended in the middle of it.
+        """
+        self._decide_current_val_interval()
+        due = done % self.val_interval == 0 or done == total
+        if self.runner.val_loop is not None and due and done >= self.val_begin:
+            self.runner.val_loop.run()
+
+    def _remaining_batches(self) -> DataLoader:
+        """Returns the loader, set to begin with the batch of the next step."""
+        batches = self.dataloader.batch_sampler
+        batches.epoch, batches.start = self.position()
         return self.dataloader
-
-    def _warn_of_another_batch_size(self) -> None:
-        """Warns where the resumed run had other processes or batches, and stores this run's for the next."""
-        hub, now = self.runner.message_hub, [get_world_size(), self.dataloader.batch_sampler.batch_size]
-        before = hub.runtime_info.get('processes_and_batch', now)
-        if before != now:
-            same = before[0] * before[1] == now[0] * now[1]
-            rate = '' if same else '; the learning rate is still that of the checkpoint'
-            print_log(
-                f'{now[0]} processes with {now[1]} images each resume from a checkpoint of {before[0]} processes with '
-                f'{before[1]} images each{rate}',
-                'current',
-                logging.WARNING,
-            )
-        hub.update_info('processes_and_batch', now)
 
 
 @LOOPS.register_module()
@@ -111,10 +105,11 @@ class EpochBasedTrainLoop(ExactLoop, MMEngineEpochBasedTrainLoop):
 
     def train(self) -> None:
         """Trains the remaining epochs."""
+        if 0 < self._iter == self._epoch_start:
+            self.validate_if_due(self._epoch, self._max_epochs)
         while self._epoch < self._max_epochs and not self.stop_training:
             self.run_epoch()
-            self._decide_current_val_interval()
-            self.validate_if_due()
+            self.validate_if_due(self._epoch, self._max_epochs)
 
     def start(self) -> None:
         """Finds the position in the epoch; see :class:`ExactLoop`."""
@@ -124,11 +119,9 @@ class EpochBasedTrainLoop(ExactLoop, MMEngineEpochBasedTrainLoop):
         if done == old_length:
             done = length
         elif (done and old_length != length) or not 0 <= done < length:
-            print_log(
+            self.runner.logger.warning(
                 f'the checkpoint is of epochs of {old_length} steps, and these have {length} (other data, batch size '
-                f'or number of processes): epoch {self._epoch + 1} starts again',
-                'current',
-                logging.WARNING,
+                f'or number of processes): epoch {self._epoch + 1} starts again'
             )
             done = 0
         self._epoch_start = self._iter - done
@@ -137,11 +130,11 @@ class EpochBasedTrainLoop(ExactLoop, MMEngineEpochBasedTrainLoop):
 
     def run_epoch(self) -> None:
         """Trains for the rest of an epoch."""
-        epoch, start = self.position()
-        self.runner.message_hub.update_info('epoch_began', [epoch, self._epoch_start, len(self.dataloader)])
+        began = [self._epoch, self._epoch_start, len(self.dataloader)]
+        self.runner.message_hub.update_info('epoch_began', began)
         self.runner.call_hook('before_train_epoch')
         self.runner.model.train()
-        for number, data_batch in enumerate(self._batches_from(epoch, start), start):
+        for number, data_batch in enumerate(self._remaining_batches(), self.position()[1]):
             self.run_iter(number, data_batch)
         self.runner.call_hook('after_train_epoch')
         self._epoch += 1
@@ -150,13 +143,6 @@ class EpochBasedTrainLoop(ExactLoop, MMEngineEpochBasedTrainLoop):
     def position(self) -> tuple[int, int]:
         """Returns the epoch that the next step belongs to, and the number of its batch in it."""
         return self._epoch, self._iter - self._epoch_start
-
-    def validate_if_due(self) -> None:
-        """Evaluates at the end of the epochs that ``val_interval`` and ``val_begin`` choose."""
-        due = self._epoch % self.val_interval == 0 or self._epoch == self._max_epochs
-        ended = self._iter == self._epoch_start
-        if self.runner.val_loop is not None and due and ended and self._epoch >= self.val_begin:
-            self.runner.val_loop.run()
 
 
 @LOOPS.register_module()
@@ -169,28 +155,17 @@ class IterBasedTrainLoop(ExactLoop, MMEngineIterBasedTrainLoop):
 
     def train(self) -> None:
         """Takes the remaining steps."""
+        if self._iter > 0:
+            self.validate_if_due(self._iter, self._max_iters)
         self.runner.call_hook('before_train_epoch')  # to hooks, all of the training is one epoch
-        batches = self._batches()
+        batches = itertools.chain.from_iterable(self._remaining_batches() for _ in itertools.count())
         while self._iter < self._max_iters and not self.stop_training:
             self.runner.model.train()
             self.run_iter(next(batches))
-            self._decide_current_val_interval()
-            self.validate_if_due()
+            self.validate_if_due(self._iter, self._max_iters)
         self.runner.call_hook('after_train_epoch')
 
     def position(self) -> tuple[int, int]:
         """Returns the pass through the data that the next step belongs to, and the number of its batch in it."""
         batches = self.dataloader.batch_sampler
         return (0, self._iter) if batches.endless else divmod(self._iter, len(batches))
-
-    def validate_if_due(self) -> None:
-        """Evaluates after the steps that ``val_interval`` and ``val_begin`` choose."""
-        due = self._iter % self.val_interval == 0 or self._iter == self._max_iters
-        if self.runner.val_loop is not None and due and self._iter >= self.val_begin:
-            self.runner.val_loop.run()
-
-    def _batches(self) -> Iterator[Any]:
-        epoch, start = self.position()
-        while True:
-            yield from self._batches_from(epoch, start)
-            epoch, start = epoch + 1, 0

@@ -50,7 +50,6 @@ class Trans2SegHead(BaseDecodeHead):
     ):
         kwargs = dict(in_index=(0, 3), input_transform='multiple_select') | kwargs
         super().__init__(list(in_channels), channels, **kwargs)
-        low_channels, high_channels = in_channels
         sizes: dict[str, Any] = dict(
             d_model=embed_dims,
             nhead=num_heads,
@@ -60,7 +59,7 @@ class Trans2SegHead(BaseDecodeHead):
             batch_first=True,
             norm_first=True,
         )
-        self.project = nn.Conv2d(high_channels, embed_dims, 1)
+        self.project = nn.Conv2d(in_channels[1], embed_dims, 1)
         self.encoder = nn.TransformerEncoder(
             nn.TransformerEncoderLayer(**sizes), num_layers, nn.LayerNorm(embed_dims), enable_nested_tensor=False
         )
@@ -70,7 +69,7 @@ class Trans2SegHead(BaseDecodeHead):
         conv = dict(norm_cfg=self.norm_cfg, act_cfg=self.act_cfg)
         self.fuse_attention = ConvModule(num_heads * self.num_classes, embed_dims, 1, **conv)
         self.fuse_memory = ConvModule(embed_dims, embed_dims, 1, **conv)
-        self.fuse_low = ConvModule(low_channels, embed_dims, 1, **conv)
+        self.fuse_low = ConvModule(in_channels[0], embed_dims, 1, **conv)
         self.fuse = ConvModule(embed_dims, channels, 3, padding=1, **conv)
 
     def init_weights(self) -> None:

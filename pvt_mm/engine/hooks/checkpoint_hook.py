@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.dist import all_gather_object, broadcast_object_list, get_world_size, is_main_process
+from mmengine.dist import all_gather_object, all_reduce, broadcast_object_list, get_world_size, is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
 from mmengine.hooks import EMAHook
-from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 from pvt_mm.checkpoint.integrity import sign
@@ -29,20 +28,15 @@ STOPPED = 75
 class AtomicBackend(LocalBackend):
     """MMEngine's local files, with atomic writes of checkpoints and their size and digest."""
 
+    def isfile(self, filepath: str | Path) -> bool:
+        return False  # MMEngine would remove the old best checkpoint before it writes the new one
+
+    isdir = isfile
+
     def put(self, obj: bytes, filepath: str | Path) -> None:
-        """Writes a checkpoint."""
         with atomic_write(filepath) as temporary:
             temporary.write_bytes(obj)
             sign(temporary)
-
-
-class _NoDeleteBackend(AtomicBackend):
-    """Finds no files, so that MMEngine deletes none."""
-
-    def isfile(self, filepath: str | Path) -> bool:
-        return False
-
-    isdir = isfile
 
 
 @HOOKS.register_module()
@@ -60,23 +54,21 @@ class CheckpointHook(MMEngineCheckpointHook):
         SystemExit: The run was stopped by a signal, and has saved; or, in other ranks, rank 0 could not write.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.stop: StopSignal | None = None  # during training
-        self.saved_at = -1
-        self.common_val_steps = 0
+    stop: 'StopSignal | None' = None  # during training
+    saved_at = -1
 
     def before_train(self, runner: Runner) -> None:
         """Removes what a killed run has left, and listens for signals from here on."""
         super().before_train(runner)
+        info = runner.message_hub.runtime_info
         self.on_disk = isinstance(self.file_backend, LocalBackend)
         if self.on_disk:
-            self.backend_args = {'backend': 'pvt_mm.atomic'}
+            self.file_backend, self.backend_args = AtomicBackend(), {'backend': 'pvt_mm.atomic'}
             if is_main_process():
                 temporary = [path.name for path in Path(self.out_dir).glob('.*.pth.*.tmp')]
-                self._remove([*temporary, *runner.message_hub.runtime_info.get('outdated_ckpts', ())])
+                self._remove([*temporary, *info.get('outdated_ckpts', ())])
         if runner._resume:
-            self.last_ckpt = runner._load_from or runner.message_hub.runtime_info.get('last_ckpt')
+            self.last_ckpt = runner._load_from or info.get('last_ckpt')
             self.saved_at = runner.iter
         self.stop = StopSignal()
 
@@ -112,10 +104,9 @@ class CheckpointHook(MMEngineCheckpointHook):
             self._save(runner, name, dict(epoch=epoch, iter=iteration), outdated=[], stopped=name)
         if get_world_size() == 1:
             self.stop.ignore()  # with several ranks, launchers send SIGTERM to the rest when the first exits
-        print_log(
+        runner.logger.info(
             f'stopped by {self.stop.name or "a signal to another rank"} after step {iteration}, saved as '
-            f'{self.last_ckpt}: add --resume to the command to continue (exit code {STOPPED})',
-            'current',
+            f'{self.last_ckpt}: add --resume to the command to continue (exit code {STOPPED})'
         )
         raise SystemExit(STOPPED)
 
@@ -132,18 +123,14 @@ class CheckpointHook(MMEngineCheckpointHook):
         self._save(runner, self.filename_tmpl.format(step), meta, outdated, stopped=None)
 
     def _save(self, runner: Runner, name: str, meta: dict, outdated: list[str], stopped: str | None) -> None:
-        """Writes the checkpoint ``name``, then ``last_checkpoint``, then removes outdated checkpoints.
-
-        The outdated names are in the checkpoint too: if this run is killed before it removes them, the resumed run
-        does. So is the name of the checkpoint of a ``stopped`` run, which the next checkpoint outdates.
-        """
-        hub, last = runner.message_hub, self.last_ckpt
+        # If this run is killed before it removes outdated checkpoints, the resumed run does: their names are saved too.
+        # So is the name of the checkpoint of a ``stopped`` run, which the next checkpoint outdates.
+        hub, path = runner.message_hub, self.file_backend.join_path(self.out_dir, name)
         last_stopped = hub.runtime_info.get('stopped_ckpt')
         if last_stopped not in (None, name):
             outdated = [*outdated, last_stopped]
-        self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
-        hub.update_info_dict(dict(last_ckpt=self.last_ckpt, outdated_ckpts=outdated, stopped_ckpt=stopped))
-        with self._report_write_error(name, last):
+        hub.update_info_dict(dict(last_ckpt=path, outdated_ckpts=outdated, stopped_ckpt=stopped))
+        with self._report_write_error(name):
             runner.save_checkpoint(
                 self.out_dir,
                 name,
@@ -154,36 +141,29 @@ class CheckpointHook(MMEngineCheckpointHook):
                 backend_args=self.backend_args,
                 **self.args,
             )
-            self.saved_at = meta['iter']
             if is_main_process():
                 with atomic_write(Path(runner.work_dir) / 'last_checkpoint') as temporary:
-                    temporary.write_text(self.last_ckpt)
+                    temporary.write_text(path)
                 self._remove(outdated)
+        self.last_ckpt, self.saved_at = path, meta['iter']
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
         if not self.on_disk:
             super()._save_best_checkpoint(runner, metrics)
             return
-        old, backend = self._best_paths(), self.file_backend
-        self.file_backend = _NoDeleteBackend()  # MMEngine would remove the old best before it writes the new one
-        try:
-            with self._report_write_error('the best checkpoint', self.last_ckpt):
-                super()._save_best_checkpoint(runner, metrics)
-        finally:
-            self.file_backend = backend
+        info = runner.message_hub.runtime_info
+        old = {name: path for name, path in info.items() if name.startswith('best_ckpt')}
+        with self._report_write_error('the best checkpoint'):
+            super()._save_best_checkpoint(runner, metrics)
         if is_main_process():
-            self._remove(Path(path).name for path in old - self._best_paths())
-
-    def _best_paths(self) -> set[str]:
-        paths = [getattr(self, 'best_ckpt_path', None), *getattr(self, 'best_ckpt_path_dict', {}).values()]
-        return {path for path in paths if path}
+            self._remove(Path(path).name for name, path in old.items() if path != info[name])
 
     def _remove(self, names: Iterable[str]) -> None:
         for name in names:
             (Path(self.out_dir) / name).unlink(missing_ok=True)
 
     @contextlib.contextmanager
-    def _report_write_error(self, name: str, last: str | None) -> Iterator[None]:
+    def _report_write_error(self, name: str) -> Iterator[None]:
         """Ends all ranks where rank 0 cannot write a checkpoint."""
         failures: list[OSError | None] = [None]
         try:
@@ -195,7 +175,7 @@ class CheckpointHook(MMEngineCheckpointHook):
             return
         if not is_main_process():
             raise SystemExit(2)  # rank 0 says why
-        kept = f'the last good checkpoint is {last}' if last else 'there is no earlier checkpoint'
+        kept = f'the last good checkpoint is {self.last_ckpt}' if self.last_ckpt else 'there is no earlier checkpoint'
         raise InputError(
             f'{name} cannot be written to {self.out_dir} ({failures[0].strerror or failures[0]}), and training stops; '
             f'{kept}: make it writable, and continue with --resume'
@@ -206,16 +186,11 @@ class StopSignal:
     """Catches SIGTERM, SIGINT and SIGUSR2, for the training to stop at the next good moment.
 
     All ranks must construct it at the same time.
-
-    Attributes:
-        name: The signal that came, None before.
-        group: The process group in which ranks compare notes on the CPU; None for PyTorch's default.
     """
 
     def __init__(self):
-        self.name: str | None = None
-        self.group: torch.distributed.ProcessGroup | None = None
-        self._time = 0.0
+        self.name: str | None = None  # of the signal that came
+        self.group: torch.distributed.ProcessGroup | None = None  # on the CPU; None is PyTorch's default
         self._old_handlers: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):  # the last is submitit's
@@ -230,10 +205,8 @@ class StopSignal:
 
     def received(self) -> bool:
         """Returns whether a signal came to any rank. All ranks must call it."""
-        if get_world_size() == 1:
-            return self.name is not None
         came = torch.tensor(float(self.name is not None))
-        torch.distributed.all_reduce(came, torch.distributed.ReduceOp.MAX, self.group)
+        all_reduce(came, 'max', self.group)
         return bool(came)
 
     def _catch(self, number: int, frame: Any) -> None:
@@ -242,4 +215,4 @@ class StopSignal:
             self.ignore()
             raise KeyboardInterrupt
         if not self.name:
-            self.name, self._time = signal.Signals(number).name, time.monotonic()
+            self._time, self.name = time.monotonic(), signal.Signals(number).name

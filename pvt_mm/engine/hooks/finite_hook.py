@@ -1,9 +1,7 @@
 """Steps with NaN/Inf in the loss or gradients are skipped or stop the training, and are saved for a replay."""
 
 import functools
-import logging
 import math
-import os
 import shlex
 from collections.abc import Callable
 from numbers import Integral
@@ -13,7 +11,6 @@ from typing import Any
 import torch
 from mmengine.dist import all_gather_object, all_reduce, barrier, get_rank, get_world_size
 from mmengine.hooks import Hook
-from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
@@ -42,9 +39,6 @@ class FiniteHook(Hook):
 
     A total norm that overflows while every gradient is finite is fine. With a dynamic loss scale the scaler skips
     overflowing gradients itself, so only the loss is checked. All ranks decide alike.
-
-    Args:
-        max_skips: Maximum number of steps in a row to skip before raising.
     """
 
     def __init__(self, max_skips: int = 0):
@@ -54,17 +48,17 @@ class FiniteHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Puts the check between the backward pass and the optimizer's step."""
-        model, wrapper = _unwrap(runner.model), runner.optim_wrapper
+        self.model = model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         self.parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
         self.buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
         model.parse_losses = functools.partial(self._parse_losses, model.parse_losses)
-        self.step = wrapper.step
+        self.step = runner.optim_wrapper.step
         # MMEngine's schedulers mark the method and check for the mark.
-        wrapper.step = functools.update_wrapper(functools.partial(self._step, runner), self.step)
+        runner.optim_wrapper.step = functools.update_wrapper(functools.partial(self._step, runner), self.step)
 
     def after_train(self, runner: Runner) -> None:
         """Removes the check."""
-        del _unwrap(runner.model).parse_losses
+        del self.model.parse_losses
         runner.optim_wrapper.step = self.step
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
@@ -81,14 +75,13 @@ class FiniteHook(Hook):
 
     def _step(self, runner: Runner, **kwargs: Any) -> None:
         fault = None if self._all_finite(runner.optim_wrapper) else self._find_fault()
+        for buffer, kept in self.buffers:
+            target, source = (buffer, kept) if fault else (kept, buffer)
+            target.copy_(source)
         if fault is None:
             self.step(**kwargs)
             self.skips_in_row = 0
-            for buffer, kept in self.buffers:
-                kept.copy_(buffer)
         else:
-            for buffer, kept in self.buffers:
-                buffer.copy_(kept)
             text, ranks = fault
             if self.skips_in_row == self.max_skips:
                 raise NonFiniteError(f'{text}. {self._save(runner, ranks)}')
@@ -96,15 +89,22 @@ class FiniteHook(Hook):
             self.skips_in_row += 1
             self.skips += 1
             count = f'{self.skips_in_row} in a row of at most {self.max_skips}, {self.skips} in all'
-            print_log(f'{text}. The step is skipped: {count}', logger='current', level=logging.WARNING)
+            runner.logger.warning(f'{text}. The step is skipped: {count}')
         self.batches.clear()
 
     def _all_finite(self, wrapper: OptimWrapper) -> bool:
         """Returns False where some rank has NaN/Inf, or the norm of its gradients overflows."""
         finite = torch.stack([batch['losses']['loss'] for batch in self.batches]).isfinite().all()
         gradients = [value.grad for value in self.parameters.values() if value.grad is not None]
-        if gradients and not _scaler_skips(wrapper):
-            finite &= _total_norm(gradients).isfinite()
+        scaler = getattr(wrapper, 'loss_scaler', None)
+        is_dynamic = scaler and scaler.is_enabled() and getattr(wrapper, '_scale_update_param', None) is None
+        # A dynamic scale is lowered, and the step skipped. At 1 or less, it is not what makes gradients overflow.
+        if gradients and not (is_dynamic and scaler.get_scale() > 1):
+            if hasattr(nn.utils, 'get_total_norm'):  # in torch 2.6 and later: few kernels for all
+                norm = nn.utils.get_total_norm(gradients)
+            else:
+                norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
+            finite &= norm.isfinite()
         finite = finite.int()
         all_reduce(finite, 'min')
         return bool(finite)
@@ -125,46 +125,44 @@ class FiniteHook(Hook):
             return None
         parts = [name for name, value in losses.items() if 'loss' in name and not math.isfinite(value)]
         parts = [f'{name} {losses[name]:.4g}' for name in parts if name != 'loss']
-        text = f'iteration {suspects[0]["iter"] + 1}: loss {losses["loss"]:.4g}'
-        text += f' ({shorten(parts)})' if parts else ''
+        text = f'iteration {suspects[0]["iter"] + 1}: loss {losses["loss"]:.4g}' + (
+            f' ({shorten(parts)})' if parts else ''
+        )
         text += f', NaN/Inf in {len(bad)} of {len(gradients)} gradients' + (f': {shorten(bad)}' if bad else '')
-        several = get_world_size() > 1
-        images = [
-            image_name(image, batch['rank'] if several else None) for batch in suspects for image in batch['images']
-        ]
+        images = [image_name(image, batch['rank']) for batch in suspects for image in batch['images']]
         return f'{text}; images {shorten(images)}', sorted({batch['rank'] for batch in suspects})
 
     def _save(self, runner: Runner, ranks: list[int]) -> str:
         """Saves what a replay needs, in each of ``ranks``, and returns where it is and how to replay it."""
         rank, world_size = get_rank(), get_world_size()
-        suffixes = [f'_rank{one}' if world_size > 1 else '' for one in ranks]
-        paths = [Path(runner.work_dir, f'nonfinite_iter_{runner.iter + 1}{suffix}.pth') for suffix in suffixes]
+        folder, stem = Path(runner.work_dir), f'nonfinite_iter_{runner.iter + 1}'
+        paths = {one: folder / f'{stem}_rank{one}.pth' if world_size > 1 else folder / f'{stem}.pth' for one in ranks}
         failed = ''
         if rank in ranks:
             if isinstance(runner.train_loop, ExactLoop):
+                batches_from = runner.train_loop.dataloader.batch_sampler.batches_from
                 for batch in self.batches:
-                    batch['indices'] = runner.train_loop.indices_of(batch['epoch'], batch['number'])
+                    batch['indices'] = next(batches_from(batch['epoch'], batch['number'])).indices
             scaler = getattr(runner.optim_wrapper, 'loss_scaler', None)
             record = dict(
-                state_dict={name: value.cpu() for name, value in _unwrap(runner.model).state_dict().items()},
+                state_dict={name: value.cpu() for name, value in self.model.state_dict().items()},
                 seed=runner.seed,
                 rank=rank,
                 world_size=world_size,
                 loss_scale=scaler.get_scale() if scaler else 1.0,
                 batches=self.batches,
             )
-            path = paths[ranks.index(rank)]
             try:
-                save(record, path)
+                save(record, paths[rank])
             except (OSError, RuntimeError) as error:  # the latter is PyTorch's on a full disk
-                failed = f' ({path} could not be written: {error})'
+                failed = f' ({paths[rank]} could not be written: {error})'
         barrier()  # when one rank exits, launchers end the others
-        config = Path(runner.work_dir, os.path.basename(runner.cfg.filename or f'{runner.timestamp}.py'))
-        command = shlex.join(['tools/replay.py', str(config), str(paths[0])])
-        saved = ', '.join(map(str, paths))
+        config = folder / Path(runner.cfg.filename or f'{runner.timestamp}.py').name
+        saved = list(map(str, paths.values()))
+        command = shlex.join(['tools/replay.py', str(config), saved[0]])
         return (
-            f'The step was not taken, and checkpoints are unchanged; saved {saved}{failed}; to skip such steps use '
-            f'--cfg-options default_hooks.finite.max_skips=N; to find where NaN/Inf starts run: {command}'
+            f'The step was not taken, and checkpoints are unchanged; saved {", ".join(saved)}{failed}; to skip such '
+            f'steps use --cfg-options default_hooks.finite.max_skips=N; to find where NaN/Inf starts run: {command}'
         )
 
 
@@ -182,28 +180,7 @@ def images_of(data_batch: Any) -> list[dict]:
 
 
 def image_name(image: dict, rank: int | None = None) -> str:
-    """Returns how messages name an image of :func:`images_of`."""
+    """Returns how messages name an image of :func:`images_of`, with its rank if there are several."""
     notes = [f'id {image["id"]}'] if 'id' in image else []
-    notes += [f'rank {rank}'] if rank is not None else []
+    notes += [f'rank {rank}'] if get_world_size() > 1 else []
     return image.get('path', 'an image without a path') + (f' ({", ".join(notes)})' if notes else '')
-
-
-def _total_norm(gradients: list[Tensor]) -> Tensor:
-    if hasattr(nn.utils, 'get_total_norm'):  # in torch 2.6 and later: few kernels for all
-        return nn.utils.get_total_norm(gradients)
-    return torch.stack([gradient.norm() for gradient in gradients]).norm()
-
-
-def _scaler_skips(wrapper: OptimWrapper) -> bool:
-    """Returns whether a loss scaler skips a step with overflowing gradients and lowers its scale.
-
-    At a scale of 1 or less, it is not the scale that makes them overflow.
-    """
-    scaler = getattr(wrapper, 'loss_scaler', None)
-    if scaler is None or not scaler.is_enabled() or getattr(wrapper, '_scale_update_param', None) is not None:
-        return False
-    return scaler.get_scale() > 1
-
-
-def _unwrap(model: nn.Module) -> nn.Module:
-    return model.module if is_model_wrapper(model) else model

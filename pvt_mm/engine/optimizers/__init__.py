@@ -1,5 +1,1 @@
 """Optimizer constructors."""
-
-from .layer_decay import LayerDecayOptimizerConstructor
-
-__all__ = ['LayerDecayOptimizerConstructor']

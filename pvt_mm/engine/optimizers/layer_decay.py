@@ -23,22 +23,18 @@ class LayerDecayOptimizerConstructor(DefaultOptimWrapperConstructor):
         InputError: ``layer_decay_rate`` is missing or not in (0, 1], or no module has ``get_layer_depth``.
     """
 
-    def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None):
-        super().__init__(optim_wrapper_cfg, paramwise_cfg)
-        rate = self.paramwise_cfg.get('layer_decay_rate')
-        if not isinstance(rate, (int, float)) or not 0 < rate <= 1:
-            raise InputError(
-                f'LayerDecayOptimizerConstructor: optim_wrapper.paramwise_cfg.layer_decay_rate is {rate}: it must be '
-                'more than 0 and at most 1'
-            )
-
     def add_params(
         self, params: list[dict], module: nn.Module, prefix: str = '', is_dcn_module: bool | None = None
     ) -> None:
         super().add_params(params, module, prefix, is_dcn_module)
         if prefix:  # MMEngine's method calls itself for the children
             return
-        rate, multipliers = self.paramwise_cfg['layer_decay_rate'], {}
+        rate, multipliers = self.paramwise_cfg.get('layer_decay_rate'), {}
+        if not isinstance(rate, (int, float)) or not 0 < rate <= 1:
+            raise InputError(
+                f'LayerDecayOptimizerConstructor: optim_wrapper.paramwise_cfg.layer_decay_rate is {rate}: it must be '
+                'more than 0 and at most 1'
+            )
         for backbone in module.modules():
             if hasattr(backbone, 'get_layer_depth'):
                 for name, parameter in backbone.named_parameters():
