@@ -107,7 +107,7 @@ setup(
     python_requires='>=3.10',
     # OpenMMLab distributions are extras: upstream and the maintained forks share import names, so a requirement on one
     # would overwrite the other.
-    install_requires=['numpy', 'rich', 'torch>=2.4'],
+    install_requires=['numpy', 'rich', 'torch>=2.6'],
     extras_require={
         'onedl': [
             'onedl-mmcv>=2.3.6',

@@ -107,13 +107,13 @@ def check_python() -> Line:
 
 def check_torch() -> Line:
     """PyTorch can be imported and is recent enough."""
-    fix = "pip install 'torch>=2.4'"
+    fix = "pip install 'torch>=2.6'"
     works, text = probe('import torch; print(torch.__version__, torch.version.cuda or "CPU")')
     if not works:
         return Line('torch', 'broken', text, fix)
     found, cuda = text.split(' ', 1)
-    if numbers(found) < (2, 4):
-        return Line('torch', 'broken', f'{found} is older than 2.4', fix)
+    if numbers(found) < (2, 6):
+        return Line('torch', 'broken', f'{found} is older than 2.6', fix)
     return Line('torch', 'ok', f'{found}, {"CUDA " * cuda[0].isdigit()}{cuda}')
 
 
@@ -127,7 +127,7 @@ def check_gpu() -> Line:
     code = 'import torch; print(torch.version.cuda, torch.cuda.device_count() if torch.cuda.is_available() else 0)'
     works, text = probe(code)
     if not works:
-        return Line('GPU', 'broken', f'torch cannot be imported: {text}', "pip install 'torch>=2.4'")
+        return Line('GPU', 'broken', f'torch cannot be imported: {text}', "pip install 'torch>=2.6'")
     cuda, count = text.split()
     if count != '0':
         return Line('GPU', 'ok', f'{count} visible')

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import functools
+import hashlib
 import logging
 import os
 import pickle
@@ -185,15 +186,24 @@ def _in_catalog(path: str) -> str:
         raise CheckpointError(f'{path}: there are no weights of this name') from None
 
 
+def cached_path(url: str) -> str:
+    """Returns where a download is kept: under its name, after a digest of the whole URL, as many files share a name."""
+    name = f'{hashlib.sha256(url.encode()).hexdigest()[:8]}-{os.path.basename(urlparse(url).path)}'
+    return os.path.join(torch.hub.get_dir(), 'checkpoints', name)
+
+
 def _download(url: str) -> str:
     """Downloads a file once a machine, on its first rank; the other ranks wait for it, also where it fails."""
-    path = os.path.join(torch.hub.get_dir(), 'checkpoints', os.path.basename(urlparse(url).path))
+    path = cached_path(url)
     reason = 'by the first rank of this machine'
     if int(os.environ.get('LOCAL_RANK', 0)) == 0 and not os.path.exists(path):
         try:
             os.makedirs(os.path.dirname(path), exist_ok=True)
             torch.hub.download_url_to_file(url, path)
-        except OSError as error:
+            verify_once(path)
+        except Exception as error:  # whatever it is, the other ranks are waiting
+            with contextlib.suppress(OSError):
+                os.remove(path)
             reason = _one_line(error)
     barrier()
     if not os.path.exists(path):

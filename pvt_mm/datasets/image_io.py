@@ -89,5 +89,7 @@ def report_unreadable_images() -> Iterator[None]:
         if not found:
             raise
         damaged, absent = found[-1]
+        if absent and not absent.lower().endswith(EXTENSIONS):
+            raise
         fault = f'{absent} does not exist' if absent else f'{damaged} is truncated or not an image'
         raise unreadable_error(fault) from error

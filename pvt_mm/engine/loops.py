@@ -102,10 +102,11 @@ class EpochBasedTrainLoop(ExactLoop, MMEngineEpochBasedTrainLoop):
     """Trains for ``max_epochs``; see :class:`ExactLoop` and MMEngine's."""
 
     _epoch_start = 0  # the step at which the epoch began
+    _starts_again = False  # whether the checkpoint is from the middle of an epoch that cannot be resumed
 
     def train(self) -> None:
         """Trains the remaining epochs."""
-        if 0 < self._iter == self._epoch_start:
+        if 0 < self._iter == self._epoch_start and not self._starts_again:
             self.validate_if_due(self._epoch, self._max_epochs)
         while self._epoch < self._max_epochs and not self.stop_training:
             self.run_epoch()
@@ -123,7 +124,7 @@ class EpochBasedTrainLoop(ExactLoop, MMEngineEpochBasedTrainLoop):
                 f'the checkpoint is of epochs of {old_length} steps, and these have {length} (other data, batch size '
                 f'or number of processes): epoch {self._epoch + 1} starts again'
             )
-            done = 0
+            done, self._starts_again = 0, True
         self._epoch_start = self._iter - done
         self._max_iters = self._epoch_start + (self._max_epochs - self._epoch) * length
         super().start()

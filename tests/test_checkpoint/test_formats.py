@@ -2,6 +2,7 @@
 
 import argparse
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from mmengine.logging import HistoryBuffer
 from pvt_mm.checkpoint import loading
 from pvt_mm.checkpoint.formats import backbone_weights, convert, resample_table
 from pvt_mm.checkpoint.loading import load_pretrained
-from pvt_mm.checkpoint.reader import read_checkpoint, read_file
+from pvt_mm.checkpoint.reader import cached_path, read_checkpoint, read_file
 from pvt_mm.checkpoint.writer import save_checkpoint
 from pvt_mm.models import PVT
 from pvt_mm.utils.errors import CheckpointError
@@ -468,13 +469,14 @@ def test_a_url_that_cannot_be_reached_says_what_to_do(monkeypatch, tmp_path):
 
 def test_a_url_in_a_process_group_is_read_from_the_cache(model, monkeypatch, tmp_path):
     monkeypatch.setenv('TORCH_HOME', str(tmp_path))
-    cache = tmp_path / 'hub/checkpoints'
-    cache.mkdir(parents=True)
-    torch.save(model.state_dict(), cache / 'pvt.pth')
+    url = 'https://example.com/pvt.pth'
+    Path(cached_path(url)).parent.mkdir(parents=True)
+    torch.save(model.state_dict(), cached_path(url))
+    assert cached_path('https://example.com/other/pvt.pth') != cached_path(url)
     torch.distributed.init_process_group('gloo', store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
         loaded = PVT(TINY_ARCH)
-        load_pretrained(loaded, 'https://example.com/pvt.pth')
+        load_pretrained(loaded, url)
         with pytest.raises(CheckpointError, match='cannot be downloaded'):
             read_checkpoint('http://127.0.0.1:9/absent.pth')
     finally:

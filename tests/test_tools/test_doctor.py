@@ -69,11 +69,11 @@ def test_torch(plant):
     plant(torch=WORKING_TORCH.format(cuda='12.6', gpus=0))
     assert doctor.check_torch() == ('torch', 'ok', '2.13.0, CUDA 12.6', '')
     plant(torch=WORKING_TORCH.format(cuda='12.6', gpus=0).replace('2.13.0', '2.1.0'))
-    assert is_broken(doctor.check_torch(), '2.1.0 is older than 2.4', "pip install 'torch>=2.4'")
+    assert is_broken(doctor.check_torch(), '2.1.0 is older than 2.6', "pip install 'torch>=2.6'")
     plant(torch='raise OSError("libcudart.so.12: cannot open shared object file")')
-    assert is_broken(doctor.check_torch(), 'libcudart.so.12', "pip install 'torch>=2.4'")
+    assert is_broken(doctor.check_torch(), 'libcudart.so.12', "pip install 'torch>=2.6'")
     plant(torch='import os; os.abort()')
-    assert is_broken(doctor.check_torch(), 'crashes with signal 6', "pip install 'torch>=2.4'")
+    assert is_broken(doctor.check_torch(), 'crashes with signal 6', "pip install 'torch>=2.6'")
 
 
 @pytest.mark.parametrize(

@@ -28,15 +28,19 @@ STOPPED = 75
 class AtomicBackend(LocalBackend):
     """MMEngine's local files, with atomic writes of checkpoints and their size and digest."""
 
-    def isfile(self, filepath: str | Path) -> bool:
-        return False  # MMEngine would remove the old best checkpoint before it writes the new one
-
-    isdir = isfile
-
     def put(self, obj: bytes, filepath: str | Path) -> None:
         with atomic_write(filepath) as temporary:
             temporary.write_bytes(obj)
             sign(temporary)
+
+
+class _NoDeleteBackend(AtomicBackend):
+    """Says that nothing exists: MMEngine would remove the old best checkpoint before it writes the new one."""
+
+    def isfile(self, filepath: str | Path) -> bool:
+        return False
+
+    isdir = isfile
 
 
 @HOOKS.register_module()
@@ -63,7 +67,7 @@ class CheckpointHook(MMEngineCheckpointHook):
         info = runner.message_hub.runtime_info
         self.on_disk = isinstance(self.file_backend, LocalBackend)
         if self.on_disk:
-            self.file_backend, self.backend_args = AtomicBackend(), {'backend': 'pvt_mm.atomic'}
+            self.file_backend, self.backend_args = _NoDeleteBackend(), {'backend': 'pvt_mm.atomic'}
             if is_main_process():
                 temporary = [path.name for path in Path(self.out_dir).glob('.*.pth.*.tmp')]
                 self._remove([*temporary, *info.get('outdated_ckpts', ())])
@@ -160,7 +164,10 @@ class CheckpointHook(MMEngineCheckpointHook):
 
     def _remove(self, names: Iterable[str]) -> None:
         for name in names:
-            (Path(self.out_dir) / name).unlink(missing_ok=True)
+            # The names may come from a checkpoint of anybody: nothing else and nothing elsewhere is removed.
+            path = Path(self.out_dir, Path(name).name)
+            if path.suffix in ('.pth', '.tmp'):
+                path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _report_write_error(self, name: str) -> Iterator[None]:
