@@ -1,6 +1,6 @@
 """Names and shapes of PVT's weights in every format, and pure functions on state dicts that translate between them.
 
-The formats are told apart by their keys: ours, the authors' releases (classification and detection), MMDetection's
+The formats are recognized by their keys: ours, the authors' releases (classification and detection), MMDetection's
 built-in PVT, and Hugging Face's ``PvtModel`` and ``PvtForImageClassification``, each alone or inside a detector or
 segmentor. :data:`NAMES` is the dictionary between them: to add a format, add a column.
 """

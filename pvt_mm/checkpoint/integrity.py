@@ -1,6 +1,6 @@
 """Detecting damaged checkpoints by their size and digest.
 
-PyTorch checks none of the checksums in a checkpoint: a flipped bit becomes another weight. A signed checkpoint has its
+PyTorch does not check the checksums in a checkpoint: a flipped bit becomes another weight. A signed checkpoint has its
 size and SHA-256 in the comment of its zip archive, which every other reader ignores. Of one that is not signed, the
 CRC-32 of each member is checked. Neither says who wrote a file.
 """

@@ -150,7 +150,7 @@ class _StandIn(dict):
 
 
 def _globals_of(path: str) -> list[str]:
-    """Returns what the pickle in a checkpoint asks for, running none of it; PyTorch names it only for protocol 2."""
+    """Returns what the pickle in a checkpoint asks for, without running it; PyTorch names it only for protocol 2."""
     found = {}
 
     class Listing(pickle.Unpickler):
@@ -229,7 +229,7 @@ def _parameters(content: Any, path: str) -> dict[str, Tensor]:
 
 
 def _allowed_globals() -> list:
-    """Returns what checkpoints hold next to tensors, none of which runs code.
+    """Returns what checkpoints hold next to tensors, and which runs no code.
 
     MMEngine's hold the history of the logged values, the state of schedulers, NumPy's scalars and random states; the
     authors' training its command line. NumPy 2 writes ``numpy._core`` where NumPy 1 wrote ``numpy.core``.
