@@ -23,7 +23,7 @@ setup:  ## install the exact versions of requirements/ if they are missing
 	@mkdir -p build
 	@VENV='$(VENV)' PYTHON='$(PYTHON)' tools/install.sh > build/python
 
-demo: setup  ## train and evaluate a PVT RetinaNet on generated shapes and plot the results: about 4 minutes on two cores
+demo: setup  ## train and evaluate a PVT RetinaNet on generated shapes and plot the results: about 5 minutes on two cores
 	$(PY) tools/make_shapes.py data/shapes
 	$(PY) tools/train.py configs/demo/retinanet_shapes.py --work-dir $(DEMO)
 	$(PY) tools/plot.py curves $(DEMO) --out $(DEMO)/curves.png > $(DEMO)/curves.txt
@@ -47,7 +47,7 @@ demo-pretraining: setup  ## train a classifier on shapes, then RetinaNet from it
 	    sed -n "s/.*$$run\": {[^}]*bbox_mAP\": \([-0-9.]*\).*/bbox AP, $$run  \1/p" $(PRETRAINING)/curves.txt; \
 	done
 
-test: setup  ## run the tests: about 20 minutes on two cores
+test: setup  ## run the tests: about 8 minutes on two cores
 	$(PY) -m pytest $(PARALLEL)
 
 test-fuzz: setup  ## test the backbone, readers, checks and tools on thousands of random inputs (SEED=0): about 10 minutes

@@ -1,4 +1,4 @@
-# RetinaNet with a PVT of half PVT-Tiny's width on generated shapes, from random weights: about 4 minutes on two CPU
+# RetinaNet with a PVT of half PVT-Tiny's width on generated shapes, from random weights: about 5 minutes on two CPU
 # cores, for a box AP of 0.65 or more. `make demo` runs
 #   tools/make_shapes.py data/shapes
 #   tools/train.py configs/demo/retinanet_shapes.py --work-dir work_dirs/demo
