@@ -223,6 +223,7 @@ def test_overflows_under_a_dynamic_scale_are_left_to_the_scaler(scaled, tmp_path
         ('dynamic', dict(spoiled=(5,)), None, 65536.0),
         (128.0, {}, dict(iterations=(3,)), 128.0),
         (dict(enabled=False), {}, dict(iterations=(3,)), 1.0),
+        (dict(init_scale=1.0), {}, dict(iterations=(3,)), 1.0),  # a scaler that has given up
     ],
 )
 def test_nan_under_a_loss_scale(scale, dataset, plant, recorded, scaled, tmp_path):

@@ -7,6 +7,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
+from pvt_mm.models.backbone import PVT
 from tests.conftest import ROOT, TINY_ARCH
 
 # PVT-Tiny has two layers per stage. The key starts a parameter's name, the value is the exponent of the rate.
@@ -76,6 +77,14 @@ def test_multipliers_multiply_and_frozen_stages_are_left_out():
     assert rates['backbone.stages.3.layers.0.attn.q.weight'] == pytest.approx(0.01 * 0.1 * 0.5)
     assert rates['backbone.stages.3.pos_embed.table'] == pytest.approx(0.01 * 0.5)
     assert rates['neck.fpn_convs.0.conv.weight'] == 0.01
+
+
+def test_stages_that_are_not_built_do_not_count():
+    backbone = PVT(TINY_ARCH, out_indices=(0, 1))  # of 1 and 2 layers
+    assert backbone.get_layer_depth('stages.1.layers.1.attn.q.weight') == (3, 3 + 2)
+    settings = settings_of(nn.ModuleDict(dict(backbone=backbone)), layer_decay_rate=0.5)
+    assert settings['backbone.stages.1.layers.1.attn.q.weight'][0] == pytest.approx(0.01 * 0.5)
+    assert settings['backbone.stages.0.pos_embed.table'][0] == pytest.approx(0.01 * 0.5**4)
 
 
 class Other(nn.Module):

@@ -2,6 +2,7 @@
 
 import os
 import random
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pvt_mm.datasets import ImageFolder
 from pvt_mm.datasets.shapes import make_shapes
-from pvt_mm.engine import loading
+from pvt_mm.engine import loading, loops
 from pvt_mm.engine.loading import exact_loader, reseed
 from pvt_mm.utils.errors import InputError
 
@@ -29,10 +30,13 @@ class Noisy(Dataset):
         return torch.tensor([index, random.random(), np.random.rand(), torch.rand(()).item()], dtype=torch.float64)
 
 
-def loader(workers: int = 0, sampler=DefaultSampler, seed: int = 3) -> DataLoader:
+def plain_loader(workers: int = 0, sampler=DefaultSampler, seed: int = 3) -> DataLoader:
     dataset = Noisy()
-    plain = DataLoader(dataset, batch_size=3, sampler=sampler(dataset, seed=seed), num_workers=workers)
-    return exact_loader(plain, seed)
+    return DataLoader(dataset, batch_size=3, sampler=sampler(dataset, seed=seed), num_workers=workers)
+
+
+def loader(workers: int = 0, sampler=DefaultSampler, seed: int = 3) -> DataLoader:
+    return exact_loader(plain_loader(workers, sampler, seed), seed)
 
 
 def epoch(dataloader: DataLoader, number: int, start: int = 0, batches: int = 4) -> list[torch.Tensor]:
@@ -56,11 +60,43 @@ def test_batches_are_the_same_from_any_workers_and_from_any_start(sampler):
 
 
 @pytest.mark.parametrize('sampler', [DefaultSampler, InfiniteSampler])
-def test_a_resumed_run_takes_over_the_seed(sampler):
+def test_a_resumed_run_takes_over_the_seed(sampler, monkeypatch):
     other = loader(0, sampler, seed=4)
     assert not torch.equal(torch.cat(epoch(other, 1)), torch.cat(epoch(loader(0, sampler), 1)))
     reseed(other, 3)
     assert torch.equal(torch.cat(epoch(other, 1)), torch.cat(epoch(loader(0, sampler), 1)))
+    # with diff_rank_seed, the order of the images is that of rank 0
+    monkeypatch.setattr(loading, 'broadcast_object_list', lambda seeds: seeds.__setitem__(0, 3))
+    reseed(other, 5)
+    ours, rank0s = (torch.cat(epoch(one, 1)) for one in (other, loader(0, sampler)))
+    assert torch.equal(ours[:, 0], rank0s[:, 0])
+    assert not torch.equal(ours, rank0s)
+
+
+def test_ranks_draw_different_random_numbers(monkeypatch):
+    samples, steps = [], []
+    for rank in range(2):
+        for module in (loading, loops):
+            monkeypatch.setattr(module, 'get_rank', lambda rank=rank: rank)
+        samples.append(torch.cat(epoch(loader(), 0)))
+        loop = loops.EpochBasedTrainLoop(Mock(seed=3), plain_loader(), max_epochs=1)
+        loop.runner.model.train_step = lambda *_, **__: steps.append(torch.rand(4))
+        loop.run_iter(0, None)
+    assert torch.equal(samples[0][:, 0], samples[1][:, 0])
+    assert (samples[0] != samples[1])[:, 1:].all()
+    assert not torch.equal(*steps)
+
+
+@pytest.mark.parametrize('by_epoch', [True, False])
+def test_evaluations_start_at_val_begin(by_epoch):
+    settings, evaluated = dict(val_begin=4, val_interval=2), []
+    if by_epoch:
+        loop = loops.EpochBasedTrainLoop(Mock(seed=3), plain_loader(), max_epochs=5, **settings)
+    else:
+        loop = loops.IterBasedTrainLoop(Mock(seed=3), plain_loader(), max_iters=5, **settings)
+    loop.runner.val_loop.run = lambda: evaluated.append(loop.epoch if by_epoch else loop.iter)
+    loop.train()
+    assert evaluated == [4, 5]
 
 
 class TwoRatios(Noisy):

@@ -305,6 +305,14 @@ def test_linear_layers_as_convolutions_are_the_same():
         sum(output.square().mean() for output in one(image)).backward()
     for one, other in zip(swapped.parameters(), model.parameters(), strict=True):
         assert relative_error(one.grad, other.grad) < 1e-4
+    ffn, x = swapped.stages[0].layers[0].ffn, torch.randn(1, 5000, 8)
+    compiled = torch.compile(ffn, dynamic=True, fullgraph=True, backend='aot_eager')
+    with torch.no_grad():
+        expected = ffn(x)
+        compiled(x)
+        with profile(activities=[ProfilerActivity.CPU]) as events:
+            torch.testing.assert_close(compiled(x), expected, rtol=1e-4, atol=1e-5)
+    assert not any('conv' in event.name for event in events.events())  # compilers have their own products
     with torch.autocast('cpu', torch.bfloat16):
         assert swapped(image)[0].dtype == torch.bfloat16
 
