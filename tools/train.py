@@ -11,7 +11,7 @@ from pvt_mm.utils.errors import command, report_import_errors
 with report_import_errors():
     import pvt_mm.models  # noqa: F401  # imports MMDetection and MMSegmentation, which may be broken
     from pvt_mm.apis import checks
-    from pvt_mm.apis.flags import add_common_arguments, resume, scale_lr, set_randomness, use_amp
+    from pvt_mm.apis.flags import add_common_arguments, resume, scale_lr, set_randomness, use_amp, warn_of_other_run
     from pvt_mm.apis.launch import build_runner, prepare_config, report_lost_ranks
     from pvt_mm.checkpoint.reader import safe_reading
     from pvt_mm.datasets.image_io import report_unreadable_images
@@ -70,6 +70,8 @@ def train(args: argparse.Namespace) -> None:
     set_randomness(config, args.seed, args.deterministic)
     if args.resume:
         resume(config, args.resume)
+    else:
+        warn_of_other_run(config.work_dir)
     checks.check_data(config, 'train', 'val')
     checks.check_init_weights(config)
     if config.get('resume'):

@@ -74,6 +74,16 @@ def resume(config: Config, what: str) -> str | None:
     return checkpoint
 
 
+def warn_of_other_run(work_dir: str) -> None:
+    """Warns if a run that starts anew would overwrite the checkpoints of another in its work directory."""
+    if os.path.exists(os.path.join(work_dir, 'last_checkpoint')):
+        print_log(
+            f'{work_dir} has checkpoints of another run, which this one overwrites: use --resume to continue it, or '
+            'another --work-dir',
+            level=logging.WARNING,
+        )
+
+
 def find_resumable_checkpoint(work_dir: str) -> str | None:
     """Returns the checkpoint that ``last_checkpoint`` names or, if it is damaged or missing, the newest intact one.
 

@@ -9,7 +9,7 @@ import torch
 from mmengine.config import Config
 
 from pvt_mm.apis.config import load_config
-from pvt_mm.apis.flags import draw_predictions, dump_predictions, resume, scale_lr, use_amp, use_tta
+from pvt_mm.apis.flags import draw_predictions, dump_predictions, resume, scale_lr, use_amp, use_tta, warn_of_other_run
 from pvt_mm.utils.errors import InputError
 from tests.conftest import ROOT
 from tools import test as test_tool
@@ -146,3 +146,11 @@ def test_resume_finds_the_newest_intact_checkpoint(tmp_path):
     torch.save({'state_dict': {}}, tmp_path / 'epoch_1.pth')
     with pytest.raises(InputError, match=r'damaged: .*/best.pth .*epoch_1.pth has no meta, message_hub, optimizer'):
         resume(config, 'auto')
+
+
+def test_checkpoints_of_another_run_are_warned_of(tmp_path, capsys):
+    warn_of_other_run(str(tmp_path))
+    assert capsys.readouterr().out == ''
+    (tmp_path / 'last_checkpoint').write_text('epoch_1.pth')
+    warn_of_other_run(str(tmp_path))
+    assert 'has checkpoints of another run, which this one overwrites: use --resume' in capsys.readouterr().out
