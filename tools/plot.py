@@ -94,9 +94,8 @@ def plot_predictions(args: argparse.Namespace) -> dict:
     checkpoint = predictions.find_checkpoint(args.checkpoint)
     with safe_reading(trust=args.trust):
         examples, classes = predictions.predict(config, checkpoint, args.images)
-    figure = predictions.plot_predictions(
-        examples, classes, args.score_thr, title=predictions.title(args.config, checkpoint)
-    )
+    title = f'{Path(args.config).stem}, {Path(checkpoint).name}'
+    figure = predictions.plot_predictions(examples, classes, args.score_thr, title)
     figures.save_figure(figure, args.out)
     drawn = sum(len(example.predicted.above(args.score_thr).labels) for example in examples)
     return {'images': len(examples), 'ground_truth': sum(len(e.truth.labels) for e in examples), 'predictions': drawn}

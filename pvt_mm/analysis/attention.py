@@ -22,50 +22,29 @@ from pvt_mm.utils.errors import InputError, config_errors
 
 
 class View(NamedTuple):
-    """An image as a model's input, and where the input's pixels are in the image.
+    """An image as a model's input, and where the input's pixels are in the image."""
 
-    Attributes:
-        inputs: (1, C, H, W), normalised and padded.
-        scale: Pixels of the image per pixel of the inputs, along x and y.
-        origin: x and y in the image of the inputs' upper left corner.
-        size: (w, h) of the inputs without padding, in pixels.
-    """
-
-    inputs: Tensor
-    scale: np.ndarray
-    origin: np.ndarray
-    size: np.ndarray
+    inputs: Tensor  # (1, C, H, W), normalised and padded
+    scale: np.ndarray  # pixels of the image per pixel of the inputs, along x and y
+    origin: np.ndarray  # x and y in the image of the inputs' upper left corner
+    size: np.ndarray  # (w, h) of the inputs without padding, in pixels
 
 
 class Attention(NamedTuple):
-    """The attention of one query.
+    """The attention of one query. ``weights`` sum to 1, together with ``class_token`` if there is one."""
 
-    Attributes:
-        weights: (heads, h, w) over the map of keys. They sum to 1, together with ``class_token`` if there is one.
-        class_token: (heads,), the weight of the class token, or None if the layer has none.
-        cells: x and y in the image of the edges of the keys' patches, (w + 1,) and (h + 1,).
-        padding: (heads,), the weight of keys whose centres are outside of the image.
-        query: x and y in the image of the centre of the query's patch, or None for the class token.
-    """
-
-    weights: np.ndarray
-    class_token: np.ndarray | None
-    cells: tuple[np.ndarray, np.ndarray]
-    padding: np.ndarray
-    query: tuple[float, float] | None
+    weights: np.ndarray  # (heads, h, w) over the map of keys
+    class_token: np.ndarray | None  # (heads,), the weight of the class token, or None if the layer has none
+    cells: tuple[np.ndarray, np.ndarray]  # (w + 1,) x and (h + 1,) y in the image of the edges of keys' patches
+    padding: np.ndarray  # (heads,), the weight of keys whose centres are outside of the image
+    query: tuple[float, float] | None  # the centre of its patch, x and y in the image; None: the class token
 
 
 def attend(layer: nn.Module, x: Tensor, size: tuple[int, int], index: int) -> tuple[Tensor, Tensor]:
-    """Computes the attention of one token, with its weights, which the model's fused attention does not return.
+    """Computes the attention of one token of an SRA, with its weights, which fused attention does not return.
 
-    Args:
-        layer: The SRA of a PVT layer.
-        x: (1, N, C), its input tokens.
-        size: (H, W) of the grid of tokens; a class token precedes the grid.
-        index: Of the query among the tokens, 0 to N - 1.
-
-    Returns:
-        The weights (heads, M) over the keys, M = N or (H // R) * (W // R); and (C,), the layer's output for the token.
+    The token is at ``index`` in the input x (1, N, C): a grid of ``size`` (H, W), after a class token if there is one.
+    Returns the weights (heads, M) over the keys, M = N or (H // R) * (W // R), and the layer's output (C,) for it.
     """
     q = layer.q(x[0, index]).unflatten(0, (layer.num_heads, -1))  # (heads, d_head)
     if layer.sr is not None:
@@ -76,12 +55,7 @@ def attend(layer: nn.Module, x: Tensor, size: tuple[int, int], index: int) -> tu
 
 
 def find_layer(model: nn.Module, stage: int | None, layer: int | None) -> tuple[PVT, int, int]:
-    """Returns the PVT in a model, and a stage and a layer of it as indices from 0.
-
-    Args:
-        model: A model that contains a PVT.
-        stage: Counted from 1; the last if None.
-        layer: Counted from 1; the last of the stage if None.
+    """Returns the PVT in a model, and the indices from 0 of a stage and a layer: counted from 1, or None for the last.
 
     Raises:
         InputError: There is no PVT, no such stage or no such layer.
@@ -118,13 +92,7 @@ MARK = 5000.0
 
 
 def view(config: Config, model: nn.Module, image: np.ndarray, path: str) -> View:
-    """Prepares an image by the test pipeline of a config, and finds where its pixels end up.
-
-    Args:
-        config: The model's config.
-        model: A detector, segmentor or classifier.
-        image: (H, W, 3) BGR.
-        path: The image file.
+    """Prepares an image, (H, W, 3) BGR, by the test pipeline of a model's config, and finds where its pixels end up.
 
     Raises:
         InputError: The pipeline cannot take a single image.
@@ -145,10 +113,9 @@ def view(config: Config, model: nn.Module, image: np.ndarray, path: str) -> View
 
 
 def _by_opencv(step: object) -> object:
-    if not hasattr(step, 'backend'):
-        return step
     step = copy.copy(step)
-    step.backend = 'cv2'
+    if hasattr(step, 'backend'):
+        step.backend = 'cv2'
     return step
 
 
@@ -165,15 +132,10 @@ def _fit_line(coordinates: Tensor, inside: Tensor, axis: int) -> tuple[float, fl
 def attention_of(
     backbone: PVT, stage: int, layer: int, seen: View, query: tuple[float, float] | None, shape: tuple[int, int]
 ) -> Attention:
-    """Computes the attention of a point of an image.
+    """Computes the attention of a point of an image in a layer of a PVT in eval mode, both counted from 0.
 
-    Args:
-        backbone: The PVT, in eval mode.
-        stage: Index from 0.
-        layer: Index from 0.
-        seen: The image as the model's input.
-        query: x and y in pixels of the image; the query is the token whose patch contains them. None: the class token.
-        shape: (H, W) of the image.
+    The query is the token whose patch contains x and y, in pixels of the image of ``shape`` (H, W); None: the class
+    token.
 
     Raises:
         InputError: The point is outside of the model's input, or there is no class token.
@@ -201,10 +163,8 @@ def attention_of(
     R = backbone.arch.sr_ratios[stage]
     h, w = H // R, W // R
     weights, token = weights[:, first:].reshape(-1, h, w), weights[:, 0] if first else None
-    cells = tuple(
-        np.arange(count + 1) * stride * R * scale + origin
-        for count, scale, origin in zip((w, h), seen.scale, seen.origin, strict=True)
-    )
+    edges = zip((w, h), stride * R * seen.scale, seen.origin, strict=True)
+    cells = tuple(np.arange(count + 1) * side + origin for count, side, origin in edges)
     centres = [(edges[1:] + edges[:-1]) / 2 for edges in cells]
     inside = np.outer((centres[1] < shape[0]) & (centres[1] > 0), (centres[0] < shape[1]) & (centres[0] > 0))
     return Attention(weights, token, cells, (weights * ~inside).sum((1, 2)), centre)
@@ -237,15 +197,9 @@ def panels(found: Attention, heads: Sequence[int] | None) -> dict[str, np.ndarra
 
 
 def plot_attention(image: np.ndarray, found: Attention, heads: Sequence[int] | None, title: str) -> Figure:
-    """Plots the weights over the image, one panel per head or one for their mean, with the query marked.
+    """Plots the weights of :func:`panels` over the image, (H, W, 3) BGR, with the query marked.
 
     The opacity of the colour is proportional to the weight; each panel is scaled to its maximum, given in its title.
-
-    Args:
-        image: (H, W, 3) BGR.
-        found: The attention.
-        heads: See :func:`panels`.
-        title: Of the figure.
     """
     H, W = image.shape[:2]
     maps = panels(found, heads)

@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pvt_mm.analysis.figures import LINE_COLORS, MARKERS, STYLE, dress
+from pvt_mm.analysis.figures import LINE_COLORS, MARKERS, dress, new_figure
 from pvt_mm.utils.errors import InputError
 from pvt_mm.utils.text import shorten
 
@@ -32,28 +31,15 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """The logged scalars of a run.
-
-    Attributes:
-        name: The label in figures: the name of its work directory.
-        loss: The training loss by iteration, in order.
-        metrics: The validations by the name of the metric, in order.
-    """
+    """The logged scalars of a run. Its name, the label in figures, is that of its work directory."""
 
     name: str
-    loss: dict[int, float] = field(default_factory=dict)
-    metrics: dict[str, list[Point]] = field(default_factory=dict)
-
-
-# ----------------------------------------------------------------------------------------------------------- reading
+    loss: dict[int, float] = field(default_factory=dict)  # by iteration, in order
+    metrics: dict[str, list[Point]] = field(default_factory=dict)  # the validations by metric, in order
 
 
 def read_runs(paths: Sequence[str | os.PathLike]) -> list[Run]:
-    """Reads runs from work directories or ``scalars.json`` files. Runs that share a name are labelled by their paths.
-
-    Raises:
-        InputError: See :func:`read_run`.
-    """
+    """Reads runs as :func:`read_run` does. Those that share a name are labelled by their paths."""
     runs = [read_run(path) for path in paths]
     names = [run.name for run in runs]
     return [
@@ -74,12 +60,18 @@ def read_run(path: str | os.PathLike) -> Run:
     """
     path = Path(path)
     logs = _logs(path)
-    run = Run(_name(path))
+    names = [part for part in path.resolve().parts if not re.fullmatch(r'vis_data|\d{8}_\d{6}|scalars\.json', part)]
+    run = Run(names[-1])
     for log in logs:
         records = _records(log)
         first = next((int(record['step']) for record in records if 'iter' in record), None)
         if first is not None:
-            _forget(run, first if _resumed(log) else 0)
+            config = log.with_name('config.py')  # MMEngine writes it; where it is missing, assume that the run resumed
+            resumed = not config.is_file() or re.search(r'^resume = True', config.read_text(), re.MULTILINE)
+            first = first if resumed else 0
+            loss = {step: value for step, value in run.loss.items() if step < first}
+            metrics = run.metrics.items()
+            run = Run(run.name, loss, {name: [p for p in ps if p.iteration < first] for name, ps in metrics})
         _add(run, records)
     if not run.loss:
         raise InputError(f'{shorten(logs)}: no training loss is logged (yet)')
@@ -98,11 +90,6 @@ def _logs(path: Path) -> list[Path]:
     raise InputError(f'{path} has no log: there is no <timestamp>/vis_data/scalars.json in it')
 
 
-def _name(path: Path) -> str:
-    parts = [part for part in path.resolve().parts if not re.fullmatch(r'vis_data|\d{8}_\d{6}|scalars\.json', part)]
-    return parts[-1]
-
-
 def _records(log: Path) -> list[dict]:
     lines = log.read_text(encoding='utf-8', errors='replace').splitlines()
     records = []
@@ -118,20 +105,6 @@ def _records(log: Path) -> list[dict]:
                     f'{log} is not a log of MMEngine: line {number} is not a JSON object with a step'
                 ) from None
     return records
-
-
-def _resumed(log: Path) -> bool:
-    """Whether the run of a log was resumed; assumed where the config that MMEngine writes next to it is missing."""
-    config = log.with_name('config.py')
-    return not config.is_file() or re.search(r'^resume = True', config.read_text(), re.MULTILINE) is not None
-
-
-def _forget(run: Run, iteration: int) -> None:
-    """Removes a run's scalars from an iteration on."""
-    for step in [step for step in run.loss if step >= iteration]:
-        del run.loss[step]
-    for name, points in run.metrics.items():
-        run.metrics[name] = [point for point in points if point.iteration < iteration]
 
 
 def _add(run: Run, records: list[dict]) -> None:
@@ -181,23 +154,16 @@ def last_and_best(run: Run, metric: str) -> tuple[Point, Point]:
     return points[-1], best(finite, key=lambda point: point.value, default=points[-1])
 
 
-# ---------------------------------------------------------------------------------------------------------- plotting
-
-
 def plot_curves(runs: Sequence[Run], metric: str | None) -> Figure:
-    """Plots the training loss and, next to it, a metric of one or more runs.
+    """Plots the training loss and, next to it, a metric, if it is not None, of the runs that have it.
 
     The loss is plotted as logged, faint, and smoothed. The number at the end of a curve is its last value, for the loss
     the last smoothed one.
-
-    Args:
-        runs: The runs.
-        metric: The metric; only the loss is plotted if None. Runs without it have no curve there.
     """
     styles = ('-', '--', ':', '-.')
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(11 if metric else 6, 4.2 if len(runs) == 1 else 4.6), layout='constrained')
-        loss_axes, *others = figure.subplots(1, 2 if metric else 1, squeeze=False)[0]
+    width, height = 11 if metric else 6, 4.2 if len(runs) == 1 else 4.6
+    with new_figure(width, height, 2 if metric else 1) as (figure, axes):
+        loss_axes, *others = np.ravel(axes)
         dress(loss_axes, 'Training loss', 'iteration', 'loss')
         loss_ends, metric_ends = [], []
         by_epoch = all(point.epoch is not None for run in runs for point in run.metrics.get(metric, ()))
@@ -220,7 +186,9 @@ def plot_curves(runs: Sequence[Run], metric: str | None) -> Figure:
         for axes in others:
             label = METRICS.get(metric, metric)
             dress(axes, f'Validation {label.removesuffix(" (%)")}', 'epoch' if by_epoch else 'iteration', label)
-            _start_at_zero(axes)
+            bottom, top = axes.dataLim.intervaly
+            if 0 <= bottom < top / 2:  # the curves come near 0
+                axes.set_ylim(0, top * 1.06)
             if len(runs) == 1:
                 last, best = last_and_best(runs[0], metric)
                 if best.value > last.value:
@@ -229,7 +197,9 @@ def plot_curves(runs: Sequence[Run], metric: str | None) -> Figure:
         if len(runs) == 1:
             figure.suptitle(runs[0].name, x=0.01, ha='left', fontsize=10, color='0.4')
         else:
-            _legend(figure, loss_axes)
+            handles, names = loss_axes.get_legend_handles_labels()
+            columns = max(1, min(len(names), 120 // (max(map(len, names)) + 8)))
+            figure.legend(handles, names, loc='outside lower center', ncols=columns, frameon=False)
         figure.draw_without_rendering()  # computes the layout, which label_ends needs
         label_ends(loss_axes, loss_ends)
         for axes in others:
@@ -238,11 +208,7 @@ def plot_curves(runs: Sequence[Run], metric: str | None) -> Figure:
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """Returns a curve smoothed by a Gaussian whose width is 1/50 of the curve; NaN/Inf are ignored and become NaN.
-
-    Args:
-        values: (N,) values at about equal distances.
-    """
+    """Smooths (N,) values by a Gaussian whose width is 1/50 of N; NaN/Inf are ignored and become NaN."""
     width = max(1.0, len(values) / 50)
     offsets = np.arange(-math.ceil(3 * width), math.ceil(3 * width) + 1)
     kernel = np.exp(-0.5 * (offsets / width) ** 2)
@@ -252,43 +218,19 @@ def smooth(values: np.ndarray) -> np.ndarray:
     return np.where(known, sums / np.where(known, weights, 1), np.nan)
 
 
-def _start_at_zero(axes: Axes) -> None:
-    """Starts the y axis at 0 where the curves come near it."""
-    bottom, top = axes.dataLim.intervaly
-    if 0 <= bottom < top / 2:
-        axes.set_ylim(0, top * 1.06)
-
-
-def _legend(figure: Figure, axes: Axes) -> None:
-    handles, names = axes.get_legend_handles_labels()
-    columns = max(1, min(len(names), 120 // (max(map(len, names)) + 8)))
-    figure.legend(handles, names, loc='outside lower center', ncols=columns, frameon=False)
-
-
 def label_ends(axes: Axes, ends: list[tuple[float, float, str, str]]) -> None:
-    """Writes a label at the end of each curve, to the right of the axes, without overlaps.
+    """Writes a label at the end of each curve, to the right of axes whose layout has been computed, without overlaps.
 
-    Args:
-        axes: The axes; their figure's layout has been computed.
-        ends: The x, y, colour and text of each curve's end; those with NaN/Inf are left out.
+    ``ends`` are the x, y, colour and text of each curve's end; those with NaN/Inf are left out.
     """
     ends = sorted((end for end in ends if math.isfinite(end[1])), key=lambda end: end[1])
     if not ends:
         return
     points_per_pixel = 72 / axes.figure.dpi
+    style = dict(xycoords=axes.get_yaxis_transform(), textcoords='offset points', va='center', weight='bold')
     heights = [axes.transData.transform(end[:2])[1] * points_per_pixel for end in ends]
     for (_, y, color, text), height, position in zip(ends, heights, spread(heights, gap=13), strict=True):
-        axes.annotate(
-            text,
-            (1, y),
-            xycoords=axes.get_yaxis_transform(),
-            xytext=(8, position - height),
-            textcoords='offset points',
-            va='center',
-            color=color,
-            weight='bold',
-            annotation_clip=False,
-        )
+        axes.annotate(text, (1, y), (8, position - height), color=color, annotation_clip=False, **style)
 
 
 def spread(positions: Sequence[float], gap: float) -> list[float]:

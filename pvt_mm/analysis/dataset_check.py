@@ -20,7 +20,6 @@ from rich.progress import track
 
 from pvt_mm.apis.checks import LAYOUTS
 from pvt_mm.apis.config import SPLITS, leaf_datasets
-from pvt_mm.datasets import ImageFolder
 from pvt_mm.datasets.image_io import read_image
 from pvt_mm.utils.errors import WRONG_CONFIG, InputError, config_errors
 from pvt_mm.utils.text import shorten
@@ -39,17 +38,11 @@ class Fault(NamedTuple):
 
 @dataclass
 class Findings:
-    """Faults and class counts of a split, or of one of its images.
+    """Faults and class counts of a split, or of one of its images."""
 
-    Attributes:
-        name: The split: ``train``, ``val``, ``test``, or ``val, test`` if both read the same data.
-        faults: The faults.
-        seen: Number of annotations (images, for label maps and folders) by class index; by None for categories that are
-            not trained on.
-    """
-
-    name: str
+    name: str  # of the split: train, val, test, or 'val, test' if both read the same data
     faults: list[Fault] = field(default_factory=list)
+    # Annotations (images, for label maps and folders) by class index; by None for categories that are not trained on.
     seen: Counter = field(default_factory=Counter)
 
     def add(self, kind: str, text: str) -> None:
@@ -59,55 +52,34 @@ class Findings:
 
 @dataclass
 class Item:
-    """An image and its annotations.
-
-    Attributes:
-        path: The image file.
-        size: (H, W) in pixels according to the annotations, or None.
-        annotations: COCO annotations, as in the json.
-        seg_map: The input of MMSegmentation's ``LoadAnnotations``, or None.
-        label: The class index of the whole image, or None.
-        valid: Class index and annotation of those without a fault, after :func:`check_datasets`.
-    """
+    """An image and its annotations."""
 
     path: str
-    size: tuple[int, int] | None = None
-    annotations: list[dict] = field(default_factory=list)
-    seg_map: dict | None = None
-    label: int | None = None
-    valid: list[tuple[int, dict]] = field(default_factory=list)
+    size: tuple[int, int] | None = None  # (H, W) in pixels according to the annotations
+    annotations: list[dict] = field(default_factory=list)  # as in COCO's json
+    seg_map: dict | None = None  # the input of MMSegmentation's LoadAnnotations
+    label: int | None = None  # the class index of the whole image
+    valid: list[tuple[int, dict]] = field(default_factory=list)  # class index and faultless annotation
 
 
 @dataclass
 class Split(Findings):
-    """A data set of a config with its findings.
+    """A data set of a config with its findings."""
 
-    Attributes:
-        classes: Names of the classes that are trained on.
-        items: The images.
-        labels: Class index by COCO category id; None for categories that are not trained on.
-        with_mask: Whether the pipeline loads masks.
-        load_map: The pipeline's transform that loads label maps, or None.
-        ignored: The label of ignored pixels.
-        remarks: Notes that are not faults.
-    """
-
-    classes: list[str] = field(default_factory=list)
+    classes: list[str] = field(default_factory=list)  # that are trained on
     items: list[Item] = field(default_factory=list)
-    labels: dict[int, int | None] = field(default_factory=dict)
-    with_mask: bool = False
-    load_map: Any = None
-    ignored: int = 255
-    remarks: list[str] = field(default_factory=list)
+    labels: dict[int, int | None] = field(default_factory=dict)  # by COCO category id; None: not trained on
+    with_mask: bool = False  # whether the pipeline loads masks
+    load_map: Any = None  # the pipeline's transform that loads label maps
+    ignored: int = 255  # the label of ignored pixels
+    remarks: list[str] = field(default_factory=list)  # that are not faults
 
 
 def check_datasets(config: Config) -> list[Split]:
     """Checks all data that the train, val and test data sets of a config read, in parallel.
 
-    Supports COCO's layout, MMSegmentation's label maps, :class:`ImageFolder`, and wrappers around them.
-
-    Returns:
-        The data sets with their findings; val and test are one if they read the same files.
+    Supports COCO's layout, MMSegmentation's label maps, ``ImageFolder``, and wrappers around them. Returns the data
+    sets with their findings; val and test are one if they read the same files.
 
     Raises:
         InputError: There is no data at all, or a data set cannot be built or is of another kind.
@@ -138,18 +110,19 @@ def check_datasets(config: Config) -> list[Split]:
                 split.add('class never seen', text)
             else:
                 split.remarks.append(text)
-    _compare_folders(splits)
+    folders = [split for split in splits if any(item.label is not None for item in split.items)]
+    trained = {name for split in folders if split.name == 'train' for name in split.classes}
+    for split in folders:
+        unknown = [name for name in split.classes if name not in trained]
+        if trained and unknown:
+            split.add('unknown category', f'the train data has no folder {shorten(unknown)}')
     return splits
 
 
 def _data_sets(config: Config) -> Iterator[tuple[str, dict]]:
     """Yields the name and config of each data set; val and test are one if they read the same files."""
-    found = [
-        (name, leaf)
-        for name in SPLITS
-        if config.get(f'{name}_dataloader')
-        for leaf in leaf_datasets(config[f'{name}_dataloader'].dataset)
-    ]
+    loaders = {name: config[f'{name}_dataloader'] for name in SPLITS if config.get(f'{name}_dataloader')}
+    found = [(name, leaf) for name, loader in loaders.items() for leaf in leaf_datasets(loader.dataset)]
     keys = ('data_root', 'ann_file', 'data_prefix', 'indices')
     read = [(name, [leaf.get(key) for key in keys]) for name, leaf in found]
     for (name, leaf), (_, files) in zip(found, read, strict=True):
@@ -166,28 +139,21 @@ def _map(threads: ThreadPoolExecutor, function: Any, work: Iterable, batch_size:
         yield from threads.map(function, batch)
 
 
-# ------------------------------------------------------------------------------------------------ listing the images
-
-
 def _open(name: str, cfg: dict, config: Config) -> Split:
     """Lists the images and annotations of a data set, without reading images."""
     with config_errors(f'the {name} data cannot be built'), DATASETS.switch_scope_and_registry(None) as registry:
         dataset = registry.build({**cfg, 'pipeline': [], 'lazy_init': True})
     split = Split(name, classes=list(dataset.metainfo.get('classes') or ()))
-    readers = {ImageFolder: _list_folders}
-    with contextlib.suppress(ImportError):  # MMDetection and MMSegmentation are optional
-        from mmdet.datasets import CocoDataset
-
-        readers[CocoDataset] = _list_coco
-    with contextlib.suppress(ImportError):
-        from mmseg.datasets import BaseSegDataset
-
-        readers[BaseSegDataset] = _list_maps
-    reader = next((reader for kind, reader in readers.items() if isinstance(dataset, kind)), None)
+    readers = {  # by name, since MMDetection and MMSegmentation are optional
+        'mmdet.CocoDataset': _list_coco,
+        'mmseg.BaseSegDataset': _list_maps,
+        'pvt_mm.ImageFolder': _list_folders,
+    }
+    bases = (f'{base.__module__.split(".")[0]}.{base.__name__}' for base in type(dataset).__mro__)
+    reader = next((readers[base] for base in bases if base in readers), None)
     if reader is None:
-        raise InputError(
-            f'the {name} data is a {cfg["type"]}: only COCO, MMSegmentation label maps and ImageFolder are supported'
-        )
+        supported = 'only COCO, MMSegmentation label maps and ImageFolder are supported'
+        raise InputError(f'the {name} data is a {cfg["type"]}: {supported}')
     paths = [dataset.ann_file, *dataset.data_prefix.values()]
     absent = [path for path in paths if path and '://' not in path and not os.path.exists(path)]
     layout = LAYOUTS.get(cfg['type'].split('.')[-1], 'set data_root, ann_file and data_prefix')
@@ -196,19 +162,12 @@ def _open(name: str, cfg: dict, config: Config) -> Split:
     if not absent:
         reader(split, dataset, cfg.get('pipeline') or [], config)
     if split.items and cfg.get('indices') is not None:
-        _keep_indices(split, dataset)
-    return split
-
-
-def _keep_indices(split: Split, dataset: Any) -> None:
-    """Keeps the items that are left by a data set's filter and ``indices``."""
-    try:
-        with contextlib.redirect_stdout(None):  # pycocotools prints
+        # Invalid annotations fail: then all items are checked. pycocotools prints.
+        with contextlib.suppress(*WRONG_CONFIG), contextlib.redirect_stdout(None):
             dataset.full_init()
-    except WRONG_CONFIG:  # invalid annotations: check all items
-        return
-    chosen = {dataset.get_data_info(i)['img_path'] for i in range(len(dataset))}
-    split.items = [item for item in split.items if item.path in chosen]
+            chosen = {dataset.get_data_info(i)['img_path'] for i in range(len(dataset))}
+            split.items = [item for item in split.items if item.path in chosen]
+    return split
 
 
 def _step(pipeline: Sequence[dict], name: str) -> dict | None:
@@ -276,19 +235,6 @@ def _list_folders(split: Split, dataset: Any, pipeline: Sequence[dict], config: 
     split.classes = list(dataset.metainfo.get('classes') or ())
 
 
-def _compare_folders(splits: Sequence[Split]) -> None:
-    """Reports class folders of an ImageFolder that its training data does not have."""
-    folders = [split for split in splits if any(item.label is not None for item in split.items)]
-    trained = {name for split in folders if split.name == 'train' for name in split.classes}
-    for split in folders:
-        unknown = [name for name in split.classes if name not in trained]
-        if trained and unknown:
-            split.add('unknown category', f'the train data has no folder {shorten(unknown)}')
-
-
-# ------------------------------------------------------------------------------------------------- checking an image
-
-
 def _check(split: Split, item: Item) -> tuple[Findings, bytes | None]:
     """Reads an image and checks its annotations; returns the findings and a digest of the pixels if it is readable."""
     found, size, digest = Findings(split.name), None, None
@@ -328,13 +274,11 @@ def _check_annotation(found: Findings, split: Split, item: Item, annotation: dic
         return
     x, y, w, h = box
     H, W = item.size
-    empty = w <= 0 or h <= 0
-    if empty:
+    if empty := w <= 0 or h <= 0:
         found.add('empty box', f'{where}: the box {box} has {w:g} x {h:g} pixels')
     elif _is_size(item.size) and (min(x, y) < -SLACK or x + w > W + SLACK or y + h > H + SLACK):
         found.add('box outside', f'{where}: the box {box} exceeds the image of {W} x {H} pixels')
-    area = annotation.get('area')
-    if not _is_number(area, MAX_COORDINATE**2):
+    if not _is_number(area := annotation.get('area'), MAX_COORDINATE**2):
         found.add('invalid annotations', f'{where}: the area {area}, which training reads, is not a number')
     mask, fault = annotation.get('segmentation'), ''
     if mask and _is_size(item.size):
@@ -343,8 +287,7 @@ def _check_annotation(found: Findings, split: Split, item: Item, annotation: dic
         fault = 'there is no mask'
     if fault:
         found.add('bad mask', f'{where}: {fault}')
-    label = split.labels[category] if known else None
-    if known and label is None:
+    if known and (label := split.labels[category]) is None:
         found.seen[None] += 1
     elif known and not empty:
         found.seen[label] += not (annotation.get('iscrowd') or annotation.get('ignore'))

@@ -32,10 +32,7 @@ MIN_SIDE, MAX_SIDE = 480, 20000
 class Predictor:
     """A trained detector, segmentor or classifier, with the visualizer of its library.
 
-    Args:
-        config: The config of the model.
-        checkpoint: The checkpoint with all of its weights.
-        score_thr: The minimum score of boxes that are drawn and returned.
+    Boxes with a score below ``score_thr`` are neither drawn nor returned.
 
     Raises:
         InputError: The model or its test pipeline cannot be built, or the checkpoint is of another model.
@@ -53,10 +50,7 @@ class Predictor:
 
     @torch.no_grad()
     def __call__(self, image: np.ndarray) -> tuple[np.ndarray, list[dict]]:
-        """Predicts on an image.
-
-        Args:
-            image: (H, W, 3) uint8 BGR.
+        """Predicts on an image, (H, W, 3) uint8 BGR.
 
         Returns:
             The image with the predictions drawn on it, BGR, enlarged if it is small; and the predictions, best first.
@@ -88,13 +82,12 @@ class Predictor:
         return np.ascontiguousarray(self.visualizer.get_image()[..., ::-1]), predictions
 
     def _instances(self, sample: BaseDataElement) -> list[dict]:
-        instances, predictions = sample.pred_instances, []
-        for i, (label, score, box) in enumerate(zip(instances.labels, instances.scores, instances.bboxes, strict=True)):
-            one = dict(label=self.classes[label], score=round(float(score), 4), bbox=[round(float(x), 2) for x in box])
-            if 'masks' in instances:
-                one['mask'] = encode_mask(instances.masks[i].numpy())
-            predictions.append(one)
-        return predictions[::-1]
+        predictions = []
+        for found in reversed(sample.pred_instances):
+            score, box = round(found.scores.item(), 4), [round(x, 2) for x in found.bboxes[0].tolist()]
+            masks = {'mask': encode_mask(found.masks[0].numpy())} if 'masks' in found else {}
+            predictions.append(dict(label=self.classes[found.labels], score=score, bbox=box, **masks))
+        return predictions
 
     def _regions(self, sample: BaseDataElement) -> list[dict]:
         regions, predictions = sample.pred_sem_seg.data[0].numpy(), []
@@ -180,9 +173,6 @@ def encode_mask(mask: np.ndarray) -> dict:
     return dict(size=coded['size'], counts=coded['counts'].decode())
 
 
-# ------------------------------------------------------------------------------------------------------------- files
-
-
 def find_inputs(what: str, out: Path) -> list[Path]:
     """Lists the images of a folder and its subfolders except ``out``; a file is listed alone.
 
@@ -199,11 +189,8 @@ def find_inputs(what: str, out: Path) -> list[Path]:
         raise InputError(f'--out {out} is the folder of the images, which would be overwritten: name another')
     if path.is_file():
         return [path]
-    found = [
-        one
-        for one in sorted(path.rglob('*'))
-        if one.suffix.lower() in EXTENSIONS and one.is_file() and out.resolve() not in one.resolve().parents
-    ]
+    images = (one for one in sorted(path.rglob('*')) if one.suffix.lower() in EXTENSIONS and one.is_file())
+    found = [one for one in images if out.resolve() not in one.resolve().parents]
     if not found:
         raise InputError(f'{path} has no image: no file ends in {", ".join(EXTENSIONS)}')
     return found
@@ -232,10 +219,7 @@ def run_images(predictor: Predictor, paths: list[Path], root: Path, out: Path) -
 
 
 def run_video(predictor: Predictor, path: Path, out: Path) -> list[list[dict]]:
-    """Writes a video with predictions drawn on every frame to a folder, under its name, as MPEG-4.
-
-    Returns:
-        The predictions, one list per frame.
+    """Writes a video with predictions drawn on it to a folder, under its name, as MPEG-4; returns those of each frame.
 
     Raises:
         InputError: The video cannot be read.
@@ -264,8 +248,5 @@ def run_video(predictor: Predictor, path: Path, out: Path) -> list[list[dict]]:
 
 
 def _frames(reader: cv2.VideoCapture) -> Iterator[np.ndarray]:
-    while True:
-        read, frame = reader.read()
-        if not read:
-            return
+    while (frame := reader.read()[1]) is not None:
         yield frame

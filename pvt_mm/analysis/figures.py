@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
@@ -95,6 +96,11 @@ def dress_rows(axes: Axes, title: str, x_label: str, names: Sequence[str]) -> No
     axes.spines['left'].set_visible(False)
     axes.set_yticks(range(len(names)), names, fontsize=11, color='0.15')
     axes.set_ylim(len(names) - 0.4, -0.6)
+
+
+def space_evenly(length: int, count: int) -> list[int]:
+    """Returns up to ``count`` indices, evenly spaced, of a sequence of a length."""
+    return np.linspace(0, length - 1, min(length, count)).round().astype(int).tolist()
 
 
 def draw_box(axes: Axes, corners: Sequence[float], color: str) -> None:

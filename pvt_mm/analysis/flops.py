@@ -134,18 +134,15 @@ def _forward_transformer(model: nn.Module, image: torch.Tensor) -> None:
 
 
 def _stages(prefix: str, backbone: PVT, gflops: dict[str, float]) -> list[Part]:
+    kinds = dict(embedding=('patch_embed', 'pos_embed'), attention=('norm1', 'attn'), ffn=('norm2', 'ffn'))
     parts = []
     for i, stage in enumerate(backbone.stages):
         name = f'{prefix}.stages.{i}'
         parts.append(Part(name, _millions(stage), gflops[name]))
-        embedding = [('patch_embed', stage.patch_embed), ('pos_embed', stage.pos_embed)]
-        attention, ffn = [], []
-        for j, layer in enumerate(stage.layers):
-            attention += [(f'layers.{j}.norm1', layer.norm1), (f'layers.{j}.attn', layer.attn)]
-            ffn += [(f'layers.{j}.norm2', layer.norm2), (f'layers.{j}.ffn', layer.ffn)]
-        for kind, modules in (('embedding', embedding), ('attention', attention), ('ffn', ffn)):
-            params = sum(_millions(module) for _, module in modules)
-            parts.append(Part(f'{name}.{kind}', params, sum(gflops[f'{name}.{inner}'] for inner, _ in modules)))
+        for kind, names in kinds.items():
+            inner = {key: module for key, module in stage.named_modules() if key.rpartition('.')[2] in names}
+            params = sum(map(_millions, inner.values()))
+            parts.append(Part(f'{name}.{kind}', params, sum(gflops[f'{name}.{key}'] for key in inner)))
     return parts
 
 

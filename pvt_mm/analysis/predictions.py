@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +13,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, init_default_scope
 from mmengine.runner.checkpoint import find_latest_checkpoint
 
-from pvt_mm.analysis.figures import CLASS_COLORS, add_class_legend, draw_box
+from pvt_mm.analysis.figures import CLASS_COLORS, add_class_legend, draw_box, space_evenly
 from pvt_mm.apis.checks import check_data
 from pvt_mm.apis.inference import load_model
 from pvt_mm.datasets.image_io import read_image, report_unreadable_images
@@ -22,17 +21,11 @@ from pvt_mm.utils.errors import CheckpointError, InputError, config_errors
 
 
 class Boxes(NamedTuple):
-    """Boxes on an image.
+    """Boxes on an image."""
 
-    Attributes:
-        corners: (N, 4) x1, y1, x2, y2 in pixels of the image file.
-        labels: (N,) class indices.
-        scores: (N,), 1 for the ground truth.
-    """
-
-    corners: np.ndarray
-    labels: np.ndarray
-    scores: np.ndarray
+    corners: np.ndarray  # (N, 4) x1, y1, x2, y2 in pixels of the image file
+    labels: np.ndarray  # (N,) class indices
+    scores: np.ndarray  # (N,), 1 for the ground truth
 
     def above(self, threshold: float) -> 'Boxes':
         """Returns the boxes with a score of at least ``threshold``."""
@@ -61,10 +54,7 @@ def find_checkpoint(path: str) -> str:
 
 
 def predict(config: Config, checkpoint: str, count: int) -> tuple[list[Example], list[str]]:
-    """Runs the detector of a config on ``count`` images evenly spaced through its test data.
-
-    Returns:
-        The examples, and the names of the classes.
+    """Returns the examples of ``count`` images evenly spaced through a config's test data, and the classes' names.
 
     Raises:
         InputError: The data or the checkpoint does not exist or does not fit, or the model is not a detector.
@@ -76,13 +66,13 @@ def predict(config: Config, checkpoint: str, count: int) -> tuple[list[Example],
     model = load_model(config, checkpoint)
 
     examples = []
-    for index in np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int):
+    for index in space_evenly(len(dataset), count):
         with torch.no_grad(), report_unreadable_images():
-            (sample,) = model.test_step(pseudo_collate([dataset[int(index)]]))
+            (sample,) = model.test_step(pseudo_collate([dataset[index]]))
         if 'pred_instances' not in sample:
             raise InputError(f'a {type(model).__name__} predicts no boxes: plot.py predictions needs a detector')
         found = sample.pred_instances.cpu().numpy()
-        instances = [one for one in dataset.get_data_info(int(index))['instances'] if not one.get('ignore_flag')]
+        instances = [one for one in dataset.get_data_info(index)['instances'] if not one.get('ignore_flag')]
         corners = np.array([one['bbox'] for one in instances], float).reshape(-1, 4)
         labels = np.array([one['bbox_label'] for one in instances], int)
         truth = Boxes(corners, labels, np.ones(len(labels)))
@@ -118,11 +108,6 @@ def plot_predictions(examples: Sequence[Example], classes: Sequence[str], score_
         add_class_legend(figure, [classes[label] for label in used], [_color(label) for label in used])
     figure.suptitle(title, fontsize=11)
     return figure
-
-
-def title(config: str, checkpoint: str) -> str:
-    """Returns the title of a figure of predictions: the names of the config and the checkpoint."""
-    return f'{Path(config).stem}, {Path(checkpoint).name}'
 
 
 def _color(label: int) -> str:

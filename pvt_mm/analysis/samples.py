@@ -1,5 +1,6 @@
 """A figure of annotated images of the data of a config."""
 
+import contextlib
 import os
 from collections.abc import Sequence
 
@@ -10,21 +11,15 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
 
 from pvt_mm.analysis.dataset_check import Item, Split
-from pvt_mm.analysis.figures import CLASS_COLORS, add_class_legend, draw_box
+from pvt_mm.analysis.figures import CLASS_COLORS, add_class_legend, draw_box, space_evenly
 from pvt_mm.datasets.image_io import read_image
 from pvt_mm.utils.errors import InputError
 
 
 def plot_samples(splits: Sequence[Split], title: str, count: int = 6) -> Figure | None:
-    """Plots images evenly spaced through the first split that has readable ones, with their valid annotations.
+    """Plots images evenly spaced through the first checked split that has readable ones, with their valid annotations.
 
-    Args:
-        splits: Splits that have been checked.
-        title: Of the figure.
-        count: How many images.
-
-    Returns:
-        The figure, or None if no image is readable.
+    Returns None if no image is readable.
     """
     split, samples = next(((s, found) for s in splits if (found := _read_samples(s.items, count))), (None, []))
     if not samples:
@@ -53,17 +48,10 @@ def plot_samples(splits: Sequence[Split], title: str, count: int = 6) -> Figure 
 def _read_samples(items: Sequence[Item], count: int) -> list[tuple[Item, np.ndarray]]:
     """Returns up to ``count`` readable images, evenly spaced, each as (H, W, 3) BGR."""
     samples = []
-    for item in _evenly(items, 4 * count):
-        try:
-            samples.append((item, read_image(item.path)))
-        except InputError:  # it is among the faults
-            continue
-    return _evenly(samples, count)
-
-
-def _evenly(sequence: Sequence, count: int) -> list:
-    indices = np.linspace(0, len(sequence) - 1, min(len(sequence), count)).round().astype(int)
-    return [sequence[i] for i in indices]
+    for i in space_evenly(len(items), 4 * count):
+        with contextlib.suppress(InputError):  # it is among the faults
+            samples.append((items[i], read_image(items[i].path)))
+    return [samples[i] for i in space_evenly(len(samples), count)]
 
 
 def _color(used: list[int], label: int) -> str:

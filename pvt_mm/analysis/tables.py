@@ -85,13 +85,6 @@ TABLE_2 = {
     'DeiT-Base/16': (86.6, 17.6, 18.2),
     'PVT-Large': (61.4, 9.8, 18.3),
 }
-# The config of each PVT of Table 2.
-CLASSIFIERS = {
-    'PVT-Tiny': 'classification/pvt_t_300e',
-    'PVT-Small': 'classification/pvt_s_300e',
-    'PVT-Medium': 'classification/pvt_m_300e',
-    'PVT-Large': 'classification/pvt_l_300e',
-}
 # A row of Table 9 is a detector and the classifier that it starts from; parameters and error are the classifier's.
 TABLE_9 = {
     'retinanet/pvt_s_wide_1x': ('wider', 'classification/pvt_s_wide_300e'),
@@ -118,46 +111,37 @@ class Row(NamedTuple):
 
     def out_of_bounds(self) -> list[str]:
         """Returns the columns whose computed figure differs from the quoted one by more than :data:`BOUNDS`."""
-        return [
-            column
-            for column, bound in BOUNDS.items()
-            if column in self.quoted
-            and column in self.computed
-            and abs(self.computed[column] - self.quoted[column]) > max(bound * self.quoted[column], 0.05)
-        ]
+        both = [column for column in BOUNDS if column in self.quoted and column in self.computed]
+        bounds = {column: max(BOUNDS[column] * self.quoted[column], 0.05) for column in both}
+        return [column for column in both if abs(self.computed[column] - self.quoted[column]) > bounds[column]]
 
 
 def table(number: int, configs: Path, runs: dict[str, dict[str, float]]) -> list[Row]:
-    """Returns the rows of a table of the paper.
-
-    Args:
-        number: Of the table, 2 to 11.
-        configs: The root folder of the configs and metafiles.
-        runs: The first result of :func:`measured`.
-    """
-    if number == 2:
-        return [_classifier_row(name, figures, configs, runs) for name, figures in TABLE_2.items()]
+    """Returns the rows of a table of the paper, 2 to 11, with the first result of :func:`measured`."""
     rows, counted, every_entry = [], {}, dict(entries(configs))
+    for name, figures in TABLE_2.items() if number == 2 else ():
+        config = f'classification/pvt_{name[4].lower()}_300e' if name.startswith('PVT-') else ''
+        computed = _count(load_config(str(configs / f'{config}.py')), (224, 224)) if config else {}
+        quoted = dict(zip(COLUMNS[2], figures, strict=True))
+        rows.append(Row(name, quoted, computed, runs.get(config, {}), (224, 224)))
     for name, entry in every_entry.items():
         if name.startswith('classification/'):
             continue
         if entry['Metadata']['Source'] == f'paper, Table {number}' or name in REPEATED.get(number, ()):
-            figures = {key: value for key, value in _quoted(entry).items() if key in COLUMNS[number]}
+            figures = _quoted(entry, number)
             found = {key: value for key, value in runs.get(name, {}).items() if key in figures}
             label = name
             if number == 9:
                 which, classifier = TABLE_9[name]
-                quoted = {key: value for key, value in _quoted(every_entry[classifier]).items() if key in COLUMNS[9]}
-                label, figures = f'{which}: {name}', figures | quoted
-                computed, shape = _counted(configs / f'{classifier}.py'), (224, 224)
+                label, shape = f'{which}: {name}', (224, 224)
+                figures |= _quoted(every_entry[classifier], number)
+                computed = _count(load_config(str(configs / f'{classifier}.py')), shape)
                 found |= runs.get(classifier, {})
             else:
                 config = load_config(str(configs / f'{name}.py'))
                 shape = tuple(entry['Metadata'].get('Resolution') or flops.default_shape(config))
                 key = repr((shape, _plain(config.model)))  # configs with other schedules share a model
-                if key not in counted:
-                    counted[key] = flops.count(config, shape)[0]
-                computed = {PARAMS: counted[key].params_m, GFLOPS: counted[key].gflops}
+                computed = counted[key] = counted.get(key) or _count(config, shape)
             rows.append(Row(label, figures, computed, found, shape, entry['Metadata'].get('Difference', '')))
     return rows
 
@@ -176,19 +160,14 @@ def grid(number: int, rows: list[Row]) -> tuple[list[str], list[list[str]]]:
                 continue
             heads.append(f'{column}, {kind}')
             for cell, row, figure in zip(cells, rows, figures, strict=True):
-                cell.append(_text(figure, row.quoted.get(column) if kind == 'computed' else None))
+                text = (figure or '') if figure is None or isinstance(figure, str) else f'{figure:.1f}'
+                if kind == 'computed' and figure is not None and column in row.quoted:
+                    text = f'{figure:.2f} ({figure / row.quoted[column] - 1:+.1%})'
+                cell.append(text)
     heads.append('H x W')
     for cell, row in zip(cells, rows, strict=True):
         cell.append(f'{row.shape[0]} x {row.shape[1]}' if row.computed else '')
     return heads, cells
-
-
-def _text(figure: float | str | None, quoted: float | None) -> str:
-    if figure is None or isinstance(figure, str):
-        return figure or ''
-    if quoted is None:
-        return f'{figure:.1f}'
-    return f'{figure:.2f} ({figure / quoted - 1:+.1%})'
 
 
 def markdown(number: int, rows: list[Row]) -> str:
@@ -209,24 +188,16 @@ def entries(configs: Path) -> Iterator[tuple[str, dict]]:
             yield f'{metafile.parent.name}/{Path(entry["Config"]).stem}', entry
 
 
-def _quoted(entry: dict) -> dict[str, float | str]:
+def _quoted(entry: dict, number: int) -> dict[str, float | str]:
     metadata = entry['Metadata']
     found = {PARAMS: metadata.get('Parameters (M)'), GFLOPS: metadata.get('GFLOPs'), TIME: metadata.get('V100 (ms)')}
     for result in entry.get('Results', ()):
         found |= result['Metrics']
-    return {key: value for key, value in found.items() if value is not None}
+    return {key: value for key, value in found.items() if value is not None and key in COLUMNS[number]}
 
 
-def _classifier_row(
-    name: str, quoted: tuple[float, float, float], configs: Path, runs: dict[str, dict[str, float]]
-) -> Row:
-    config = CLASSIFIERS.get(name)
-    computed = _counted(configs / f'{config}.py') if config else {}
-    return Row(name, dict(zip(COLUMNS[2], quoted, strict=True)), computed, runs.get(config, {}), (224, 224))
-
-
-def _counted(classifier: Path) -> dict[str, float]:
-    whole = flops.count(load_config(str(classifier)), (224, 224))[0]
+def _count(config: Config, shape: tuple[int, int]) -> dict[str, float]:
+    whole = flops.count(config, shape)[0]
     return {PARAMS: whole.params_m, GFLOPS: whole.gflops}
 
 
@@ -267,20 +238,16 @@ def _load(path: Path, tta: bool) -> dict:
 
 
 def _differences(run: dict, shipped: dict) -> list[str]:
-    """Returns the settings that affect metrics and differ between a run's config and the shipped one.
-
-    Mixed precision, the locations of data and initial weights, and data loading do not count as differences.
-    """
+    """Returns the settings that affect metrics and differ between a run's config and the shipped one."""
     ours, theirs = _plain(shipped), _plain(run)
     keys = ('model', 'train_dataloader', 'test_dataloader', 'test_evaluator', 'param_scheduler', 'optim_wrapper')
     differing = [key for key in keys if ours.get(key) != theirs.get(key)]
-    for key in ('max_epochs', 'max_iters'):
-        if ours['train_cfg'].get(key) != (theirs.get('train_cfg') or {}).get(key):
-            differing.append(f'train_cfg.{key}')
-    return differing
+    schedules = [one.get('train_cfg') or {} for one in (ours, theirs)]
+    lengths = [key for key in ('max_epochs', 'max_iters') if schedules[0].get(key) != schedules[1].get(key)]
+    return differing + [f'train_cfg.{key}' for key in lengths]
 
 
-# Settings that do not affect metrics.
+# Settings that do not affect metrics; nor does mixed precision.
 FREE = ('num_workers', 'persistent_workers', 'pin_memory', 'data_root', 'backend_args', 'checkpoint', 'prefix')
 
 

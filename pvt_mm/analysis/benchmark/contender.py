@@ -22,41 +22,23 @@ FORMATS = {'contiguous': torch.contiguous_format, 'channels_last': torch.channel
 
 @dataclass(frozen=True)
 class Contender:
-    """A model and how to run it.
+    """A model and how to run it. With mode end2end, sizes and batch are those of the config's data."""
 
-    Attributes:
-        model: A name of ``ARCHS``, the path of a config, or with mode 'product' the name of a matrix product.
-        shape: (H, W) of an image in pixels; end2end takes the sizes of its data.
-        mode: One of ``MODES``, or 'product'.
-        peer: Whose PVT: one of ``PEERS``, or '' for this project's.
-        batch: Images per step; end2end takes that of its data.
-        device: 'cpu' or 'cuda'.
-        dtype: 'float32', or the dtype of ``torch.autocast``.
-        compile: Whether the model is compiled first, by ``torch.compile`` with dynamic sizes.
-        memory_format: One of ``FORMATS``, or 'better' for the one that a few steps show to be faster.
-        threads: PyTorch's threads on the CPU; 0 for PyTorch's default.
-        with_cp: Whether the backbone recomputes its layers in the backward pass.
-        prepare: A function, as 'module:function', that changes the built backbone in place before it is measured.
-        busy: Whether another process keeps one core busy during the steps.
-        options: Settings of the config to override.
-        label: The name in tables and plots, instead of the model's own.
-    """
-
-    model: str
-    shape: tuple[int, int] = (800, 1344)
-    mode: str = 'forward'
-    peer: str = ''
-    batch: int = 1
-    device: str = 'cpu'
-    dtype: str = 'float32'
-    compile: bool = False
-    memory_format: str = 'better'
-    threads: int = 0
-    with_cp: bool = False
-    prepare: str = ''
-    busy: bool = False
-    options: dict = field(default_factory=dict, hash=False)
-    label: str = ''
+    model: str  # a name of ARCHS, the path of a config, or with mode 'product' the name of a matrix product
+    shape: tuple[int, int] = (800, 1344)  # (H, W) of an image in pixels
+    mode: str = 'forward'  # one of MODES, or 'product'
+    peer: str = ''  # whose PVT: one of PEERS, or '' for this project's
+    batch: int = 1  # images per step
+    device: str = 'cpu'  # or 'cuda'
+    dtype: str = 'float32'  # or the dtype of torch.autocast
+    compile: bool = False  # by torch.compile with dynamic sizes
+    memory_format: str = 'better'  # one of FORMATS, or the one that a few steps show to be faster
+    threads: int = 0  # PyTorch's on the CPU; 0 for its default
+    with_cp: bool = False  # whether the backbone recomputes its layers in the backward pass
+    prepare: str = ''  # 'module:function' that changes the built backbone in place
+    busy: bool = False  # whether another process keeps one core busy during the steps
+    options: dict = field(default_factory=dict, hash=False)  # settings of the config to override
+    label: str = ''  # the name in tables and plots, instead of the model's own
 
     @property
     def name(self) -> str:
@@ -79,25 +61,16 @@ class Contender:
 
 @dataclass(frozen=True)
 class Result:
-    """The figures of a contender.
-
-    Attributes:
-        seconds: The time of each round's step.
-        parts: The seconds of parts of each step by name: waiting for data (end2end), backbone, neck and heads
-            (detector); empty in the other modes.
-        images: Images per step.
-        gflops: Multiply-adds of a step in 1e9, as papers count; None where they are unknown.
-        peak_memory: GB above what the built model and its input take; None where the system does not say.
-        memory_format: The one that was used.
-    """
+    """The figures of a contender."""
 
     contender: Contender
-    seconds: tuple[float, ...]
+    seconds: tuple[float, ...]  # of each round's step
+    # Those of its parts: waiting for data (end2end), or backbone, neck and heads (detector); else empty.
     parts: tuple[dict[str, float], ...]
-    images: int
-    gflops: float | None
-    peak_memory: float | None
-    memory_format: str
+    images: int  # per step
+    gflops: float | None  # multiply-adds of a step in 1e9, as papers count; None where they are unknown
+    peak_memory: float | None  # GB above what model and input take; None where the system does not say
+    memory_format: str  # the one that was used
 
     @property
     def median(self) -> float:

@@ -14,15 +14,10 @@ AMD_GENERATIONS = {25: 'Zen 3', 26: 'Zen 5', **{(25, sixteen): 'Zen 4' for sixte
 
 
 class Processor(NamedTuple):
-    """A processor.
+    """A processor."""
 
-    Attributes:
-        name: With family and model, where Linux tells them.
-        vendor: 'AMD', 'Intel', 'NVIDIA' or ''.
-    """
-
-    name: str
-    vendor: str
+    name: str  # with family and model, where Linux tells them
+    vendor: str  # 'AMD', 'Intel', 'NVIDIA' or ''
     multiplies_bf16: bool
 
 

@@ -28,17 +28,14 @@ from pvt_mm.utils.errors import InputError, config_errors
 
 
 def measure(contenders: Sequence[Contender], rounds: int) -> list[Result]:
-    """Measures contenders in turns, after a step each to warm up, and shows the progress on stderr.
+    """Measures a step of each contender per round, after one to warm up, and shows the progress on stderr.
 
-    Args:
-        contenders: What to measure. Those that differ only in ``busy`` share a process.
-        rounds: Steps of each.
+    Those that differ only in ``busy`` share a process.
 
     Raises:
         InputError: A contender cannot be built or run; the message names it.
     """
-    workers: dict[Contender, ProcessPoolExecutor] = {}
-    facts: dict[Contender, dict] = {}
+    workers, facts = {}, {}
     steps: list[list[tuple]] = [[] for _ in contenders]
     quiet = [replace(contender, busy=False) for contender in contenders]
     console = Console(stderr=True)
@@ -72,9 +69,8 @@ def _call(worker: ProcessPoolExecutor, function: Callable, contender: Contender)
     try:
         return worker.submit(function, contender).result()
     except BrokenProcessPool:
-        raise InputError(
-            f'{contender.name}: its process died, perhaps for lack of memory: try a smaller --shape or --batch'
-        ) from None
+        what = 'its process died, perhaps for lack of memory: try a smaller --shape or --batch'
+        raise InputError(f'{contender.name}: {what}') from None
 
 
 # Pinned, so that the scheduler cannot spread its work over all cores.

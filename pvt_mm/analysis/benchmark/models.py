@@ -12,12 +12,13 @@ import torch
 import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner import Runner
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from pvt_mm.analysis import flops
 from pvt_mm.analysis.benchmark.contender import FORMATS, Contender
 from pvt_mm.analysis.benchmark.machine import used_memory
+from pvt_mm.apis.checks import check_data
 from pvt_mm.apis.config import load_config
 from pvt_mm.models.backbone import ARCHS, PVT
 from pvt_mm.utils.errors import InputError
@@ -145,7 +146,7 @@ def _parts(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _compile(model: nn.Module) -> None:
-    for part in list(_parts(model).values()) or [model]:
+    for part in _parts(model).values() or [model]:
         part.compile(dynamic=True)
 
 
@@ -159,18 +160,17 @@ def build(contender: Contender) -> tuple[nn.Module, float]:
 
 
 def _build_arch(contender: Contender) -> tuple[nn.Module, float]:
-    name, shape = contender.model, contender.shape
+    name = contender.model
     if contender.mode == 'detector':
         raise InputError(f'--mode detector takes the path of a config, not {name}')
-    with torch.device('meta'), FlopCounterMode(display=False) as counter, torch.no_grad():
-        PVT(name).requires_grad_(False)(torch.empty(1, 3, *shape))
+    counted = Config(dict(model=dict(backbone=dict(type='pvt_mm.PVT', arch=name))))
     if contender.peer == 'mmdet':
         model = MODELS.build(_mmdet_backbone(name, name, drop_path_rate=0.1))
     elif contender.peer == 'hf':
-        model = _hugging_face(name, shape)
+        model = _hugging_face(name, contender.shape)
     else:
         model = PVT(name, with_cp=contender.with_cp)
-    return model, counter.get_total_flops() / 2e9
+    return model, flops.count_backbone(counted, contender.shape)
 
 
 def _hugging_face(name: str, shape: tuple[int, int]) -> nn.Module:
@@ -178,19 +178,9 @@ def _hugging_face(name: str, shape: tuple[int, int]) -> nn.Module:
         raise InputError(f'--peers hf takes squares only, and --shape is {shape[0]} {shape[1]}')
     from transformers import PvtConfig, PvtModel
 
-    arch = {field: list(column) for field, column in ARCHS[name]._asdict().items()}
-    config = PvtConfig(
-        image_size=shape[0],
-        depths=arch['depths'],
-        hidden_sizes=arch['embed_dims'],
-        num_attention_heads=arch['num_heads'],
-        patch_sizes=arch['patch_sizes'],
-        strides=arch['patch_sizes'],
-        sequence_reduction_ratios=arch['sr_ratios'],
-        mlp_ratios=arch['mlp_ratios'],
-        return_dict=False,
-    )
-    return PvtModel(config)
+    theirs = dict(embed_dims='hidden_sizes', num_heads='num_attention_heads', sr_ratios='sequence_reduction_ratios')
+    arch = {theirs.get(field, field): list(column) for field, column in ARCHS[name]._asdict().items()}
+    return PvtModel(PvtConfig(image_size=shape[0], strides=arch['patch_sizes'], return_dict=False, **arch))
 
 
 def _build_config(contender: Contender) -> tuple[nn.Module, float]:
@@ -290,10 +280,6 @@ def _prepare_product(contender: Contender) -> Prepared:
 
 def _prepare_end2end(contender: Contender) -> Prepared:
     """Prepares a step that loads the next batch of a config's test data and predicts."""
-    from mmengine.runner import Runner
-
-    from pvt_mm.apis.checks import check_data
-
     if contender.model in ARCHS or contender.peer == 'hf':
         raise InputError('--mode end2end takes the path of a config, and no --peers but mmdet')
     config = _load_config(contender)
