@@ -21,7 +21,7 @@ class ChunkedFFN(FFN):
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.flatten(0, 1)  # (B * N, C)
-        chunks = tokens.split(_chunk_length(self.fc1.out_features, x.element_size())) if _is_eager_cpu(x) else (tokens,)
+        chunks = tokens.split(_chunk_length(self.fc1.out_features, x.element_size())) if is_eager_cpu(x) else (tokens,)
         if len(chunks) == 1:
             return super().forward(x)
         run = super().forward
@@ -42,7 +42,6 @@ def _chunk_length(hidden_dims: int, element_size: int) -> int:
     return max(1, CHUNK_BYTES * torch.get_num_threads() // (hidden_dims * element_size))
 
 
-def _is_eager_cpu(x: Tensor) -> bool:
-    # A compiled or exported model would be bound to one number of chunks.
-    is_compiling = getattr(torch.compiler, 'is_compiling', lambda: False)  # torch 2.1 has it elsewhere
-    return x.device.type == 'cpu' and not is_compiling() and not torch.jit.is_tracing()
+def is_eager_cpu(x: Tensor) -> bool:
+    """Returns whether ``x`` is on a CPU, outside of a compiled or exported model, which keeps PyTorch's operators."""
+    return x.device.type == 'cpu' and not torch.compiler.is_compiling() and not torch.jit.is_tracing()

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pvt_mm.models.chunked_ffn import is_eager_cpu
+
 MIN_VALUES = 20481  # PyTorch gives smaller convolutions to another library
 
 
@@ -27,13 +29,7 @@ class ConvLinear(nn.Linear):
 
     def is_supported(self, x: Tensor) -> bool:
         """Returns whether the convolution is used for ``x``."""
-        is_compiling = getattr(torch.compiler, 'is_compiling', lambda: False)  # torch 2.1 has it elsewhere
-        return (
-            x.device.type == 'cpu'
-            and x.dtype == torch.float32
-            and x.numel() >= MIN_VALUES
-            and not (is_compiling() or torch.jit.is_tracing())
-        )
+        return is_eager_cpu(x) and x.dtype == torch.float32 and x.numel() >= MIN_VALUES
 
 
 def use_conv_linear(model: nn.Module) -> None:
