@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import resource
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from mmengine.config import Config
 from pvt_mm.apis.flags import find_resumable_checkpoint
 from pvt_mm.checkpoint.reader import read_file
 from pvt_mm.datasets.shapes import make_shapes
-from pvt_mm.engine.hooks.checkpoint_hook import STOPPED
+from pvt_mm.engine.hooks.checkpoint_hook import STOPPED, StopSignal
 from pvt_mm.utils.errors import InputError
 from tests.conftest import forget_visualizers
 from tests.crash.tasks import STEPS_OF_EPOCH, write_task
@@ -92,7 +93,11 @@ def test_a_segmentor_stopped_and_its_last_checkpoint_damaged(shapes, tmp_path, c
     content[len(content) // 2] ^= 1
     newest.write_bytes(content)
     assert find_resumable_checkpoint(str(part)) == str(part / 'iter_6.pth')
+    left = part / 'iter_4.pth', part / '.iter_12.pth.1.tmp'  # as by a run that is killed while it saves
+    for path in left:
+        path.touch()
     assert train(config, part, '--resume') == 0
+    assert not any(path.exists() for path in left)
     assert f'{newest} is damaged' in capsys.readouterr().out
     assert_same_bits(whole, part)
     for path in part.glob('*.pth'):
@@ -128,7 +133,8 @@ def test_unreadable_images_and_a_full_disk_stop_a_run_that_can_be_resumed(tmp_pa
         path.write_bytes(path.read_bytes()[:300])
     folder = tmp_path / 'run'
     config = write_task('classifier', tmp_path, tmp_path / 'shapes', epochs=2, workers=1)
-    allow_one, allow_two = (['--cfg-options', f'train_cfg.max_broken_images={bound}'] for bound in (1, 2))
+    keep_one = 'default_hooks.checkpoint.max_keep_ckpts=1'
+    allow_one, allow_two = (['--cfg-options', keep_one, f'train_cfg.max_broken_images={bound}'] for bound in (1, 2))
     assert train(config, tmp_path / 'none', *allow_one) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith('error: more than 1 images cannot be read, the last: ')
@@ -137,6 +143,7 @@ def test_unreadable_images_and_a_full_disk_stop_a_run_that_can_be_resumed(tmp_pa
     assert [log.count(f'of at most 2: {path} is truncated') for path in bad] == [1, 1]
 
     first = (folder / 'epoch_1.pth').read_bytes()
+    assert first[-104:].startswith(b'pvt_mm size=')  # signed
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(first) // 2, before[1]))
     try:
@@ -146,7 +153,23 @@ def test_unreadable_images_and_a_full_disk_stop_a_run_that_can_be_resumed(tmp_pa
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith(f'error: epoch_2.pth cannot be written to {folder} (File too large), and training stops; ')
     assert f'the last good checkpoint is {folder}/epoch_1.pth' in error
+    assert [path.name for path in folder.glob('epoch_*.pth')] == ['epoch_1.pth']
     assert (folder / 'epoch_1.pth').read_bytes() == first
     assert (folder / 'last_checkpoint').read_text().endswith('epoch_1.pth')
     assert not list(folder.glob('.*.tmp'))
     assert train(config, folder, '--resume', *allow_two) == 0
+    assert [path.name for path in folder.glob('epoch_*.pth')] == ['epoch_2.pth']
+
+
+def test_a_second_ctrl_c_ends_the_run_at_once(monkeypatch):
+    before, now = signal.getsignal(signal.SIGINT), 0.0
+    monkeypatch.setattr(time, 'monotonic', lambda: now)
+    stop = StopSignal()
+    signal.raise_signal(signal.SIGINT)
+    now = 0.5  # the same one, passed on by a launcher
+    signal.raise_signal(signal.SIGINT)
+    assert stop.received()
+    now = 2.0
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) == before
