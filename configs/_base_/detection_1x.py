@@ -1,4 +1,5 @@
-# MMDetection's 1x schedule and runtime, with exact resume and NaN/Inf checks (docs/reliability.md).
+# MMDetection's 1x schedule and runtime (12 epochs, the rate divided by 10 after 8 and 11, 500 warm-up steps), with
+# exact resume and NaN/Inf checks (docs/reliability.md).
 _base_ = ['mmdet::_base_/schedules/schedule_1x.py', 'mmdet::_base_/default_runtime.py']
 train_cfg = dict(type='pvt_mm.EpochBasedTrainLoop', max_broken_images=10)
 default_hooks = dict(checkpoint=dict(type='pvt_mm.CheckpointHook'), finite=dict(type='pvt_mm.FiniteHook'))

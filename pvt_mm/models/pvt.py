@@ -1,8 +1,8 @@
 """The Pyramid Vision Transformer (Wang et al., ICCV 2021, arXiv 2102.12122) in plain PyTorch, bottom-up.
 
-Letters are the paper's: B images, H x W pixels or tokens (H first), N = H * W tokens, C channels, P patch size,
-R reduction ratio. Tokens stay (B, N, C) in memory from the first layer to the last: that is a channels-last map, so
-neither the convolutions nor the outputs need a copy.
+Letters are the paper's, except that N = H * W tokens, and its N_i is ``num_heads``: B images, H x W pixels or tokens
+(H first), C channels, P patch size, R reduction ratio. Tokens stay (B, N, C) in memory from the first layer to the
+last: that is a channels-last map, so neither the convolutions nor the outputs need a copy.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 class PatchEmbed(nn.Module):
-    """LayerNorm(Reshape(x, P) W), the patch embedding of section 3.2; with P = R, the spatial reduction of equation 3.
+    """LayerNorm(Reshape(x, P) W): section 3.2 with the norm of the authors' release; with P = R, equation 3.
 
     As in the authors' release, Reshape and W are one convolution of stride P, which drops the rows and columns that do
     not fill a patch.
@@ -73,6 +73,7 @@ class SRA(nn.Module):
         q = self.q(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, N, d_head)
         if self.sr is not None:
             x, _ = self.sr(to_map(x, size))  # (B, N / R^2, C), equation 3
+        # Equation 2, where Q, K and V are all x: one SR(x) gives the keys and values of all heads.
         kv = self.kv(x).unflatten(2, (2, self.num_heads, -1))  # (B, N / R^2, 2, heads, d_head)
         k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, N / R^2, d_head) each
         dropout_p = self.attn_drop_rate if self.training else 0.0
@@ -172,7 +173,7 @@ class Stage(nn.Module):
 
 
 class ClassToken(nn.Module):
-    """The token that gathers the whole image in the last stage (section 4.1), its position embedding and its norm."""
+    """The token that gathers the whole image in the last stage (section 4.1; put first, as in ViT), and its norm."""
 
     def __init__(self, embed_dims: int):
         super().__init__()
@@ -219,7 +220,7 @@ class PyramidVisionTransformer(nn.Module):
     def __init__(
         self,
         embed_dims: Sequence[int] = (64, 128, 320, 512),
-        depths: Sequence[int] = (3, 4, 6, 3),
+        depths: Sequence[int] = (3, 4, 6, 3),  # PVT-Small; Table 1 prints 3 for stage 2, see ARCHS in backbone.py
         num_heads: Sequence[int] = (1, 2, 5, 8),
         patch_sizes: Sequence[int] = (4, 2, 2, 2),
         sr_ratios: Sequence[int] = (8, 4, 2, 1),
