@@ -19,6 +19,8 @@ from mmengine.runner import Runner
 from pvt_mm.apis.config import load_config
 from pvt_mm.utils.errors import InputError, config_errors
 
+NVIDIA_GPU = Path('/dev/nvidia0')
+
 
 def prepare_config(args: argparse.Namespace) -> Config:
     """Returns the config that the command line asks for, with a work directory that can be written and its launcher."""
@@ -28,6 +30,7 @@ def prepare_config(args: argparse.Namespace) -> Config:
     config.work_dir = args.work_dir or config.get('work_dir') or os.path.join('work_dirs', Path(args.config).stem)
     _check_work_dir(config.work_dir)
     if not torch.cuda.is_available():
+        warn_of_unused_gpu()
         _distribute_on_cpu(config)
     init_default_scope(config.get('default_scope', 'mmengine'))
     return config
@@ -50,6 +53,23 @@ def report_lost_ranks() -> Iterator[None]:
         sys.stderr.write('error: another rank exited; see its error above\n')
         time.sleep(1)  # torchrun reports the rank that it sees exit first
         raise SystemExit(1) from error
+
+
+def warn_of_unused_gpu() -> None:
+    """Warns in one line that everything runs on the CPU if the machine has an NVIDIA GPU which torch cannot use.
+
+    ``CUDA_VISIBLE_DEVICES=`` (or -1) hides the GPUs on purpose: no warning then. One rank of each machine warns.
+    """
+    hidden = os.environ.get('CUDA_VISIBLE_DEVICES', '0').strip() in ('', '-1')
+    ranks = {os.environ.get(name, '0') for name in ('LOCAL_RANK', 'SLURM_LOCALID')}
+    if hidden or ranks != {'0'} or not NVIDIA_GPU.exists():
+        return
+    cuda = torch.version.cuda
+    why = f'the driver may be too old for its CUDA {cuda}' if cuda else 'it is built for the CPU'
+    sys.stderr.write(
+        f'warning: this machine has a GPU that torch {torch.__version__} cannot use ({why}), so the CPU is used: '
+        'docs/install.md has the builds for each driver\n'
+    )
 
 
 def _check_work_dir(work_dir: str) -> None:
