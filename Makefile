@@ -1,5 +1,6 @@
 # VENV=DIR     virtual environment to create and use (default: .venv)
 # PYTHON=EXE   Python to create it with (default: python3)
+# CUDA=VERSION PyTorch and mmcv for auto (what this machine's GPUs can run), cpu, or a version such as 12.6
 # If neither is set, an active virtualenv or conda environment with a working OpenMMLab stack is used unchanged.
 
 # The interpreter that `setup` selected.
@@ -21,7 +22,7 @@ help:  ## list the targets
 
 setup:  ## install the exact versions of requirements/ if they are missing
 	@mkdir -p build
-	@VENV='$(VENV)' PYTHON='$(PYTHON)' tools/install.sh > build/python
+	@VENV='$(VENV)' PYTHON='$(PYTHON)' CUDA='$(CUDA)' tools/install.sh > build/python
 
 demo: setup  ## train and evaluate a PVT RetinaNet on generated shapes and plot the results: about 5 minutes on two cores
 	$(PY) tools/make_shapes.py data/shapes
