@@ -38,10 +38,15 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def set_randomness(config: Config, seed: int | None, deterministic: bool) -> None:
-    """Sets ``--seed`` and ``--deterministic``; what is not given stays as the config has it."""
+    """Sets ``--seed`` and ``--deterministic``; what is not given stays as the config has it.
+
+    Deterministic algorithms need a workspace of cuBLAS, which is set in the environment unless one is.
+    """
     given = {} if seed is None else dict(seed=seed)
     given |= dict(deterministic=True) if deterministic else {}
     config.randomness = {'seed': None, **(config.get('randomness') or {}), **given}
+    if config.randomness.get('deterministic'):
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # cuBLAS reads it when CUDA is first used
 
 
 def use_amp(config: Config, dtype: str) -> None:
@@ -52,6 +57,8 @@ def use_amp(config: Config, dtype: str) -> None:
     config.optim_wrapper.type = 'AmpOptimWrapper'
     config.optim_wrapper.dtype = 'float16' if half else 'bfloat16'
     config.optim_wrapper.loss_scale = 'dynamic' if half else dict(enabled=False)
+    if not half:  # mmcv's CUDA operators have float16, and no bfloat16
+        config.custom_hooks = [*(config.get('custom_hooks') or []), dict(type='pvt_mm.Float32OpsHook')]
 
 
 def scale_lr(config: Config) -> None:

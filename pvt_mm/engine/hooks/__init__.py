@@ -1,1 +1,1 @@
-"""Hooks: atomic checkpoints, and steps with NaN/Inf."""
+"""Hooks: atomic checkpoints, steps with NaN/Inf, float32 for mmcv's operators, PyTorch's switches."""
