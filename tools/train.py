@@ -15,6 +15,7 @@ with report_import_errors():
     from pvt_mm.apis.launch import build_runner, prepare_config, report_lost_ranks
     from pvt_mm.checkpoint.reader import safe_reading
     from pvt_mm.datasets.image_io import report_unreadable_images
+    from pvt_mm.engine.randomness import check_deterministic
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -77,6 +78,7 @@ def train(args: argparse.Namespace) -> None:
     if config.get('resume'):
         checks.check_resumable(config.load_from)
     runner = build_runner(config)
+    check_deterministic(runner.model)
     checks.check_pretrained(runner.model)
     if config.get('load_from'):
         checks.check_checkpoint(runner.model, config.load_from, strict=bool(config.get('resume')))

@@ -6,6 +6,7 @@ default_hooks = dict(
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(type='pvt_mm.CheckpointHook', by_epoch=False, interval=8000),
     finite=dict(type='pvt_mm.FiniteHook'),
+    backends=dict(type='pvt_mm.BackendsHook', cudnn_attention=False),  # it plans anew for every size of a test image
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='SegVisualizationHook'),
 )

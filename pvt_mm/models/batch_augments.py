@@ -18,6 +18,16 @@ def _auto_contrast(images: Tensor, level: Tensor) -> Tensor:
     return torch.where(contrast, enhance.normalize_min_max(images), images)
 
 
+def _equalize(images: Tensor, level: Tensor) -> Tensor:
+    mode = torch.get_deterministic_debug_mode()
+    # PyTorch refuses cumsum on CUDA as not deterministic. These sums are of counts, and exact in any order.
+    torch.set_deterministic_debug_mode('default')
+    try:
+        return enhance.equalize(images)
+    finally:
+        torch.set_deterministic_debug_mode(mode)
+
+
 def _solarize_add(images: Tensor, level: Tensor) -> Tensor:
     return torch.where(images < 128 / 255, (images + level[:, None, None, None] * 110 / 255).clamp(max=1), images)
 
@@ -25,7 +35,7 @@ def _solarize_add(images: Tensor, level: Tensor) -> Tensor:
 # RandAugment's operations; DeiT's set, in which each gets stronger with the magnitude.
 TONES = {
     'auto_contrast': _auto_contrast,
-    'equalize': lambda images, level: enhance.equalize(images),
+    'equalize': _equalize,
     'invert': lambda images, level: enhance.invert(images),
     'posterize': lambda images, level: enhance.posterize(images, 4 - (level * 4).int()),
     'solarize': lambda images, level: enhance.solarize(images, 1 - level),

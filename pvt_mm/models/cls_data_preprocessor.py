@@ -17,7 +17,8 @@ class ClsDataPreprocessor(ImgDataPreprocessor):
     """Normalises images; in training also augments them and mixes their labels (section 5.1).
 
     The order is RandAugment, normalisation, random erasing, then mixup or CutMix, which write soft labels to each
-    sample's ``gt_score``. An augmentation whose argument is None or 0 is off. They need kornia.
+    sample's ``gt_score``. An augmentation whose argument is None or 0 is off. They need kornia, and run in float32 under
+    autocast too.
 
     Args:
         num_classes: Number of classes; :class:`ImageClassifier` passes its head's.
@@ -74,7 +75,8 @@ class ClsDataPreprocessor(ImgDataPreprocessor):
             return dict(inputs=(images - self.mean) / self.std, data_samples=samples)
         # All ranks have one seed. Without its rank, each would augment the repeats of an image in the same way.
         seed = torch.randint(2**31, ()).item() + get_rank()
-        with torch.random.fork_rng([images.device] if images.is_cuda else []):
+        forked = torch.random.fork_rng([images.device] if images.is_cuda else [])
+        with forked, torch.autocast(images.device.type, enabled=False):  # bfloat16 would move pixels
             torch.manual_seed(seed)
             return dict(inputs=self._augment(images, samples), data_samples=samples)
 
