@@ -1,12 +1,18 @@
 #!/usr/bin/env bash
 # Creates the Python environment that this project is tested with, unless it exists.
 #
-#     [VENV=.venv] [PYTHON=python3] tools/install.sh
+#     [VENV=.venv] [PYTHON=python3] [CUDA=auto] tools/install.sh
 #
 # VENV is the folder of the virtual environment, PYTHON the interpreter to create it with. If neither is set, an active
 # virtualenv or conda environment with a working OpenMMLab stack is used unchanged. The only line on stdout is the path
-# of the interpreter to use; all other output goes to stderr, and pip's to $VENV/install.log. MAX_JOBS=n compiles n
-# files of mmcv at a time. The exit code is 2 if a prerequisite is missing and 1 if an installation fails.
+# of the interpreter to use; all other output goes to stderr, and pip's to $VENV/install.log. The exit code is 2 if a
+# prerequisite is missing and 1 if an installation fails.
+#
+# CUDA is auto (PyTorch and mmcv for this machine's GPUs, or for the CPU if it has none), cpu, or a version of
+# requirements/torch_builds.py; once given, it is remembered in $VENV. Without a GPU a version also needs
+# TORCH_CUDA_ARCH_LIST, the compute capabilities to compile mmcv for. MMCV_INDEX is a folder or page with wheels of
+# mmcv, TORCH_INDEX replaces https://download.pytorch.org/whl, and MAX_JOBS=n compiles n files at a time.
+# docs/install.md has more.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -15,6 +21,10 @@ venv=${VENV:-.venv}
 [[ $venv == /* ]] || venv=$PWD/$venv
 log=$venv/install.log
 stamp=$venv/pvt_mm.installed
+built=$venv/pvt_mm.built  # what CUDA= was, then what was installed
+ops=$venv/pvt_mm.ops  # the CUDA version and the GPUs that mmcv was compiled for here
+request=${CUDA:-auto}
+if [[ -z ${CUDA:-} && -f $built ]]; then read -r request < "$built"; fi
 mmcv=$(sed -n 's/^onedl-mmcv==//p' requirements/mmcv.txt)
 job=
 
@@ -43,15 +53,24 @@ identity() {  # INTERPRETER: equal for a virtual environment and the Python it w
 
 wanted() {  # the text of the stamp file: nothing needs to be installed while it is the same
     pwd -P
-    cat requirements/*.txt pyproject.toml setup.py
+    echo "CUDA=$request"
+    cat requirements/*.txt requirements/torch_builds.py pyproject.toml setup.py
 }
 
-installed() { [[ -x $venv/bin/python && -f $stamp ]] && wanted | cmp -s - "$stamp"; }
+installed() {
+    [[ -x $venv/bin/python && -f $stamp ]] && wanted | cmp -s - "$stamp" || return
+    [[ ! ${TORCH_CUDA_ARCH_LIST:-} || ! -f $ops || $(cat "$ops") == *" $TORCH_CUDA_ARCH_LIST" ]]
+}
 
 finish() {
+    if [[ $request == auto ]] && grep -qs 'for the CPU' "$built" && has_gpu; then
+        say "This machine has a GPU, but $venv was set up for the CPU: set CUDA= to a version to use the GPU, or to cpu."
+    fi
     echo "$venv/bin/python"
     exit
 }
+
+has_gpu() { [[ -e /dev/nvidia0 ]] || nvidia-smi -L > /dev/null 2>&1; }
 
 check_python() {
     command -v "$python" > /dev/null ||
@@ -84,12 +103,55 @@ check_compiler() {
     [[ -f $header ]] || fail "no $header to build mmcv with: install Python's headers (python3-dev on Debian)"
 }
 
-check_cuda() {
+# CUDA version of the installed PyTorch, "cpu" for a build without
+torch_cuda() { "$venv/bin/python" -c 'import torch; print(torch.version.cuda or "cpu")'; }
+
+check_torch() {  # sets `device` to the CUDA version to build mmcv for, or to cpu
+    local found
+    found=$(torch_cuda 2>> "$log") || fail "the installed torch cannot be imported: see the end of $log"
+    device=${cuda:-cpu}
+    if [[ $device == cpu ]]; then
+        export CUDA_VISIBLE_DEVICES=  # mmcv is also built for CUDA if torch sees a GPU
+        unset FORCE_CUDA
+        if [[ ! $cuda && $found != cpu && $nvcc ]]; then
+            fail "torch is built for CUDA $found and nvcc is here, but no GPU is visible (a login node?): set CUDA=cpu, or" \
+                "CUDA=$found and TORCH_CUDA_ARCH_LIST= to the compute capabilities of your GPUs, such as 9.0"
+        fi
+        return
+    fi
+    [[ $found == "$device" ]] || fail "pip installed a torch for $found instead of CUDA $device: check pip's index"
+    local use='import torch; torch.ones(1, device="cuda").sum().item()'
+    if [[ $gpus ]] && ! "$venv/bin/python" -c "$use" >> "$log" 2>&1; then
+        fail "torch for CUDA $device cannot use the GPU ($gpus): see the end of $log, or set CUDA= to another version"
+    fi
+    export FORCE_CUDA=1
+    if [[ $archs ]]; then export TORCH_CUDA_ARCH_LIST=$archs; fi
+}
+
+mmcv_works() {  # and is built for the device; on a GPU, runs the operator that fails in a build for the CPU
     "$venv/bin/python" -c '
-import sys, torch
-from torch.utils.cpp_extension import CUDA_HOME
-sys.exit(torch.cuda.is_available() and CUDA_HOME is None)' 2> /dev/null ||
-        fail "a GPU but no CUDA toolkit (nvcc) to build mmcv with: install one, or set CUDA_VISIBLE_DEVICES="
+import sys, torch, mmcv.ops
+cuda = mmcv.ops.get_compiling_cuda_version()
+if sys.argv[1] != "cpu":
+    assert cuda.split(".")[0] == sys.argv[1].split(".")[0], f"mmcv is built for CUDA {cuda}"
+    if torch.cuda.is_available():
+        zeros = torch.zeros(1, 1, device="cuda")
+        float(mmcv.ops.sigmoid_focal_loss(zeros, zeros[0].long()))' "$device" >> "$log" 2>&1
+}
+
+summary() {
+    local version cuda_of_mmcv archs
+    read -r version cuda_of_mmcv < <("$venv/bin/python" -c '
+import torch, mmcv.ops
+print(torch.__version__, mmcv.ops.get_compiling_cuda_version())' 2>> "$log")
+    if [[ $device == cpu ]]; then
+        echo "torch $version and mmcv $mmcv, for the CPU"
+    elif [[ -f $ops ]]; then
+        read -r _ archs < "$ops"
+        echo "torch $version and mmcv $mmcv with CUDA $cuda_of_mmcv, compiled for ${archs:-the GPUs of this machine}"
+    else
+        echo "torch $version and mmcv $mmcv with CUDA $cuda_of_mmcv, from $wheels"
+    fi
 }
 
 progress() {  # TITLE START OFFSET: one line, with ninja's last "[3/155]" after OFFSET in the log
@@ -98,8 +160,8 @@ progress() {  # TITLE START OFFSET: one line, with ninja's last "[3/155]" after 
     echo "  $1: $(elapsed "$2")${files:+, file ${files/\// of }}"
 }
 
-step() {  # TITLE COMMAND...: runs it with its output in the log, and shows the time elapsed
-    local title=$1 start=$SECONDS status=0 shown=0 offset
+attempt() {  # TITLE COMMAND...: runs it with its output in the log, and shows the time elapsed
+    local title=$1 start=$SECONDS status=0 shown=0 pause=0.1
     shift
     printf '\n== %s: %s\n' "$title" "$*" >> "$log"
     offset=$(($(wc -c < "$log") + 1))
@@ -108,7 +170,8 @@ step() {  # TITLE COMMAND...: runs it with its output in the log, and shows the 
     job=$!
     set +m
     while kill -0 "$job" 2> /dev/null; do
-        sleep 0.5
+        sleep $pause
+        pause=0.5
         if [[ -t 2 ]]; then
             printf '\r\033[K%s' "$(progress "$title" "$start" "$offset")" >&2
         elif ((SECONDS - start - shown >= 30)); then
@@ -119,14 +182,19 @@ step() {  # TITLE COMMAND...: runs it with its output in the log, and shows the 
     wait "$job" || status=$?
     job=
     if [[ -t 2 ]]; then printf '\r\033[K' >&2; fi
-    if ((status)); then
-        say "install: $title failed after $(elapsed "$start"). First errors and last lines of $log:"
+    if ((status)); then return "$status"; fi
+    say "  $title: done in $(elapsed "$start")"
+}
+
+step() {  # likewise, and ends if the command fails
+    local start=$SECONDS
+    if ! attempt "$@"; then
+        say "install: $1 failed after $(elapsed "$start"). First errors and last lines of $log:"
         tail -c "+$offset" "$log" | grep -a 'error: ' | grep -av subprocess-exited | head -n 3 >&2 || true
         echo ... >&2
         tail -n 20 "$log" >&2
         exit 1
     fi
-    say "  $title: done in $(elapsed "$start")"
 }
 
 interrupted() {  # SIGNAL CODE
@@ -141,7 +209,42 @@ interrupted() {  # SIGNAL CODE
 
 pip() { "$venv/bin/python" -m pip "$@" --no-input --disable-pip-version-check --progress-bar off; }
 
-install_mmcv() { MMCV_WITH_OPS=1 step mmcv pip install -v --no-build-isolation --no-deps -r requirements/mmcv.txt "$@"; }
+install_torch() {
+    local found options=(-r requirements/build.txt -c requirements/constraints.txt)
+    if [[ $cuda ]] && found=$(torch_cuda 2> /dev/null) && [[ $found != "$cuda" ]]; then
+        say "  replacing torch for $found"
+        "$venv/bin/python" -m pip uninstall --yes torch onedl-mmcv >> "$log" 2>&1
+    fi
+    if [[ $cuda == cpu ]]; then  # smaller than PyPI's build for CUDA, which runs on a CPU too
+        attempt torch pip install "$torch" "${options[@]}" --extra-index-url "$index" && return
+        say "  $index has no $torch, or cannot be reached: using PyPI's."
+        torch=${torch%+cpu} index=
+    fi
+    step torch pip install "$torch" "${options[@]}" ${index:+--extra-index-url "$index"}
+}
+
+compile_mmcv() {  # pip caches builds for the CPU only: its cache does not know what a wheel was built for
+    if [[ $device != cpu ]]; then
+        [[ $nvcc ]] || fail "no nvcc to compile mmcv with: install the toolkit of CUDA $device or load its module"
+        [[ -f $ops && $(cat "$ops") == "$device $archs" ]] || set -- --force-reinstall "$@"
+        set -- --no-cache-dir "$@"
+    fi
+    rm -f "$ops"
+    MMCV_WITH_OPS=1 step mmcv pip install -v --no-build-isolation --no-deps -r requirements/mmcv.txt "$@"
+    if [[ $device != cpu ]]; then echo "$device $archs" > "$ops"; fi
+}
+
+install_mmcv() {
+    local options=(--no-deps --no-index --only-binary ':all:' --force-reinstall)
+    if [[ $wheels ]]; then
+        if attempt 'compiled mmcv' pip install -r requirements/mmcv.txt "${options[@]}" --find-links "$wheels"; then
+            rm -f "$ops"
+            return
+        fi
+        say "  no compiled mmcv $mmcv for this Python in $wheels"
+    fi
+    compile_mmcv
+}
 
 active=${VIRTUAL_ENV:-${CONDA_PREFIX:-}}
 if [[ -z ${VENV:-}${PYTHON:-} && $active && ! $active -ef $venv ]]; then
@@ -165,22 +268,31 @@ if [[ -d $venv && ! -f $venv/pyvenv.cfg && $(ls -A "$venv") ]]; then
 fi
 
 check_python
-compile=
-if mmcv_is_built; then
+plan=$("$python" requirements/torch_builds.py "$request") || exit 2
+cuda='' torch='' index='' wheels='' nvcc='' archs='' gpus=''
+eval "$plan"
+if [[ $wheels ]]; then
+    duration="If $wheels has mmcv, this takes a few minutes, else about 15 more on two cores."
+elif [[ $cuda =~ ^(cpu)?$ ]] && mmcv_is_built; then
     duration='mmcv is already compiled, so this takes a few minutes.'
 else
     check_compiler
-    compile=yes
-    duration='Compiling mmcv takes about 15 minutes on two cores. pip caches the wheel, so this happens once.'
+    duration='Compiling mmcv takes about 15 minutes on two cores, for a CPU only once: pip caches the wheel.'
 fi
-say "Setting up $venv with the versions in requirements/: torch, mmcv with its operators, mmengine, mmdet, mmseg"
-say "and the packages for the tests."
+case $cuda in
+    '') target='no GPU found' ;;
+    cpu) target='for the CPU' ;;
+    *) target="for CUDA $cuda${gpus:+, $gpus}" ;;
+esac
+say "Setting up $venv with the versions in requirements/: $torch ($target), mmcv with its"
+say "operators, mmengine, mmdet, mmseg and the packages for the tests."
 say "$duration"
 
 trap 'interrupted INT 130' INT
 trap 'interrupted TERM 143' TERM HUP
 begin=$SECONDS
 unset PYTHONPATH  # pip would see packages outside the environment
+unset CUDA_VISIBLE_DEVICES  # what is installed depends on the machine
 [[ -x $venv/bin/python ]] && "$venv/bin/python" -m pip --version > /dev/null 2>&1 || "$python" -m venv "$venv"
 if command -v flock > /dev/null; then
     exec 9> "$venv/install.lock"
@@ -190,21 +302,24 @@ fi
 rm -f "$stamp"
 : > "$log"
 
-step torch pip install -r requirements/torch.txt -r requirements/build.txt -c requirements/constraints.txt
-if [[ $compile ]]; then check_cuda; fi
+install_torch
+check_torch
 install_mmcv
-step 'other packages' pip install -r requirements/onedl.txt -r requirements/tests.txt -c requirements/constraints.txt
-if [[ ! $compile ]] && ! "$venv/bin/python" -c 'import mmcv.ops' >> "$log" 2>&1; then
-    say "  mmcv was compiled for another PyTorch and is recompiled: about 15 minutes on two cores."
+echo "$torch" > "$venv/torch.txt"  # no other package replaces it
+step 'other packages' pip install -r requirements/onedl.txt -r requirements/tests.txt -c requirements/constraints.txt \
+    -c "$venv/torch.txt"
+if ! mmcv_works; then
+    say "  mmcv was compiled for another PyTorch or device and is recompiled: about 15 minutes on two cores."
     check_compiler
-    check_cuda
     pip cache remove onedl_mmcv >> "$log" 2>&1 || true
-    install_mmcv --force-reinstall
+    compile_mmcv --force-reinstall
+    mmcv_works || fail "the compiled mmcv does not work with ${gpus:-CUDA $device}: see the end of $log"
 fi
 step pvt_mm pip install --no-build-isolation --no-deps -e .
 step 'import test' stack_works "$venv/bin/python"
 
+printf '%s\n' "$request" "$(summary)" > "$built"
 wanted > "$stamp.part"
 mv "$stamp.part" "$stamp"
-say "Set up in $(elapsed "$begin")."
+say "Set up in $(elapsed "$begin"): $(sed -n 2p "$built")."
 finish
