@@ -73,6 +73,10 @@ def copy_tree(target: Path) -> Path:
     return target
 
 
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding='utf-8')
+
+
 def build(tree: Path, out: Path, kind: str) -> subprocess.CompletedProcess:
     """Runs the build backend as pip does; ``kind`` is wheel, sdist or editable."""
     out.mkdir(exist_ok=True)
@@ -246,7 +250,7 @@ def test_gpu_whose_driver_is_too_old_for_pypis_torch(install):
     (mmcv,) = install.calls('FORCE_CUDA')
     assert mmcv.startswith('FORCE_CUDA=1 archs=8.0;9.0 ')
     assert '--no-cache-dir' in mmcv  # pip's cache has an mmcv for the CPU
-    built = 'torch 2.13.0+12.6 and mmcv 2.3.6 with CUDA 12.6, compiled for 8.0;9.0.'
+    built = 'torch 2.13.0+12.6 and mmcv 2.3.6 with CUDA 12.6 for sm_80 sm_90.'
     assert done.stderr.splitlines()[-1].endswith(built)
 
     assert install().stderr == ''
@@ -305,7 +309,7 @@ def test_mmcv_for_the_cpu_is_recompiled_on_a_gpu(install):
     assert done.returncode == 0, done.stderr
     assert 'is recompiled' in done.stderr
     assert '--no-cache-dir --force-reinstall' in install.calls('FORCE_CUDA=1')[0]
-    assert done.stderr.splitlines()[-1].endswith('mmcv 2.3.6 with CUDA 13.0, compiled for 9.0.')
+    assert done.stderr.splitlines()[-1].endswith('mmcv 2.3.6 with CUDA 13.0 for sm_90.')
 
 
 def test_compiled_mmcv_is_tried_first(install):
@@ -412,6 +416,21 @@ def test_builds_of_the_pinned_torch(builds):
     assert builds.BUILDS[0].on_pypi
     minor = {'11': 450, '12': 525, '13': 580}
     assert all(build.driver == minor[build.cuda.split('.')[0]] for build in builds.BUILDS)
+
+
+def test_builds_in_the_documentation_and_the_image(builds):
+    rows = re.findall(
+        r'^\| (\d[\d.]+) \| (\S+) \| R(\d+) \| sm_(\d+) to sm_(\d+)x', read('docs/install.md'), re.MULTILINE
+    )
+    expected = [(b.cuda, b.torch, str(b.driver), f'{b.gpus[0] * 10:.0f}', str(b.gpus[1])) for b in builds.BUILDS]
+    assert rows == expected
+
+    image = read('Dockerfile')
+    assert f'IMAGE=nvidia/cuda:{builds.BUILDS[0].cuda}.' in image
+    assert f'ARG CUDA={builds.BUILDS[0].cuda}\n' in image
+    copied = [name for line in re.findall('^COPY (.+) \\S+$', image, re.MULTILINE) for name in line.split()]
+    assert len(copied) > 5
+    assert all((ROOT / name).exists() for name in copied)
 
 
 def test_active_environment_is_used_unchanged(install, tmp_path):

@@ -140,7 +140,7 @@ if sys.argv[1] != "cpu":
 }
 
 summary() {
-    local version cuda_of_mmcv archs
+    local version cuda_of_mmcv archs arch names=
     read -r version cuda_of_mmcv < <("$venv/bin/python" -c '
 import torch, mmcv.ops
 print(torch.__version__, mmcv.ops.get_compiling_cuda_version())' 2>> "$log")
@@ -148,7 +148,8 @@ print(torch.__version__, mmcv.ops.get_compiling_cuda_version())' 2>> "$log")
         echo "torch $version and mmcv $mmcv, for the CPU"
     elif [[ -f $ops ]]; then
         read -r _ archs < "$ops"
-        echo "torch $version and mmcv $mmcv with CUDA $cuda_of_mmcv, compiled for ${archs:-the GPUs of this machine}"
+        for arch in ${archs//;/ }; do names+=" sm_${arch/./}"; done
+        echo "torch $version and mmcv $mmcv with CUDA $cuda_of_mmcv for${names:- the GPUs of this machine}"
     else
         echo "torch $version and mmcv $mmcv with CUDA $cuda_of_mmcv, from $wheels"
     fi
