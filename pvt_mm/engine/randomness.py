@@ -52,15 +52,15 @@ def check_deterministic(model: nn.Module) -> None:
             function = NONDETERMINISTIC.get((package, base.__name__))
             if function:
                 raise InputError(
-                    f'--deterministic: {name} ({base.__name__}) needs {function}, for which PyTorch has no deterministic '
-                    'algorithm on a GPU: leave --deterministic out'
+                    f'--deterministic: {name} ({base.__name__}) needs {function}, for which PyTorch has no '
+                    'deterministic algorithm on a GPU: leave --deterministic out'
                 )
             if base.__module__.startswith('mmcv.ops'):
                 operators.add(base.__name__)
     if operators:
         print_log(
-            f'--deterministic: the gradients of {shorten(sorted(operators))} from mmcv may differ in the last bits from '
-            'run to run on a GPU',
+            f'--deterministic: the gradients of {shorten(sorted(operators))} from mmcv may differ in the last bits '
+            'from run to run on a GPU',
             logger='current',
             level=logging.WARNING,
         )

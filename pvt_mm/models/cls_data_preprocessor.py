@@ -10,6 +10,10 @@ from torch import Tensor
 
 from pvt_mm.registry import MODELS
 from pvt_mm.structures import DataSample
+from pvt_mm.utils.errors import import_errors
+
+# NOTE: kornia 0.9 would replace an older torch.
+KORNIA = 'pvt_mm[classification]' if torch.__version__ >= (2, 5, 1) else 'kornia==0.8.2'
 
 
 @MODELS.register_module()
@@ -17,8 +21,8 @@ class ClsDataPreprocessor(ImgDataPreprocessor):
     """Normalises images; in training also augments them and mixes their labels (section 5.1).
 
     The order is RandAugment, normalisation, random erasing, then mixup or CutMix, which write soft labels to each
-    sample's ``gt_score``. An augmentation whose argument is None or 0 is off. They need kornia, and run in float32 under
-    autocast too.
+    sample's ``gt_score``. An augmentation whose argument is None or 0 is off. They need kornia, and are computed in
+    float32 under autocast too.
 
     Args:
         num_classes: Number of classes; :class:`ImageClassifier` passes its head's.
@@ -33,7 +37,7 @@ class ClsDataPreprocessor(ImgDataPreprocessor):
         - Output: ``inputs`` (B, 3, H, W), and the samples.
 
     Raises:
-        ValueError: A rate is out of range, or an augmentation is on and kornia is not installed.
+        ValueError: A rate is out of range, or an augmentation is on and kornia cannot be imported.
         TypeError: ``rand_augment`` has an unknown key.
     """
 
@@ -58,10 +62,8 @@ class ClsDataPreprocessor(ImgDataPreprocessor):
                 raise ValueError(f'{name} must be None or not negative, and a probability at most 1; got {rate!r}')
         self.augments = bool(rand_augment or erasing or mixup or cutmix)
         if self.augments:
-            try:
+            with import_errors('the augmentations need kornia (or set all to None)', KORNIA):
                 from pvt_mm.models import batch_augments
-            except ModuleNotFoundError as error:
-                raise ValueError('the augmentations need kornia: `pip install kornia`, or set all to None') from error
             inspect.signature(batch_augments.rand_augment).bind(None, None, **(rand_augment or {}))  # checks the keys
 
     def forward(self, data: dict, training: bool = False) -> dict:

@@ -233,6 +233,37 @@ def test_ranks_of_one_seed_augment_differently_and_keep_equal_random_states(monk
     assert len(set(following)) == 1
 
 
+def test_autocast_changes_no_bit():
+    settings = dict(rand_augment=dict(num_ops=4), erasing=0.5, mixup=0.8, cutmix=1.0)
+    preprocessor = ClsDataPreprocessor(3, [110.0] * 3, [60.0] * 3, **settings)
+    batch, outputs = data(24), []
+    for enabled in (False, True):
+        torch.manual_seed(3)
+        with torch.autocast('cpu', torch.bfloat16, enabled=enabled):
+            out = preprocessor(batch, training=True)
+        outputs.append([out['inputs'], *(sample.gt_score for sample in out['data_samples'])])
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*outputs, strict=True))
+
+
+def test_equalize_is_let_off_determinism_which_it_has(monkeypatch, image):
+    """On CUDA, PyTorch has no deterministic cumsum; that of counts has the same bits in any order."""
+    cumsum = torch.Tensor.cumsum
+
+    def of_cuda(self, *args, **kwargs):
+        if torch.are_deterministic_algorithms_enabled():
+            raise RuntimeError('cumsum_cuda_kernel does not have a deterministic implementation')
+        return cumsum(self, *args, **kwargs)
+
+    expected = apply_operation('equalize', image, torch.tensor([0.9]), GREY)
+    monkeypatch.setattr(torch.Tensor, 'cumsum', of_cuda)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        assert torch.equal(apply_operation('equalize', image, torch.tensor([0.9]), GREY), expected)
+        assert torch.get_deterministic_debug_mode() == 1  # warns
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_a_misspelt_key_is_refused_when_built():
     with pytest.raises(TypeError, match='magnitud'):
         ClsDataPreprocessor(3, [0.0] * 3, [1.0] * 3, rand_augment=dict(magnitud=3))

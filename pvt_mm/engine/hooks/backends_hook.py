@@ -27,12 +27,12 @@ class BackendsHook(Hook):
             raise ValueError(
                 f"float32_matmul_precision must be 'highest', 'high' or 'medium', got {float32_matmul_precision!r}"
             )
-        self.precision, self.cudnn_attention = float32_matmul_precision, cudnn_attention
+        self.float32_matmul_precision, self.cudnn_attention = float32_matmul_precision, cudnn_attention
 
     def before_run(self, runner: Runner) -> None:
         """Sets them."""
         self.before = torch.get_float32_matmul_precision(), cudnn_attention_enabled()
-        self._set(self.precision, self.cudnn_attention)
+        self._set(self.float32_matmul_precision, self.cudnn_attention)
 
     def after_run(self, runner: Runner) -> None:
         """Restores them."""

@@ -1,4 +1,4 @@
-"""mmcv's operators and the losses in float32 under bfloat16, which mmcv's CUDA operators do not have."""
+"""What needs float32 in a model that trains in bfloat16: mmcv's operators, boxes and losses."""
 
 import contextlib
 from collections.abc import Sequence
@@ -11,69 +11,79 @@ from torch import Tensor, nn
 
 from pvt_mm.registry import HOOKS
 
-# Classes, or bases of classes, outside of mmcv.ops that need float32. RoI extractors cast boxes to the features' dtype,
-# and bfloat16 has steps of 4 pixels from 512 and of 8 from 1024. TOOD's head calls deform_conv2d as a function.
-CLASSES = ('BaseRoIExtractor', 'TOODHead')
+# MMDetection gives anchors and boxes the dtype of a head's predictions or an extractor's features, and bfloat16 has
+# steps of 4 pixels from 512 and of 8 from 1024.
+HEADS = {'BaseDenseHead', 'DETRHead'}
+OPERATORS = {'BaseRoIExtractor', 'TOODHead'}  # in addition to mmcv.ops; TOOD's head calls deform_conv2d as a function
 
 
 @HOOKS.register_module()
 class Float32OpsHook(Hook):
-    """Computes mmcv's operators, RoI extractors and losses in float32 while a model trains in bfloat16.
+    """Computes mmcv's operators, boxes and losses in float32 while a model trains in bfloat16.
 
     mmcv's CUDA operators (``sigmoid_focal_loss``, ``roi_align``, ``nms``, deformable convolutions and others) take
-    float32 and float16 only. The arguments of modules that call them are cast to float32, with autocast off inside.
-    Operators return bfloat16 again, and losses stay float32. ``tools/train.py --amp bf16`` adds this hook; a config does
-    with ``custom_hooks=[dict(type='pvt_mm.Float32OpsHook')]``.
+    float32 and float16 only. Modules that call them, RoI extractors and losses get their arguments in float32, with
+    autocast off inside. Operators return bfloat16 again. Losses and the predictions of dense heads are float32.
+    ``tools/train.py --amp bf16`` adds this hook. In a config: ``custom_hooks=[dict(type='pvt_mm.Float32OpsHook')]``.
 
     Args:
-        classes: Names of more classes of modules to compute in float32, such as heads that call functions of mmcv.
+        operators: Names of more classes of modules that call operators of mmcv, and so need float32 inside.
     """
 
     priority = 'VERY_HIGH'  # before a hook that compiles the modules
 
-    def __init__(self, classes: Sequence[str] = ()):
-        self.classes = tuple(classes)
+    def __init__(self, operators: Sequence[str] = ()):
+        self.operators = tuple(operators)
 
     def before_train(self, runner: Runner) -> None:
         """Adds the casts to the modules."""
-        self.casts = float32_ops(runner.model, self.classes)
+        self.casts = float32_ops(runner.model, self.operators)
 
     def after_train(self, runner: Runner) -> None:
         """Removes them."""
         self.casts.close()
 
 
-def float32_ops(model: nn.Module, classes: Sequence[str] = ()) -> contextlib.ExitStack:
+def float32_ops(model: nn.Module, operators: Sequence[str] = ()) -> contextlib.ExitStack:
     """Adds the casts of :class:`Float32OpsHook` to a model, and returns the context that removes them at its end."""
-    casts, names = contextlib.ExitStack(), {*CLASSES, *classes}
+    casts = contextlib.ExitStack()
     device = next(model.parameters()).device.type
     for module in model.modules():
-        bases = type(module).__mro__
-        is_loss = any('.models.losses' in base.__module__ for base in bases)
-        if is_loss or any(base.__module__.startswith('mmcv.ops') or base.__name__ in names for base in bases):
-            cast = _Float32(device, is_loss)
-            casts.enter_context(module.register_forward_pre_hook(cast.before, with_kwargs=True))
-            casts.enter_context(module.register_forward_hook(cast.after, always_call=True))
+        names = {base.__name__ for base in type(module).__mro__}
+        packages = [base.__module__ for base in type(module).__mro__]
+        is_loss = any('.models.losses' in package for package in packages)
+        is_operator = any(package.startswith('mmcv.ops') for package in packages) or names & {*OPERATORS, *operators}
+        stays_float32 = is_loss or bool(names & HEADS)
+        if is_loss or is_operator:
+            inside = _Float32Inside(device, back=not stays_float32)
+            casts.enter_context(module.register_forward_pre_hook(inside.enter, with_kwargs=True))
+            casts.enter_context(module.register_forward_hook(inside.leave, always_call=True))
+        elif stays_float32:
+            casts.enter_context(module.register_forward_hook(_to_float32))
     return casts
 
 
-class _Float32:
-    """What is done before and after the forward pass of one module."""
+class _Float32Inside:
+    """The hooks before and after the forward pass of one module that is computed in float32."""
 
-    def __init__(self, device: str, is_loss: bool):
-        self.device, self.is_loss = device, is_loss
+    def __init__(self, device: str, back: bool):
+        self.device, self.back = device, back
         self.entered: list[tuple[torch.autocast, bool]] = []  # a stack, as a module may call itself
 
-    def before(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    def enter(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         autocast = torch.autocast(self.device, enabled=False)
         autocast.__enter__()
         self.entered.append((autocast, _has_bfloat16([args, kwargs])))
         return _cast(args, torch.bfloat16, torch.float32), _cast(kwargs, torch.bfloat16, torch.float32)
 
-    def after(self, module: nn.Module, args: tuple, output: Any) -> Any:
-        autocast, was_bfloat16 = self.entered.pop()
+    def leave(self, module: nn.Module, args: tuple, output: Any) -> Any:
+        autocast, had_bfloat16 = self.entered.pop()
         autocast.__exit__(None, None, None)
-        return _cast(output, torch.float32, torch.bfloat16) if was_bfloat16 and not self.is_loss else output
+        return _cast(output, torch.float32, torch.bfloat16) if self.back and had_bfloat16 else output
+
+
+def _to_float32(module: nn.Module, args: tuple, output: Any) -> Any:
+    return _cast(output, torch.bfloat16, torch.float32)
 
 
 def _has_bfloat16(value: Any) -> bool:
