@@ -55,7 +55,12 @@ def last(folder: Path) -> dict:
 
 def assert_same_bits(a: Path, b: Path) -> None:
     """All that the last checkpoints of two runs have of their training is equal."""
+    assert_same_training(last(a), last(b))
+
+
+def assert_same_training(a: dict, b: dict) -> None:
+    """All that two checkpoints have of their training is equal."""
     parts = ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers')
-    ours, theirs = (dict(flat({part: last(folder).get(part) for part in parts})) for folder in (a, b))
+    ours, theirs = (dict(flat({part: content.get(part) for part in parts})) for content in (a, b))
     assert ours.keys() == theirs.keys()
     assert [name for name in ours if not same(ours[name], theirs[name])] == []

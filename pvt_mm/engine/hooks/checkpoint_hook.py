@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.dist import all_gather_object, all_reduce, broadcast_object_list, get_world_size, is_main_process
+from mmengine.dist import all_gather_object, all_reduce, get_comm_device, get_world_size, is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
 from mmengine.hooks import EMAHook
 from mmengine.runner import Runner
+from torch import Tensor
 
 from pvt_mm.checkpoint.integrity import sign
 from pvt_mm.registry import HOOKS
@@ -22,6 +23,8 @@ from pvt_mm.utils.files import atomic_write
 
 # sysexits.h's EX_TEMPFAIL: try again. For Slurm: RequeueExit=75 in slurm.conf.
 STOPPED = 75
+# Evaluation steps between two questions to all ranks about signals, at which they wait for each other.
+ASK_INTERVAL = 10
 
 
 @register_backend('pvt_mm.atomic')
@@ -51,7 +54,7 @@ class CheckpointHook(MMEngineCheckpointHook):
     then older ones are removed. On SIGTERM and SIGINT the run saves a checkpoint after the current step, in the middle
     of an epoch too, and exits with 75; a second Ctrl-C ends it at once. If ``out_dir`` is not on disk, MMEngine writes.
 
-    Rank 0 writes and the others wait for it. A signal to one rank stops all.
+    Rank 0 writes and the others wait for it. A signal to one rank stops all: in an evaluation within ten steps.
 
     Raises:
         InputError: A checkpoint cannot be written; the message names the last one that was.
@@ -60,6 +63,11 @@ class CheckpointHook(MMEngineCheckpointHook):
 
     stop: 'StopSignal | None' = None  # during training
     saved_at = -1
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Puts the optimizer's step counts on the CPU. PyTorch puts them on the device if the optimizer needs that."""
+        # MMEngine loads a checkpoint to the GPU, where AdamW would wait for the count of each parameter, twice a step.
+        counts_to_cpu(checkpoint.get('optimizer'))
 
     def before_train(self, runner: Runner) -> None:
         """Removes what a killed run has left, and listens for signals from here on."""
@@ -81,16 +89,17 @@ class CheckpointHook(MMEngineCheckpointHook):
         super().after_train_iter(runner, *args, **kwargs)
         # A checkpoint does not contain accumulated gradients: the run stops after the next update.
         is_update_step = getattr(runner.optim_wrapper, 'should_update', lambda: True)()
-        if self.stop.received() and is_update_step:
+        if is_update_step and self.stop.received():
             self._stop(runner, runner.epoch, runner.iter + 1)
 
     def before_val_epoch(self, runner: Runner) -> None:
-        """Counts the evaluation steps that all ranks have: some may have one more."""
-        self.common_val_steps = min(all_gather_object(len(runner.val_loop.dataloader)))
+        """Chooses the steps after which to ask for signals, of those that all ranks have: some may have one more."""
+        common_steps = min(all_gather_object(len(runner.val_loop.dataloader)))
+        self.val_steps = range(0, common_steps, ASK_INTERVAL if get_world_size() > 1 else 1)
 
     def after_val_iter(self, runner: Runner, batch_idx: int, *args: Any, **kwargs: Any) -> None:
         """Stops in the middle of an evaluation when a signal came; the resumed run evaluates again."""
-        if self.stop and batch_idx < self.common_val_steps and self.stop.received():
+        if self.stop and batch_idx in self.val_steps and self.stop.received():
             for hook in runner.hooks:
                 if isinstance(hook, EMAHook):
                     hook.after_val_epoch(runner)  # swaps the trained weights back in
@@ -172,49 +181,53 @@ class CheckpointHook(MMEngineCheckpointHook):
     @contextlib.contextmanager
     def _report_write_error(self, name: str) -> Iterator[None]:
         """Ends all ranks where rank 0 cannot write a checkpoint."""
-        failures: list[OSError | None] = [None]
+        failure: OSError | None = None
         try:
             yield
         except OSError as error:
-            failures[0] = error
-        broadcast_object_list(failures, group=self.stop.group)
-        if failures[0] is None:
+            failure = error
+        (failed,) = any_rank(failure is not None)
+        if not failed:
             return
-        if not is_main_process():
+        if failure is None:
             raise SystemExit(2)  # rank 0 says why
         kept = f'the last good checkpoint is {self.last_ckpt}' if self.last_ckpt else 'there is no earlier checkpoint'
         raise InputError(
-            f'{name} cannot be written to {self.out_dir} ({failures[0].strerror or failures[0]}), and training stops; '
+            f'{name} cannot be written to {self.out_dir} ({failure.strerror or failure}), and training stops; '
             f'{kept}: make it writable, and continue with --resume'
-        ) from failures[0]
+        ) from failure
 
 
 class StopSignal:
-    """Catches SIGTERM, SIGINT and SIGUSR2, for the training to stop at the next good moment.
-
-    All ranks must construct it at the same time.
-    """
+    """Catches SIGTERM, SIGINT and SIGUSR2, for the training to stop at the next good moment."""
 
     def __init__(self):
         self.name: str | None = None  # of the signal that came
-        self.group: torch.distributed.ProcessGroup | None = None  # on the CPU; None is PyTorch's default
+        self._answer: bool | None = None  # of the ranks, to the last question of :meth:`any_rank`
         self._old_handlers: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):  # the last is submitit's
                 self._old_handlers[number] = signal.signal(number, self._catch)
-        if get_world_size() > 1 and torch.distributed.get_backend() != 'gloo':
-            self.group = torch.distributed.new_group(backend='gloo')  # does not wait for the GPU
 
     def ignore(self) -> None:
         """Restores the former handlers."""
         for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
 
+    def any_rank(self, flag: Tensor) -> bool:
+        """Returns whether ``flag`` is set in any rank, and asks for signals in the same reduction."""
+        if get_world_size() == 1:
+            return bool(flag)
+        is_set, self._answer = any_rank(flag, self.name is not None)
+        return is_set
+
     def received(self) -> bool:
-        """Returns whether a signal came to any rank. All ranks must call it."""
-        came = torch.tensor(float(self.name is not None))
-        all_reduce(came, 'max', self.group)
-        return bool(came)
+        """Returns whether a signal came to any rank: as of the last :meth:`any_rank`, or asks now if there was none.
+
+        All ranks must call it.
+        """
+        answer, self._answer = self._answer, None
+        return any_rank(self.name is not None)[0] if answer is None else answer
 
     def _catch(self, number: int, frame: Any) -> None:
         # A Ctrl-C may come twice within a moment, from the terminal and passed on by a launcher: that counts once.
@@ -223,3 +236,27 @@ class StopSignal:
             raise KeyboardInterrupt
         if not self.name:
             self._time, self.name = time.monotonic(), signal.Signals(number).name
+
+
+def any_rank(*flags: bool | Tensor) -> list[bool]:
+    """Returns for each flag whether it is set in any rank, by one reduction on the device of the process group.
+
+    All ranks must call it, with as many flags.
+    """
+    if get_world_size() == 1:
+        return [bool(flag) for flag in flags]
+    device = get_comm_device()
+    # torch.full launches a kernel, where torch.tensor would wait for a copy to the GPU.
+    on_device = [flag.to(device) if isinstance(flag, Tensor) else torch.full((), flag, device=device) for flag in flags]
+    together = torch.stack(on_device).int()
+    all_reduce(together, 'max')
+    return [bool(value) for value in together.cpu().tolist()]
+
+
+def counts_to_cpu(state: Any) -> None:
+    """Moves the step counts in the state dict of an optimizer, or of several by name, to the CPU, in place."""
+    for name, value in state.items() if isinstance(state, dict) else ():
+        if name == 'step' and isinstance(value, Tensor):
+            state[name] = value.cpu()
+        else:
+            counts_to_cpu(value)

@@ -3,13 +3,13 @@
 import functools
 import math
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.dist import all_gather_object, all_reduce, barrier, get_rank, get_world_size
+from mmengine.dist import all_gather_object, barrier, get_rank, get_world_size
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
@@ -17,6 +17,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from pvt_mm.checkpoint.writer import save
+from pvt_mm.engine.hooks.checkpoint_hook import CheckpointHook, any_rank
 from pvt_mm.engine.loops import ExactLoop
 from pvt_mm.registry import HOOKS
 from pvt_mm.utils.errors import InputError
@@ -38,7 +39,8 @@ class FiniteHook(Hook):
     instead, with a warning: weights, buffers and the optimizer's state stay, and the schedule continues.
 
     A total norm that overflows while every gradient is finite is fine. With a dynamic loss scale the scaler skips
-    overflowing gradients itself, so only the loss is checked. All ranks decide alike.
+    overflowing gradients itself, so only the loss is checked. All ranks decide alike. A check makes the CPU wait for
+    the GPU once; with :class:`CheckpointHook` it also asks the ranks for signals, in the same reduction.
     """
 
     def __init__(self, max_skips: int = 0):
@@ -50,7 +52,8 @@ class FiniteHook(Hook):
         """Puts the check between the backward pass and the optimizer's step."""
         self.model = model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         self.parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
-        self.buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+        self.buffers = _by_type(model.buffers())
+        self.kept = _join(self.buffers)
         model.parse_losses = functools.partial(self._parse_losses, model.parse_losses)
         self.step = runner.optim_wrapper.step
         # MMEngine's schedulers mark the method and check for the mark.
@@ -74,14 +77,16 @@ class FiniteHook(Hook):
         return loss, self.logged
 
     def _step(self, runner: Runner, **kwargs: Any) -> None:
-        fault = None if self._all_finite(runner.optim_wrapper) else self._find_fault()
-        for buffer, kept in self.buffers:
-            target, source = (buffer, kept) if fault else (kept, buffer)
-            target.copy_(source)
+        nonfinite = self._nonfinite(runner.optim_wrapper)
+        stop = next((hook.stop for hook in runner.hooks if isinstance(hook, CheckpointHook)), None)
+        in_any_rank = stop.any_rank(nonfinite) if stop else any_rank(nonfinite)[0]
+        fault = self._find_fault() if in_any_rank else None
         if fault is None:
+            self.kept = _join(self.buffers)
             self.step(**kwargs)
             self.skips_in_row = 0
         else:
+            _split(self.kept, self.buffers)
             text, ranks = fault
             if self.skips_in_row == self.max_skips:
                 raise NonFiniteError(f'{text}. {self._save(runner, ranks)}')
@@ -92,22 +97,18 @@ class FiniteHook(Hook):
             runner.logger.warning(f'{text}. The step is skipped: {count}')
         self.batches.clear()
 
-    def _all_finite(self, wrapper: OptimWrapper) -> bool:
-        """Returns False where some rank has NaN/Inf, or the norm of its gradients overflows."""
-        finite = torch.stack([batch['losses']['loss'] for batch in self.batches]).isfinite().all()
+    def _nonfinite(self, wrapper: OptimWrapper) -> Tensor:
+        """Returns on the device whether the loss has NaN/Inf, or the norm of the gradients has or overflows."""
+        values = [batch['losses']['loss'] for batch in self.batches]
         gradients = [value.grad for value in self.parameters.values() if value.grad is not None]
-        scaler = getattr(wrapper, 'loss_scaler', None)
-        is_dynamic = scaler and scaler.is_enabled() and getattr(wrapper, '_scale_update_param', None) is None
-        # A dynamic scale is lowered, and the step skipped. At 1 or less, it is not what makes gradients overflow.
-        if gradients and not (is_dynamic and scaler.get_scale() > 1):
-            if hasattr(nn.utils, 'get_total_norm'):  # in torch 2.6 and later: few kernels for all
-                norm = nn.utils.get_total_norm(gradients)
-            else:
-                norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
-            finite &= norm.isfinite()
-        finite = finite.int()
-        all_reduce(finite, 'min')
-        return bool(finite)
+        if gradients:
+            norm, scaler = _total_norm(gradients), getattr(wrapper, 'loss_scaler', None)
+            if scaler and getattr(wrapper, '_scale_update_param', None) is None:
+                # A dynamic scale is lowered, and the step skipped. At 1 or less, it is not what makes gradients
+                # overflow. Scaling a 1 gives the scale without waiting for the device.
+                norm = norm.masked_fill(scaler.scale(torch.ones_like(norm)) > 1, 0)
+            values.append(norm)
+        return ~torch.stack(values).isfinite().all()
 
     def _find_fault(self) -> tuple[str, list[int]] | None:
         """Returns a text that says where NaN/Inf is, and the ranks that have it, or None where all is finite."""
@@ -164,6 +165,32 @@ class FiniteHook(Hook):
             f'The step was not taken, and checkpoints are unchanged; saved {", ".join(saved)}{failed}; to skip such '
             f'steps use --cfg-options default_hooks.finite.max_skips=N; to find where NaN/Inf starts run: {command}'
         )
+
+
+def _total_norm(gradients: list[Tensor]) -> Tensor:
+    if hasattr(nn.utils, 'get_total_norm'):  # in torch 2.6 and later: few kernels for all
+        return nn.utils.get_total_norm(gradients)
+    norms = torch._foreach_norm(gradients) if hasattr(torch, '_foreach_norm') else [one.norm() for one in gradients]
+    return torch.stack(norms).norm()
+
+
+def _by_type(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
+    groups: dict[tuple, list[Tensor]] = {}
+    for tensor in tensors:
+        groups.setdefault((tensor.device, tensor.dtype), []).append(tensor)
+    return list(groups.values())
+
+
+def _join(groups: list[list[Tensor]]) -> list[Tensor]:
+    """Returns a copy of the tensors of each group, in one vector: a few kernels for all."""
+    return [torch.cat([tensor.flatten() for tensor in group]) for group in groups]
+
+
+def _split(vectors: list[Tensor], groups: list[list[Tensor]]) -> None:
+    """Writes the vectors of :func:`_join` back into the tensors."""
+    for vector, group in zip(vectors, groups, strict=True):
+        for tensor, part in zip(group, vector.split([tensor.numel() for tensor in group]), strict=True):
+            tensor.copy_(part.view_as(tensor))
 
 
 def images_of(data_batch: Any) -> list[dict]:
