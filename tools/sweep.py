@@ -16,7 +16,7 @@ from pvt_mm.sweep.executors import Local, Slurm
 from pvt_mm.sweep.report import write_report
 from pvt_mm.sweep.spec import load_sweep
 from pvt_mm.sweep.trials import Trials, last_lines
-from pvt_mm.utils.errors import InputError, command, config_errors
+from pvt_mm.utils.errors import InputError, command, import_errors
 
 RESERVED = ('--seed', '--work-dir', '--launcher', '--resume', '--cfg-options')
 
@@ -64,7 +64,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         metavar='N',
         help='maximum number of trials at a time (default: locally, as many as there are GPUs for, 1 without GPUs)',
     )
-    gpus = 'GPUs of a trial (default: 1; locally 0 without GPUs)'
+    gpus = 'GPUs of a trial, on all of its nodes (default: 1; locally 0 without GPUs)'
     parser.add_argument('--gpus', type=at_least(0), metavar='N', help=gpus)
     parser.add_argument(
         '--cfg-options',
@@ -76,6 +76,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument('--seeds', nargs='+', type=int, metavar='SEED', help='default: the seeds of the sweep')
     slurm = parser.add_argument_group('with --executor slurm')
     slurm.add_argument('--partition', help='default: that of the cluster')
+    slurm.add_argument('--nodes', type=at_least(1), default=1, metavar='N', help='nodes of a trial (default: 1)')
     slurm.add_argument(
         '--time', type=minutes, default=60 * 24, help='time limit of a job, in minutes or [D-]HH:MM:SS (default: 1 day)'
     )
@@ -83,8 +84,8 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
         '--slurm', nargs='+', type=key_value, default=[], metavar='KEY=VALUE', help='other options of sbatch'
     )
     args = parser.parse_args(argv)
-    if args.executor == 'local' and (args.partition or args.slurm):
-        parser.error('--partition and --slurm need --executor slurm')
+    if args.executor == 'local' and (args.partition or args.slurm or args.nodes > 1):
+        parser.error('--partition, --nodes and --slurm need --executor slurm')
     return args
 
 
@@ -112,14 +113,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     train = Path(__file__).with_name('train.py')
     executor = None
     if not args.dry_run and not args.report:
-        with config_errors('sweeps need submitit (pip install submitit)'):
+        with import_errors('sweeps need submitit', 'pvt_mm[sweep]'):
             importlib.import_module('submitit')
         if args.executor == 'local':
             executor = Local(args.jobs, args.gpus)
         else:
             gpus = 1 if args.gpus is None else args.gpus
-            executor = Slurm(args.partition, gpus, args.time, dict(args.slurm), args.jobs)
-    trials = Trials(sweep, folder, train, executor, flags, args.gpus)
+            executor = Slurm(args.partition, gpus, args.time, dict(args.slurm), args.jobs, args.nodes)
+    trials = Trials(sweep, folder, train, executor, flags, args.gpus, args.nodes)
     if args.dry_run:
         warn_of_batch_size(trials)
         for trial, status in trials.statuses().items():

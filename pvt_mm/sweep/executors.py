@@ -21,6 +21,7 @@ class Local:
 
     name = 'local'
     interval = 1.0  # seconds between two looks at the jobs
+    nodes = 1
 
     def __init__(self, jobs: int | None = None, gpus: int | None = None):
         count = torch.cuda.device_count()
@@ -81,16 +82,20 @@ class Local:
 
 
 class Slurm:
-    """Submits trials to Slurm, each a job on one node that is requeued after a preemption or a timeout.
+    """Submits trials to Slurm, each a job that is requeued after a preemption or a timeout.
+
+    A trial on one node is one task, and starts a process for each GPU. On several nodes it is a task for each GPU.
 
     Args:
-        gpus: GPUs of a trial. It gets five CPU cores for each, unless ``options`` sets ``cpus-per-task``.
+        gpus: GPUs of a trial, on all of its nodes. It gets five CPU cores for each, unless ``options`` sets
+            ``cpus-per-task``.
         minutes: The time limit of a job. A longer trial is resumed in several jobs.
         options: Other options of ``sbatch`` by their long names: ``dict(account='vision', mem='64G')``.
         jobs: Maximum number of submitted jobs; no limit if None.
+        nodes: Nodes of a trial.
 
     Raises:
-        InputError: Slurm is not installed on this machine.
+        InputError: Slurm is not installed on this machine, or ``gpus`` is no multiple of ``nodes``.
     """
 
     name = 'slurm'
@@ -103,20 +108,26 @@ class Slurm:
         minutes: int = 60 * 24,
         options: Mapping[str, str] | None = None,
         jobs: int | None = None,
+        nodes: int = 1,
     ):
         for program in ('sbatch', 'squeue', 'scancel'):
             if not shutil.which(program):
                 raise InputError(f'--executor slurm: {program} not found; run it on a machine that submits to Slurm')
-        self.gpus, self.limit = gpus, jobs or sys.maxsize
+        if gpus % nodes:
+            raise InputError(f'--gpus {gpus} with --nodes {nodes}: it must be a multiple of the nodes')
+        self.gpus, self.nodes, self.limit = gpus, nodes, jobs or sys.maxsize
+        per_node = gpus // nodes
+        tasks = 1 if nodes == 1 else max(1, per_node)  # on each node
         options = {'requeue': True, 'open_mode': 'append', **(options or {})}
-        cores = options.pop('cpus-per-task', options.pop('cpus_per_task', 5 * gpus or 1))
+        cores = options.pop('cpus-per-task', options.pop('cpus_per_task', 5 * per_node // tasks or 1))
         self.parameters = dict(
             partition=partition,
             time=minutes,
-            nodes=1,
-            ntasks_per_node=1,
+            nodes=nodes,
+            ntasks_per_node=tasks,
             cpus_per_task=int(cores),
-            gpus_per_node=gpus or None,
+            gpus_per_node=per_node or None,
+            srun_args=['--kill-on-bad-exit=1'],  # where a rank fails, the others may wait for it
             setup=['export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK'],  # srun ignores --cpus-per-task since 22.05
             additional_parameters=options,
         )

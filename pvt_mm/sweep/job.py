@@ -18,7 +18,7 @@ from pvt_mm.utils.files import write_json
 # subprocess and as shells (tools/launch.py) report it.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 STOPPED = (os.EX_TEMPFAIL, *(-number for number in SIGNALS), *(128 + number for number in SIGNALS))
-GRACE = 60  # seconds between SIGTERM and SIGKILL, in which training writes a checkpoint
+GRACE = 150  # seconds between SIGTERM and SIGKILL, in which training writes a checkpoint; tools/launch.py has 120
 
 
 @dataclass
@@ -26,7 +26,8 @@ class Job:
     """The training of one trial. submitit calls it in a separate process, and again after a preemption.
 
     ``command`` runs in the folder ``cwd``, with ``environment`` in addition to the variables of this process, and with
-    ``--resume`` if ``work_dir`` has a checkpoint.
+    ``--resume`` if ``work_dir`` has a checkpoint. On several nodes, each of Slurm's tasks calls it: the first one
+    writes ``train.log``, the others ``train_<task>.log``.
     """
 
     command: list[str]
@@ -35,16 +36,22 @@ class Job:
     environment: Mapping[str, str] = field(default_factory=dict)
 
     def __call__(self) -> None:
-        """Trains, and writes ``outcome.json``: ``finished`` or ``failed``, still ``running`` if a signal stops it."""
+        """Trains, and writes ``outcome.json``: ``finished`` or ``failed``, still ``running`` if a signal stops it.
+
+        Raises:
+            SystemExit: One of several tasks failed, for Slurm to end the others.
+        """
         folder, started = Path(self.work_dir), time.time()
         command = [*self.command, *(['--resume'] if (folder / 'last_checkpoint').is_file() else [])]
-        write_json(folder / 'outcome.json', dict(state='running', host=socket.gethostname()))
         on_slurm, stopped, kill_time = os.environ.get('SUBMITIT_EXECUTOR') == 'slurm', [], math.inf
+        task, tasks = (int(os.environ[name]) for name in ('SLURM_PROCID', 'SLURM_NTASKS')) if on_slurm else (0, 1)
+        if task == 0:
+            write_json(folder / 'outcome.json', dict(state='running', host=socket.gethostname()))
         if os.environ.get('SUBMITIT_EXECUTOR') == 'local':
             os.setpgrp()  # a terminal sends Ctrl-C to its whole process group
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # blocked by Local.submit
         before = signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))
-        with open(folder / 'train.log', 'ab', buffering=0) as log:
+        with open(folder / (f'train_{task}.log' if task else 'train.log'), 'ab', buffering=0) as log:
             log.write(f'$ {shlex.join(command)}\n'.encode())
             environment = {**os.environ, **self.environment}
             process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.cwd, env=environment)
@@ -68,7 +75,10 @@ class Job:
                 process.kill()
             signal.signal(signal.SIGTERM, before)
         outcome = dict(state='failed' if code else 'finished', code=code, seconds=round(time.time() - started))
-        write_json(folder / 'outcome.json', outcome)
+        if code or task == 0:
+            write_json(folder / 'outcome.json', outcome)
+        if code and tasks > 1:
+            raise SystemExit(1)
 
     def checkpoint(self) -> Any:
         """Tells submitit to submit the same job again; its next call resumes training."""

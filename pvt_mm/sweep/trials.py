@@ -60,6 +60,7 @@ class Trials:
         executor: Where to run trials; None only to show their statuses.
         flags: Additional flags of every training.
         gpus: GPUs of a trial if there is no executor.
+        nodes: Nodes of a trial if there is no executor.
 
     Raises:
         InputError: A work directory is of a trial with another config, other options, seed or flags.
@@ -71,13 +72,15 @@ class Trials:
     executor: Local | Slurm | None = None
     flags: Sequence[str] = ()
     gpus: int | None = None
+    nodes: int = 1
 
     def __post_init__(self):
         self.gpus = self.executor.gpus if self.executor else self.gpus or 0
+        self.nodes = self.executor.nodes if self.executor else self.nodes
         self.commands, self.identities = {}, {}
         for trial in self.sweep.trials:
             folder = self.folder / trial.name
-            self.commands[trial] = train_command(trial, folder, self.train, self.gpus, self.flags)
+            self.commands[trial] = train_command(trial, folder, self.train, self.gpus, self.flags, self.nodes)
             now = dict(config=trial.config, options=list(trial.options), seed=trial.seed, flags=list(self.flags))
             self.identities[trial] = now
             before = read_json(folder / 'submitted.json').get('trial', now)
@@ -180,11 +183,19 @@ class Trials:
             raise
 
 
-def train_command(trial: Trial, work_dir: Path, train: Path, gpus: int = 0, flags: Sequence[str] = ()) -> list[str]:
-    """Returns the command of a trial: ``tools/train.py`` (at ``train``), under torchrun if ``gpus`` is above one."""
+def train_command(
+    trial: Trial, work_dir: Path, train: Path, gpus: int = 0, flags: Sequence[str] = (), nodes: int = 1
+) -> list[str]:
+    """Returns the command of a trial: ``tools/train.py`` (at ``train``), under torchrun if ``gpus`` is above one.
+
+    On several nodes, each of Slurm's tasks runs the command.
+    """
     launch, launcher = ['-u'], []
-    if gpus > 1:
-        launch = [str(train.with_name('launch.py')), '--standalone', f'--nproc_per_node={gpus}']
+    if nodes > 1:
+        launcher = ['--launcher', 'slurm']
+    elif gpus > 1:
+        launch = [str(train.with_name('launch.py')), '--standalone', '--local_addr=127.0.0.1']
+        launch.append(f'--nproc_per_node={gpus}')
         launcher = ['--launcher', 'pytorch']
     arguments = [trial.config, '--work-dir', str(work_dir), '--seed', str(trial.seed), *launcher, *flags]
     options = ['--cfg-options', *trial.options] if trial.options else []

@@ -115,12 +115,23 @@ def test_a_slurm_job_has_cores_for_its_gpus(slurm):
         ntasks_per_node=1,
         cpus_per_task=40,
         gpus_per_node=8,
+        srun_args=['--kill-on-bad-exit=1'],
         setup=None,
         additional_parameters=None,
     )
     none = Slurm('cpu', gpus=0, minutes=30)
     assert (none.parameters['cpus_per_task'], none.parameters['partition'], none.parameters['time']) == (1, 'cpu', 30)
     assert none.parameters['gpus_per_node'] is None
+
+
+def test_a_slurm_job_on_several_nodes_is_a_task_for_each_gpu(slurm):
+    parameters = Slurm(gpus=16, nodes=2).parameters
+    names = ('nodes', 'ntasks_per_node', 'gpus_per_node', 'cpus_per_task')
+    assert [parameters[name] for name in names] == [2, 8, 8, 5]
+    parameters = Slurm(gpus=0, nodes=2, options={'cpus-per-task': '3'}).parameters
+    assert [parameters[name] for name in names] == [2, 1, None, 3]
+    with pytest.raises(InputError, match='--gpus 9 with --nodes 2: it must be a multiple of the nodes'):
+        Slurm(gpus=9, nodes=2)
 
 
 def test_options_of_sbatch_override_defaults(slurm):

@@ -48,6 +48,24 @@ def test_outcome(script, outcome, tmp_path):
     assert (tmp_path / 'train.log').read_text().startswith(f'$ {sys.executable} -c')
 
 
+def test_the_tasks_of_several_nodes(tmp_path, monkeypatch):
+    def run(task: int, script: str) -> None:
+        for name, value in dict(SUBMITIT_EXECUTOR='slurm', SLURM_PROCID=str(task), SLURM_NTASKS='2').items():
+            monkeypatch.setenv(name, value)
+        Job([sys.executable, '-c', f'{script}; print("rank", {task})'], str(tmp_path), str(tmp_path))()
+
+    run(1, 'pass')
+    assert not (tmp_path / 'outcome.json').exists()  # the first task writes it
+    run(0, 'pass')
+    assert json.loads((tmp_path / 'outcome.json').read_text())['state'] == 'finished'
+    assert (tmp_path / 'train.log').read_text().endswith('rank 0\n')
+    assert (tmp_path / 'train_1.log').read_text().endswith('rank 1\n')
+    with pytest.raises(SystemExit) as stop:  # on which Slurm ends the other tasks
+        run(1, 'import sys; sys.exit(3)')
+    assert stop.value.code == 1
+    assert json.loads((tmp_path / 'outcome.json').read_text())['code'] == 3
+
+
 def test_ctrl_c_waits_for_the_checkpoint(tmp_path):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored in background processes
     job = Job(training(saves=0.5, code=75), str(tmp_path), str(tmp_path))

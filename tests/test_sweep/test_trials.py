@@ -159,8 +159,10 @@ def test_several_gpus_use_torchrun():
     one, four = (train_command(trial, Path('out'), Path('train.py'), gpus, ['--amp']) for gpus in (1, 4))
     rest, pytorch = ['train.py', 'a.py', '--work-dir', 'out', '--seed', '3'], ['--launcher', 'pytorch']
     assert one[1:] == ['-u', *rest, '--amp', '--cfg-options', 'x=1']
-    launch = ['launch.py', '--standalone', '--nproc_per_node=4']
+    launch = ['launch.py', '--standalone', '--local_addr=127.0.0.1', '--nproc_per_node=4']
     assert four[1:] == [*launch, *rest, *pytorch, '--amp', '--cfg-options', 'x=1']
+    nodes = train_command(trial, Path('out'), Path('train.py'), 16, ['--amp'], nodes=2)  # each of Slurm's tasks runs it
+    assert nodes[1:] == ['-u', *rest, '--launcher', 'slurm', '--amp', '--cfg-options', 'x=1']
 
 
 def test_last_lines_of_the_last_training(tmp_path):
