@@ -1,18 +1,17 @@
 #!/usr/bin/env bash
-# Test under Slurm: [GPUS= GPUS_PER_NODE= CPUS_PER_TASK= SRUN_ARGS=] tools/slurm_test.sh PARTITION JOB_NAME CONFIG CHECKPOINT
-# [flags of tools/test.py]
+# Test under Slurm: [GPUS= GPUS_PER_NODE= CPUS_PER_TASK= SRUN_ARGS= PORT= PYTHON=] tools/slurm_test.sh
+#     PARTITION JOB_NAME CONFIG CHECKPOINT [flags of tools/test.py]
 set -euo pipefail
 if [ $# -lt 4 ]; then
-    echo "usage: [GPUS= GPUS_PER_NODE= CPUS_PER_TASK= SRUN_ARGS=] $0 PARTITION JOB_NAME CONFIG CHECKPOINT [flags]" >&2
+    echo "usage: [GPUS= GPUS_PER_NODE= CPUS_PER_TASK= SRUN_ARGS= PORT= PYTHON=] $0" \
+        "PARTITION JOB_NAME CONFIG CHECKPOINT [flags of tools/test.py]" >&2
     exit 2
 fi
-partition=$1 job_name=$2 config=$3 checkpoint=$4
+source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
+set_slurm_options "$1" "$2"
+config=$3 checkpoint=$4
 shift 4
-gpus=${GPUS:-8}
-per_node=${GPUS_PER_NODE:-$((gpus < 8 ? gpus : 8))}
 # SRUN_ARGS may be several words
 # shellcheck disable=SC2086
-exec srun --partition="$partition" --job-name="$job_name" --gres="gpu:$per_node" \
-    --ntasks="$gpus" --ntasks-per-node="$per_node" --cpus-per-task="${CPUS_PER_TASK:-5}" \
-    --kill-on-bad-exit=1 ${SRUN_ARGS:-} \
-    "${PYTHON:-python}" -u "$(dirname "$0")/test.py" "$config" "$checkpoint" --launcher slurm "$@"
+exec srun "${slurm_options[@]}" --kill-on-bad-exit=1 ${SRUN_ARGS:-} \
+    "$(find_python)" -u "$tools/test.py" "$config" "$checkpoint" --launcher slurm "$@"

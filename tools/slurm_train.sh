@@ -1,18 +1,42 @@
 #!/usr/bin/env bash
-# Train under Slurm: [GPUS= GPUS_PER_NODE= CPUS_PER_TASK= SRUN_ARGS=] tools/slurm_train.sh PARTITION JOB_NAME CONFIG WORK_DIR
-# [flags of tools/train.py]
+# Train under Slurm: [GPUS= GPUS_PER_NODE= CPUS_PER_TASK= SRUN_ARGS= PORT= PYTHON=] tools/slurm_train.sh
+#     [--signal NAME@SECONDS] [--requeue] PARTITION JOB_NAME CONFIG WORK_DIR [flags of tools/train.py]
+# --signal: Slurm signals training so many seconds before its time limit (USR2@120), and it saves a checkpoint and exits
+#     with 75.
+# --requeue: submit tools/train.sbatch instead of waiting here. After a preemption, a failed node or its time limit, the job
+#     is queued again and resumes.
 set -euo pipefail
-if [ $# -lt 4 ]; then
-    echo "usage: [GPUS= GPUS_PER_NODE= CPUS_PER_TASK= SRUN_ARGS=] $0 PARTITION JOB_NAME CONFIG WORK_DIR [flags]" >&2
+before_limit=USR2@120 requeue=
+while [[ ${1:-} == --* ]]; do
+    case $1 in
+        --signal=*) before_limit=${1#*=} ;;
+        --signal)
+            [ $# -gt 1 ] || break
+            before_limit=$2
+            shift
+            ;;
+        --requeue) requeue=yes ;;
+        *) break ;;
+    esac
+    shift
+done
+if [[ $# -lt 4 || $1 == --* ]]; then
+    echo "usage: [GPUS= GPUS_PER_NODE= CPUS_PER_TASK= SRUN_ARGS= PORT= PYTHON=] $0 [--signal NAME@SECONDS] [--requeue]" \
+        "PARTITION JOB_NAME CONFIG WORK_DIR [flags of tools/train.py]" >&2
     exit 2
 fi
-partition=$1 job_name=$2 config=$3 work_dir=$4
+source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
+set_slurm_options "$1" "$2"
+config=$3 work_dir=$4
 shift 4
-gpus=${GPUS:-8}
-per_node=${GPUS_PER_NODE:-$((gpus < 8 ? gpus : 8))}
+python=$(find_python)
+slurm_options+=(--signal="$before_limit")
 # SRUN_ARGS may be several words
 # shellcheck disable=SC2086
-exec srun --partition="$partition" --job-name="$job_name" --gres="gpu:$per_node" \
-    --ntasks="$gpus" --ntasks-per-node="$per_node" --cpus-per-task="${CPUS_PER_TASK:-5}" \
-    --kill-on-bad-exit=1 ${SRUN_ARGS:-} \
-    "${PYTHON:-python}" -u "$(dirname "$0")/train.py" "$config" --work-dir "$work_dir" --launcher slurm "$@"
+if [[ $requeue ]]; then
+    export PYTHON=$python PVT_MM_TOOLS=$tools
+    exec sbatch "${slurm_options[@]}" --requeue ${SRUN_ARGS:-} "$tools/train.sbatch" "$config" "$work_dir" "$@"
+fi
+# shellcheck disable=SC2086
+exec srun "${slurm_options[@]}" --kill-on-bad-exit=1 ${SRUN_ARGS:-} \
+    "$python" -u "$tools/train.py" "$config" --work-dir "$work_dir" --launcher slurm "$@"
