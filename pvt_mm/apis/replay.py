@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pvt_mm.checkpoint.reader import read_file
 from pvt_mm.engine.hooks.finite_hook import image_name, images_of
+from pvt_mm.engine.hooks.float32_ops_hook import float32_ops
 from pvt_mm.engine.loading import Batch, DeterministicFetcher
 from pvt_mm.engine.randomness import seed_all
 from pvt_mm.utils.errors import CheckpointError, InputError, config_errors
@@ -115,7 +116,7 @@ def replay(model: nn.Module, record: dict, data: list, half: torch.dtype | None 
     losses = []
     model.zero_grad()
     device = next(model.parameters()).device.type
-    with Watch(model) as watch:
+    with Watch(model) as watch, float32_ops(model) if half == torch.bfloat16 else contextlib.nullcontext():
         for batch, data_batch in zip(record['batches'], data, strict=True):
             seed_all(record['seed'], record['rank'], batch['iter'])
             with torch.autocast(device, half, enabled=half is not None):

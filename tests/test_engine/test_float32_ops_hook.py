@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmcv import _ext
+from mmcv.ops import RoIAlign
 from mmdet.models.losses import focal_loss as mmdets_focal_loss
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
@@ -18,6 +19,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
 from pvt_mm.engine import Float32OpsHook
+from pvt_mm.engine.hooks.float32_ops_hook import float32_ops
 from tests.conftest import ROOT, TINY_ARCH
 
 BACKBONE = dict(_delete_=True, type='pvt_mm.PVT', arch=dict(TINY_ARCH), drop_path_rate=0.0)
@@ -141,3 +143,14 @@ def test_detectors_train_in_bfloat16(name, boxes, tmp_path):
     if name in REFUSED:
         with pytest.raises(RuntimeError, match='BFloat16'):
             losses_of(model, torch.bfloat16)
+
+
+def test_operators_return_bfloat16_and_leave_autocast_on_after_an_error(boxes):
+    linear, align = model = nn.Sequential(nn.Linear(2, 2), RoIAlign(2, sampling_ratio=1))
+    features, rois = torch.randn(1, 3, 8, 8).bfloat16(), torch.tensor([[0, 1.3, 1.7, 6.1, 5.9]])
+    expected = align(features.float(), rois).bfloat16()
+    with float32_ops(model), torch.autocast('cpu', torch.bfloat16):
+        assert torch.equal(align(features, rois=rois), expected)
+        with pytest.raises(AssertionError, match='RoI must be'):
+            align(features, rois[:, :4])
+        assert linear(torch.ones(2)).dtype == torch.bfloat16
