@@ -1,7 +1,8 @@
-"""Loops, hooks and optimizer constructors for MMEngine's runner: exact resume, atomic checkpoints, NaN/Inf checks."""
+"""Loops, hooks and optimizer constructors for MMEngine's runner: exact resume, NaN/Inf checks, compiled parts."""
 
 from .hooks.backends_hook import BackendsHook
 from .hooks.checkpoint_hook import CheckpointHook
+from .hooks.compile_hook import CompileHook
 from .hooks.finite_hook import FiniteHook
 from .hooks.float32_ops_hook import Float32OpsHook
 from .loops import EpochBasedTrainLoop, IterBasedTrainLoop
@@ -10,6 +11,7 @@ from .optimizers.layer_decay import LayerDecayOptimizerConstructor
 __all__ = [
     'BackendsHook',
     'CheckpointHook',
+    'CompileHook',
     'EpochBasedTrainLoop',
     'FiniteHook',
     'Float32OpsHook',

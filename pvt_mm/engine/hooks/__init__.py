@@ -1,1 +1,1 @@
-"""Hooks: atomic checkpoints, steps with NaN/Inf, float32 for mmcv's operators, PyTorch's switches."""
+"""Hooks: atomic checkpoints, steps with NaN/Inf, float32 for mmcv's operators, PyTorch's switches, torch.compile."""
