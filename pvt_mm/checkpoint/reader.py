@@ -1,6 +1,5 @@
 """Safe reading of checkpoints: from files and URLs, executing nothing in them, and refusing what is damaged."""
 
-import argparse
 import contextlib
 import functools
 import hashlib
@@ -11,21 +10,20 @@ import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
-from typing import IO, Any
+from typing import Any
 from unittest import mock
 from urllib.parse import urlparse
 
-import numpy as np
 import torch
 from mmengine import fileio
 from mmengine.dist import barrier
-from mmengine.logging import HistoryBuffer, print_log
-from mmengine.optim import OneCycleParamScheduler
+from mmengine.logging import print_log
 from mmengine.runner import CheckpointLoader
 from mmengine.runner.checkpoint import get_external_models, get_torchvision_models
 from torch import Tensor
 
 from pvt_mm.checkpoint.integrity import verify_once
+from pvt_mm.checkpoint.unpickling import allowed_globals, foreign_globals, load, load_trusted
 from pvt_mm.checkpoint.writer import import_safetensors
 from pvt_mm.utils.errors import CheckpointError
 from pvt_mm.utils.text import shorten
@@ -73,8 +71,8 @@ def read_checkpoint(path: str | os.PathLike, map_location: str = 'cpu') -> dict[
 def read_file(path: str | os.PathLike, map_location: str = 'cpu') -> Any:
     """Returns the content of a file or URL, with its parameters under ``state_dict``, as MMEngine's checkpoints.
 
-    Nothing in the file is executed: pickles are read with ``weights_only=True``, allowing what MMEngine and the
-    authors' training write next to the weights; or the file is in safetensors format. :func:`safe_reading` can lift
+    Nothing in the file is executed: pickles may ask only for what PyTorch, MMEngine and the authors' training write
+    (:mod:`pvt_mm.checkpoint.unpickling`); or the file is in safetensors format. :func:`safe_reading` can lift
     that. A damaged file is refused (:mod:`pvt_mm.checkpoint.integrity`). Downloads are kept in torch.hub's cache.
 
     Raises:
@@ -112,15 +110,14 @@ def _read_local(path: str, map_location: str) -> Any:
         verify_once(path)
     except OSError as error:
         raise CheckpointError(f'{path} cannot be read: {error.strerror or error}') from None
+    allowed = allowed_globals()
     try:
-        with torch.serialization.safe_globals(_allowed_globals()):
-            return torch.load(path, map_location=map_location, weights_only=True)
+        return load(path, map_location, allowed)
     except pickle.UnpicklingError as error:
-        found = re.search(r'GLOBAL ([\w.]+)', str(error))
-        asked = [found[1]] if found else _globals_of(path)
-    except Exception as error:
-        if isinstance(error, RuntimeError) or not zipfile.is_zipfile(path):  # bytes that are no pickle raise anything
-            raise CheckpointError(f'{path} is not a checkpoint, or is damaged: {_one_line(error)}') from None
+        asked = foreign_globals(path, allowed) or re.findall(r'GLOBAL ([\w.]+)', str(error))[:1]
+    except Exception as error:  # bytes that are no pickle raise anything
+        if 'PytorchStreamReader' in str(error) or not zipfile.is_zipfile(path):
+            raise CheckpointError(f'{path} is not a checkpoint, or is damaged: {_one_line(error)}') from error
         raise CheckpointError(f'{path} cannot be read: {type(error).__name__}: {_one_line(error)}') from error
     if not asked:
         raise CheckpointError(f'{path} is not a checkpoint, or is damaged')
@@ -131,7 +128,7 @@ def _read_local(path: str, map_location: str) -> Any:
         )
     _warn_of_trust(path, shorten(asked))
     try:
-        return torch.load(path, map_location=map_location, weights_only=False)
+        return load_trusted(path, map_location, allowed)
     except Exception as error:  # it runs anything
         raise CheckpointError(f'{path} cannot be read: {type(error).__name__}: {_one_line(error)}') from error
 
@@ -140,37 +137,6 @@ def _read_local(path: str, map_location: str) -> Any:
 def _warn_of_trust(path: str, asked: str) -> None:
     message = f'{path} is read without the allow-list (--trust), and runs what it asks for: {asked}'
     print_log(message, logger='current', level=logging.WARNING)
-
-
-class _StandIn(dict):
-    """Replaces whatever a pickle asks for, and does nothing."""
-
-    def __init__(self, *_: Any):
-        super().__init__()
-
-
-def _globals_of(path: str) -> list[str]:
-    """Returns what the pickle in a checkpoint asks for, without running it; PyTorch names it only for protocol 2."""
-    found = {}
-
-    class Listing(pickle.Unpickler):
-        def find_class(self, module: str, name: str) -> type:
-            found[f'{module}.{name}'] = None
-            return _StandIn
-
-        def persistent_load(self, _: Any) -> None:
-            return None
-
-    # After the last pickle, or where there is none, anything fails.
-    with contextlib.suppress(Exception), open(path, 'rb') as file:
-        stream: IO[bytes] = file
-        if zipfile.is_zipfile(file):
-            archive = zipfile.ZipFile(file)
-            stream = archive.open(next(name for name in archive.namelist() if name.endswith('data.pkl')))
-        stream.seek(0)
-        for _ in range(5):  # before they were zip archives, files had five pickles in a row
-            Listing(stream).load()
-    return list(found)
 
 
 def _in_catalog(path: str) -> str:
@@ -226,30 +192,6 @@ def _parameters(content: Any, path: str) -> dict[str, Tensor]:
     if not parameters:
         raise CheckpointError(f'{path} holds no parameters; its entries are {shorten(content) or "none"}')
     return parameters
-
-
-def _allowed_globals() -> list:
-    """Returns what checkpoints hold next to tensors, and which runs no code.
-
-    MMEngine's hold the history of the logged values, the state of schedulers, NumPy's scalars and random states; the
-    authors' training its command line. NumPy 2 writes ``numpy._core`` where NumPy 1 wrote ``numpy.core``.
-    """
-    arrays = [
-        (value.__reduce__()[0], f'numpy.{core}.multiarray.{name}')
-        for name, value in {'_reconstruct': np.empty(0), 'scalar': np.float64(0)}.items()
-        for core in ('core', '_core')
-    ]
-    dtypes = {type(np.dtype(kind)) for kind in ('float64', 'float32', 'int64', 'int32', 'uint32')}
-    owners = [argparse.Namespace, HistoryBuffer, OneCycleParamScheduler]
-    return [*owners, (_method_of_mmengine, 'builtins.getattr'), *arrays, np.ndarray, np.dtype, *dtypes]
-
-
-def _method_of_mmengine(owner: Any, name: str) -> Any:
-    """The uses that MMEngine's checkpoints have for ``getattr``, which reaches everything if left alone."""
-    annealing = owner is OneCycleParamScheduler and name in ('_annealing_cos', '_annealing_linear')
-    if not annealing and (owner is not HistoryBuffer or name.startswith('_')):
-        raise pickle.UnpicklingError('GLOBAL builtins.getattr')
-    return getattr(owner, name)
 
 
 def _one_line(error: Exception) -> str:
