@@ -4,9 +4,9 @@ import contextlib
 import json
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from unittest import mock
 
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pvt_mm.utils.errors import InputError
+from pvt_mm.utils.errors import InputError, import_errors
 from pvt_mm.utils.files import atomic_write
 
 SMALLEST, LARGEST = 64, 8192  # pixels per side, a range in which torch.export can prove that no map is empty
@@ -68,11 +68,14 @@ def export(model: nn.Module, path: str | os.PathLike, about: dict | None = None)
         relative to the largest value of an output; and ``megabytes``.
 
     Raises:
-        InputError: ONNX's packages are missing, the model cannot be exported, or the outputs differ.
+        InputError: PyTorch is too old, a package is missing, the model cannot be exported, or the outputs differ.
     """
-    missing = [name for name in ('onnx', 'onnxscript', 'onnxruntime') if not find_spec(name)]
-    if missing:
-        raise InputError(f"not installed: {', '.join(missing)}; pip install 'pvt_mm[onnx]'")
+    if torch.__version__ < '2.6':
+        raise InputError(f'exporting to ONNX needs torch 2.6 or later, and this is {torch.__version__}')
+    with import_errors('exporting to ONNX', 'pvt_mm[onnx]'):
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
     with torch.no_grad():
         outputs = _as_tuple(model(torch.zeros(1, 3, 128, 128)))
     names = ['scores'] if isinstance(model, Segmentor) else [f'feature{i}' for i in range(len(outputs))]
@@ -91,14 +94,16 @@ def export(model: nn.Module, path: str | os.PathLike, about: dict | None = None)
     return dict(outputs=names, difference=difference, megabytes=round(Path(path).stat().st_size / 1e6, 1))
 
 
-def _export(model: nn.Module, names: Sequence[str]) -> torch.onnx.ONNXProgram:
+def _export(model: nn.Module, names: Sequence[str]) -> 'torch.onnx.ONNXProgram':
     height, width = (torch.export.Dim(name, min=SMALLEST, max=LARGEST) for name in ('height', 'width'))
     axes = {0: torch.export.Dim('batch', min=1), 2: height, 3: width}
     for name in ('torch.onnx', 'onnxscript', 'onnx_ir'):  # they log operators that are missing or not folded
         logging.getLogger(name).setLevel(logging.ERROR)
     with contextlib.ExitStack() as stack, warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter('ignore')
-        if find_spec('mmseg'):  # it computes sizes with `int` and `math.ceil`, which torch.export turns into constants
+        if (
+            'mmseg' in sys.modules
+        ):  # it computes sizes with `int` and `math.ceil`, which torch.export turns into constants
             from mmseg.models.utils import Upsample
             from mmseg.models.utils.embed import AdaptivePadding
 

@@ -1,6 +1,8 @@
 """The models that configs name by ``type='pvt_mm.…'``. Some extend MMDetection's or MMSegmentation's."""
 
-from importlib.util import find_spec
+from typing import NoReturn
+
+from pvt_mm.registry import MODELS
 
 from .backbone import ARCHS, PVT
 from .classifier import ImageClassifier, LinearClsHead
@@ -18,12 +20,29 @@ __all__ = [
     'PyramidVisionTransformer',
 ]
 
-if find_spec('mmdet'):
+
+def _register_missing(name: str, package: str, error: Exception) -> None:
+    """Makes a config that names a model fail with the reason why it could not be imported; the others work."""
+    why = ' '.join(f'{type(error).__name__}: {error}'.split())
+
+    def missing(*_: object, **__: object) -> NoReturn:
+        raise ImportError(f'{name} needs {package}, which cannot be imported ({why}): see tools/doctor.py') from error
+
+    MODELS.register_module(name, module=missing)
+
+
+# Where one of the two is not installed, or does not work here, the other has its PVT. A wrong MMCV raises
+# AssertionError, a wrong NumPy ValueError.
+try:
     from .instance_tta import InstanceTTAModel
 
     __all__ += ['InstanceTTAModel']
+except Exception as error:
+    _register_missing('InstanceTTAModel', 'MMDetection', error)
 
-if find_spec('mmseg'):
+try:
     from .trans2seg_head import Trans2SegHead
 
     __all__ += ['Trans2SegHead']
+except Exception as error:
+    _register_missing('Trans2SegHead', 'MMSegmentation', error)

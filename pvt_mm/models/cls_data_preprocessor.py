@@ -13,7 +13,7 @@ from pvt_mm.structures import DataSample
 from pvt_mm.utils.errors import import_errors
 
 # NOTE: kornia 0.9 would replace an older torch.
-KORNIA = 'pvt_mm[classification]' if torch.__version__ >= (2, 5, 1) else 'kornia==0.8.2'
+KORNIA = 'pvt_mm[classification]' if torch.__version__ >= '2.5.1' else 'kornia==0.8.2'
 
 
 @MODELS.register_module()

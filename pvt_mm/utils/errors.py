@@ -36,6 +36,18 @@ def config_errors(what: str, *more: type[Exception]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def import_errors(what: str, package: str) -> Iterator[None]:
+    """Turns what a failed import of something optional raises into an InputError that says how to install it.
+
+    ``what`` needs it, and ``package`` is what pip installs, such as an extra of setup.py: ``pvt_mm[onnx]``.
+    """
+    try:
+        yield
+    except Exception as error:  # packages for another PyTorch raise anything
+        raise InputError(f"{what}: {type(error).__name__}: {error}; pip install '{package}'") from error
+
+
+@contextlib.contextmanager
 def report_import_errors() -> Iterator[None]:
     """Turns what importing a broken installation raises into a SystemExit of one line that names tools/doctor.py."""
     try:

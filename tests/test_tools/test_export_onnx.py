@@ -2,21 +2,24 @@
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 import torch
 from mmengine.registry import MODELS, init_default_scope
 from mmseg.models.utils import Upsample
 from mmseg.models.utils.embed import AdaptivePadding
+from torch.torch_version import TorchVersion
 
 from pvt_mm.apis import export
 from pvt_mm.apis.config import load_config
 from tests.conftest import ROOT
 from tools import export_onnx
+
+onnx = pytest.importorskip('onnx')
+onnxruntime = pytest.importorskip('onnxruntime')
 
 # Two stages of one layer, since an export takes seconds per layer; R = 3 does not divide the map's sides.
 ARCH = dict(
@@ -154,6 +157,9 @@ def test_bad_input_gets_one_line_and_exit_code_2(arguments, message, detector, m
 
 
 def test_without_onnx_the_extra_is_named(monkeypatch):
-    monkeypatch.setattr(export, 'find_spec', lambda name: None)
-    with pytest.raises(export.InputError, match='not installed: onnx, onnxscript, onnxruntime; pip install'):
+    monkeypatch.setitem(sys.modules, 'onnxscript', None)
+    with pytest.raises(export.InputError, match=r"^exporting to ONNX: .* onnxscript .*; pip install 'pvt_mm\[onnx\]'$"):
+        export.export(torch.nn.Identity(), 'out.onnx')
+    monkeypatch.setattr(torch, '__version__', TorchVersion('2.5.1'))
+    with pytest.raises(export.InputError, match=r'^exporting to ONNX needs torch 2.6 or later, and this is 2.5.1$'):
         export.export(torch.nn.Identity(), 'out.onnx')

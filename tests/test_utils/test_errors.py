@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pvt_mm.utils.errors import CheckpointError, InputError, command, config_errors, report_import_errors
+from pvt_mm.utils.errors import CheckpointError, InputError, command, config_errors, import_errors, report_import_errors
 from pvt_mm.utils.text import shorten
 
 
@@ -82,6 +82,12 @@ def test_import_errors():
     message = r'^error: AssertionError: wrong MMCV\ntools/doctor.py says'
     with pytest.raises(SystemExit, match=message), report_import_errors():
         raise AssertionError('wrong MMCV')
+
+
+def test_a_failed_import_of_something_optional():
+    message = r"^plots need it: RuntimeError: for another torch; pip install 'pvt_mm\[plots\]'$"
+    with pytest.raises(InputError, match=message), import_errors('plots need it', 'pvt_mm[plots]'):
+        raise RuntimeError('for another torch')
 
 
 def test_long_lists_are_shortened():

@@ -4,8 +4,10 @@ import contextlib
 import copy
 import importlib
 import itertools
+import operator
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
@@ -18,15 +20,14 @@ from torch import Tensor, nn
 from pvt_mm.analysis import flops
 from pvt_mm.analysis.benchmark.contender import FORMATS, Contender
 from pvt_mm.analysis.benchmark.machine import used_memory
-from pvt_mm.apis.checks import check_data
 from pvt_mm.apis.config import load_config
 from pvt_mm.models.backbone import ARCHS, PVT
-from pvt_mm.utils.errors import InputError
+from pvt_mm.utils.errors import InputError, import_errors
 
 try:
     from torch.nn.attention import SDPBackend, sdpa_kernel
 except ImportError:  # torch < 2.3
-    sdpa_kernel = None
+    SDPBackend = sdpa_kernel = None
 
 MMDET_ARCHS = ('tiny', 'small', 'medium', 'large')
 TRIAL_SECONDS = 3.0  # of steps in each memory format, to find the better one
@@ -52,14 +53,14 @@ def prepare(contender: Contender) -> Prepared:
     if contender.mode in others:
         return others[contender.mode](contender)
     model, gflops = build(contender)
-    is_training = contender.mode == 'train'
+    is_training = contender.is_training
     model = model.to(contender.device).train(is_training)
     if contender.compile:
         _compile(model)
     image = torch.randn(contender.batch, 3, *contender.shape, device=contender.device)
 
     def step(memory_format: torch.memory_format) -> None:
-        with _precision(contender), fused_attention(), torch.set_grad_enabled(is_training):
+        with precision(contender), fused_attention(), torch.set_grad_enabled(is_training):
             outputs = model(image.contiguous(memory_format=memory_format))
         if is_training:
             sum(output.float().mean() for output in _tensors(outputs)).backward()
@@ -72,8 +73,8 @@ def prepare(contender: Contender) -> Prepared:
     model.to(memory_format=FORMATS[chosen])
     passes = 3 if is_training else 1  # the backward pass has two products for each of the forward pass
     gflops = gflops and gflops * passes * contender.batch
-    # Hooks would break a compiled graph, and on a GPU they would time launches.
-    parts = {} if contender.compile or contender.device == 'cuda' else _parts(model)
+    # Hooks would break a compiled graph, on a GPU they would time launches, and they do not see the backward pass.
+    parts = {} if contender.compile or contender.device == 'cuda' or is_training else _parts(model)
     run = _time_parts(parts, lambda: step(FORMATS[chosen]))
     return Prepared(run, memory, contender.batch, gflops, chosen)
 
@@ -104,18 +105,32 @@ def synchronize(device: str) -> None:
 def fused_attention() -> contextlib.AbstractContextManager:
     """Makes PyTorch's attention raise a RuntimeError instead of using the kernel that builds the whole attention map.
 
-    Before torch 2.3 nothing is checked.
+    Nor does it use cuDNN's, which the configs turn off. Before torch 2.3 nothing is checked.
     """
     if sdpa_kernel is None:
         return contextlib.nullcontext()
-    names = ('FLASH_ATTENTION', 'EFFICIENT_ATTENTION', 'CUDNN_ATTENTION')
-    return sdpa_kernel([getattr(SDPBackend, name) for name in names if hasattr(SDPBackend, name)])
+    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION])
 
 
-def _precision(contender: Contender) -> contextlib.AbstractContextManager:
-    if contender.dtype == 'float32':
-        return contextlib.nullcontext()
+def precision(contender: Contender) -> contextlib.AbstractContextManager:
+    """Sets the dtype of a contender: autocast, or how products of float32 are computed."""
+    if contender.dtype in ('float32', 'tf32'):
+        return _float32_precision('high' if contender.dtype == 'tf32' else 'highest')
     return torch.autocast(contender.device, dtype=getattr(torch, contender.dtype))
+
+
+@contextlib.contextmanager
+def _float32_precision(precision: str) -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _tensor_dtype(contender: Contender) -> torch.dtype:
+    return torch.float32 if contender.dtype == 'tf32' else getattr(torch, contender.dtype)
 
 
 def _tensors(outputs: Any) -> list[Tensor]:
@@ -161,8 +176,8 @@ def build(contender: Contender) -> tuple[nn.Module, float]:
 
 def _build_arch(contender: Contender) -> tuple[nn.Module, float]:
     name = contender.model
-    if contender.mode == 'detector':
-        raise InputError(f'--mode detector takes the path of a config, not {name}')
+    if contender.mode in DETECTOR_MODES:
+        raise InputError(f'--mode {contender.mode} takes the path of a config, not {name}')
     counted = Config(dict(model=dict(backbone=dict(type='pvt_mm.PVT', arch=name))))
     if contender.peer == 'mmdet':
         model = MODELS.build(_mmdet_backbone(name, name, drop_path_rate=0.1))
@@ -176,7 +191,8 @@ def _build_arch(contender: Contender) -> tuple[nn.Module, float]:
 def _hugging_face(name: str, shape: tuple[int, int]) -> nn.Module:
     if shape[0] != shape[1]:  # it cannot resample position embeddings to a map that is not square
         raise InputError(f'--peers hf takes squares only, and --shape is {shape[0]} {shape[1]}')
-    from transformers import PvtConfig, PvtModel
+    with import_errors('--peers hf needs transformers', 'pvt_mm[hf]'):
+        from transformers import PvtConfig, PvtModel
 
     theirs = dict(embed_dims='hidden_sizes', num_heads='num_attention_heads', sr_ratios='sequence_reduction_ratios')
     arch = {theirs.get(field, field): list(column) for field, column in ARCHS[name]._asdict().items()}
@@ -187,11 +203,11 @@ def _build_config(contender: Contender) -> tuple[nn.Module, float]:
     config = _load_config(contender)
     if contender.with_cp:
         config.model.backbone.with_cp = True
-    part = 'model' if contender.mode == 'detector' else 'backbone'
+    part = 'model' if contender.mode in DETECTOR_MODES else 'backbone'
     gflops = next(counted.gflops for counted in flops.count(config, contender.shape) if counted.name == part)
     with DefaultScope.overwrite_default_scope(config.get('default_scope', 'mmengine')):
         model = MODELS.build(copy.deepcopy(config.model))
-    return (_Detector(model) if contender.mode == 'detector' else model.backbone), gflops
+    return DETECTOR_MODES.get(contender.mode, operator.attrgetter('backbone'))(model), gflops
 
 
 def _load_config(contender: Contender) -> Config:
@@ -205,6 +221,8 @@ def _load_config(contender: Contender) -> Config:
 
 
 def _mmdet_backbone(model: str, name: str | None, **kept: Any) -> dict:
+    if find_spec('mmdet') is None:
+        raise InputError('MMDetection is not installed')
     if name not in MMDET_ARCHS:
         raise InputError(f'--peers has no backbone like that of {model}: MMDetection has {", ".join(MMDET_ARCHS)}')
     return dict(type='mmdet.PyramidVisionTransformer', num_layers=list(ARCHS[name].depths), **kept)
@@ -228,11 +246,35 @@ class _Detector(nn.Module):
         return self.model(image, [DetDataSample(metainfo=facts) for _ in image], mode='tensor')
 
 
+class _DetectorTraining(_Detector):
+    """A detector from images to its loss on twelve boxes an image, which are the same in each step.
+
+    mmcv's operators and the losses are computed in float32, as with ``tools/train.py --amp bf16``.
+    """
+
+    def forward(self, image: Tensor) -> Tensor:
+        if not hasattr(self, 'samples'):
+            from mmdet.testing import demo_mm_inputs
+
+            from pvt_mm.engine.hooks.float32_ops_hook import float32_ops  # imports MMCV
+
+            float32_ops(self.model)
+            shapes = [image.shape[1:]] * len(image)
+            like = dict(num_classes=80, with_mask=True, device=str(image.device))
+            self.samples = demo_mm_inputs(len(image), shapes, [12] * len(image), **like)['data_samples']
+            for sample in self.samples:
+                sample.set_metainfo(dict.fromkeys(('batch_input_shape', 'pad_shape'), tuple(image.shape[2:])))
+        return self.model.parse_losses(self.model(image, self.samples, mode='loss'))[0]
+
+
+DETECTOR_MODES = dict(detector=_Detector, detector_train=_DetectorTraining)
+
+
 def _prepare_attention(contender: Contender) -> Prepared:
     """Prepares the attention of every layer of an arch on random queries, keys and values."""
     if contender.model not in ARCHS or contender.peer:
         raise InputError(f'--mode attention takes one of {", ".join(ARCHS)}, and no --peers')
-    memory, like = used_memory(contender.device), dict(device=contender.device, dtype=getattr(torch, contender.dtype))
+    memory, like = used_memory(contender.device), dict(device=contender.device, dtype=_tensor_dtype(contender))
     inputs, stride, gflops = [], 1, 0.0
     for C, depth, heads, P, R, _ in zip(*ARCHS[contender.model], strict=True):
         stride *= P
@@ -244,7 +286,7 @@ def _prepare_attention(contender: Contender) -> Prepared:
         gflops += 2 * queries * keys * C * depth * contender.batch / 1e9
 
     def step() -> dict[str, float]:
-        with fused_attention(), torch.no_grad():
+        with precision(contender), fused_attention(), torch.no_grad():
             for q, k, v in inputs:
                 F.scaled_dot_product_attention(q, k, v)
         return {}
@@ -267,10 +309,10 @@ def products(device: str, dtype: str, threads: int) -> list[Contender]:
 
 def _prepare_product(contender: Contender) -> Prepared:
     side, times = (8192, 8) if contender.device == 'cuda' else (2048, 4)
-    a, b = (torch.randn(side, side, device=contender.device, dtype=getattr(torch, contender.dtype)) for _ in range(2))
+    a, b = (torch.randn(side, side, device=contender.device, dtype=_tensor_dtype(contender)) for _ in range(2))
 
     def step() -> dict[str, float]:
-        with torch.no_grad():
+        with precision(contender), torch.no_grad():
             for _ in range(times):
                 PRODUCTS[contender.model](a, b)
         return {}
@@ -282,6 +324,8 @@ def _prepare_end2end(contender: Contender) -> Prepared:
     """Prepares a step that loads the next batch of a config's test data and predicts."""
     if contender.model in ARCHS or contender.peer == 'hf':
         raise InputError('--mode end2end takes the path of a config, and no --peers but mmdet')
+    from pvt_mm.apis.checks import check_data  # imports MMCV, which a backbone alone does without
+
     config = _load_config(contender)
     with DefaultScope.overwrite_default_scope(config.get('default_scope', 'mmengine')):
         check_data(config, 'test')
@@ -300,7 +344,7 @@ def _prepare_end2end(contender: Contender) -> Prepared:
         start = time.perf_counter()
         batch = next(batches)
         waited = time.perf_counter() - start
-        with _precision(contender), fused_attention(), torch.no_grad():
+        with precision(contender), fused_attention(), torch.no_grad():
             model.test_step(batch)
         return {'waiting for data': waited}
 
