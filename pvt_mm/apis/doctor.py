@@ -24,9 +24,20 @@ STACK = {
     'onedl-mmdetection': ('mmdet',),
     'onedl-mmsegmentation': ('mmsegmentation',),
 }
+UPSTREAM = {
+    'onedl-mmengine': "'mmengine<1'",
+    'onedl-mmcv': "'mmcv>=2.0.0,<2.2.0'",
+    'onedl-mmdetection': "'mmdet<4'",
+    'onedl-mmsegmentation': "'mmsegmentation<2'",
+}
+MODULES = dict(zip(('mmengine', 'mmcv', 'mmdet', 'mmseg'), STACK, strict=True))
 REMOVE_UPSTREAM = 'pip uninstall -y ' + ' '.join(name for names in STACK.values() for name in names)
+REMOVE_FORKS = f'pip uninstall -y {" ".join(STACK)}'
+BUILD_TOOLS = "pip install 'setuptools<82' wheel ninja"
 COMPILE = 'MMCV_WITH_OPS=1 pip install --no-build-isolation --no-deps --no-cache-dir --force-reinstall '
-INSTALL_FORK = f"pip install 'setuptools<82' wheel ninja && {COMPILE}onedl-mmcv && pip install -e '{ROOT}[onedl]'"
+FORKS_NEED, UPSTREAM_NEEDS = (2, 6), (2, 1)  # torch
+# The oldest CUDA version for which PyTorch's own index has a version of torch, and those after it.
+OLDEST_CUDA = {(2, 1): '11.8', (2, 8): '12.6'}
 DATA = {
     'COCO': 'data/coco',
     'ADE20K': 'data/ade/ADEChallengeData2016',
@@ -79,6 +90,36 @@ def probe(code: str) -> tuple[bool, str]:
     return done.returncode == 0, lines[-1].strip() if lines else ''
 
 
+def is_upstream() -> bool:
+    """Returns whether upstream's packages are installed; if none or both are, whether torch is too old for forks."""
+    forks, upstream = any(map(version, STACK)), any(version(*names) for names in STACK.values())
+    return upstream if forks != upstream else numbers(version('torch') or '9') < FORKS_NEED
+
+
+def torch_requirement() -> str:
+    """Returns the torch to install: the version that is there, which mmcv is compiled for, or one that fits."""
+    found, needed = version('torch'), UPSTREAM_NEEDS if is_upstream() else FORKS_NEED
+    if found and numbers(found) >= needed:
+        return f'torch=={found.partition("+")[0]}'
+    return 'torch==2.1.2' if is_upstream() else "'torch>=2.6'"
+
+
+def install_package(fork: str) -> str:
+    """Returns the command that installs one of the OpenMMLab packages, upstream's or the fork's."""
+    command = COMPILE if fork == 'onedl-mmcv' else 'pip install '
+    return command + (UPSTREAM[fork] if is_upstream() else fork)
+
+
+def install_rest() -> str:
+    """Returns the command that installs what is missing of the OpenMMLab packages and their dependencies."""
+    return f"pip install -e '{ROOT}[{'openmmlab' if is_upstream() else 'onedl'}]'{_keep_numpy()}"
+
+
+def _keep_numpy() -> str:
+    """Returns what pip needs to be told so that it keeps a NumPy 1, which old packages are compiled for."""
+    return " 'numpy<2'" if is_upstream() and numbers(version('numpy') or '1') < (2,) else ''
+
+
 def numbers(text: str) -> tuple[int, ...]:
     """Returns the leading numbers of a version: '2.13.0+cpu' is (2, 13, 0)."""
     return tuple(int(part) for part in re.match(r'\d*(?:\.\d+)*', text)[0].split('.') if part)
@@ -89,8 +130,11 @@ def _pip_install(error: str, otherwise: str) -> str:
     missing = re.search(r"No module named '(\w+)", error)
     if not missing:
         return otherwise
+    if missing[1] in MODULES:
+        return install_package(MODULES[missing[1]])
     name = {'cv2': 'opencv-python', 'PIL': 'pillow', 'yaml': 'PyYAML', 'pkg_resources': "'setuptools<82'"}
-    return f'pip install {name.get(missing[1], missing[1])}'
+    name['torch'] = torch_requirement()
+    return f'pip install {name.get(missing[1], missing[1])}{_keep_numpy()}'
 
 
 # -------------------------------------------------------------------------------------------------------- the checks
@@ -107,13 +151,14 @@ def check_python() -> Line:
 
 def check_torch() -> Line:
     """PyTorch can be imported and is recent enough."""
-    fix = "pip install 'torch>=2.6'"
+    fix = f'pip install --force-reinstall {torch_requirement()}'
     works, text = probe('import torch; print(torch.__version__, torch.version.cuda or "CPU")')
     if not works:
         return Line('torch', 'broken', text, fix)
     found, cuda = text.split(' ', 1)
-    if numbers(found) < (2, 6):
-        return Line('torch', 'broken', f'{found} is older than 2.6', fix)
+    needed = UPSTREAM_NEEDS if is_upstream() else FORKS_NEED
+    if numbers(found) < needed:
+        return Line('torch', 'broken', f'{found} is older than {needed[0]}.{needed[1]}', fix)
     return Line('torch', 'ok', f'{found}, {"CUDA " * cuda[0].isdigit()}{cuda}')
 
 
@@ -124,11 +169,12 @@ def has_nvidia_gpu() -> bool:
 
 def check_gpu() -> Line:
     """PyTorch can use the GPU, if the machine has one."""
-    code = 'import torch; print(torch.version.cuda, torch.cuda.device_count() if torch.cuda.is_available() else 0)'
-    works, text = probe(code)
+    count = 'torch.cuda.device_count() if torch.cuda.is_available() else 0'
+    works, text = probe(f'import torch; print(torch.__version__, torch.version.cuda, {count})')
     if not works:
-        return Line('GPU', 'broken', f'torch cannot be imported: {text}', "pip install 'torch>=2.6'")
-    cuda, count = text.split()
+        fix = f'pip install --force-reinstall {torch_requirement()}'
+        return Line('GPU', 'broken', f'torch cannot be imported: {text}', fix)
+    found, cuda, count = text.split()
     if count != '0':
         return Line('GPU', 'ok', f'{count} visible')
     if not has_nvidia_gpu():
@@ -136,11 +182,15 @@ def check_gpu() -> Line:
     hidden = os.environ.get('CUDA_VISIBLE_DEVICES', 'all')
     if hidden.strip() in ('', '-1'):
         return Line('GPU', 'note', f'hidden by CUDA_VISIBLE_DEVICES={hidden}', 'unset CUDA_VISIBLE_DEVICES')
-    fix = 'pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/'
+    oldest = [build for since, build in OLDEST_CUDA.items() if numbers(found) >= since][-1]
+    index = f'https://download.pytorch.org/whl/cu{oldest.replace(".", "")}'
+    fix = f'pip install --force-reinstall {torch_requirement()} --index-url {index}'
     if cuda == 'None':
-        return Line('GPU', 'broken', 'the machine has one, but torch is built for CPUs only', f'{fix}cu126')
+        return Line('GPU', 'broken', 'the machine has one, but torch is built for CPUs only', fix)
     text = f"the machine has one, but its driver does not support torch's CUDA {cuda}"
-    return Line('GPU', 'broken', text, f'{fix}cu118, or a newer driver')
+    if numbers(cuda) <= numbers(oldest):
+        return Line('GPU', 'broken', text, 'install a newer driver')
+    return Line('GPU', 'broken', text, f'{fix}, or install a newer driver')
 
 
 def check_numpy() -> Line:
@@ -161,15 +211,21 @@ def check_stack() -> Line:
     upstream = {names[0]: version(*names) for names in STACK.values()}
     text = ', '.join(f'{name} {found}' for name, found in (forks | upstream).items() if found)
     if any(forks.values()) and any(upstream.values()):
-        fix = f'{REMOVE_UPSTREAM} && {INSTALL_FORK} --force-reinstall --no-deps'
+        others = ' '.join(UPSTREAM[name] if is_upstream() else name for name in STACK if name != 'onedl-mmcv')
+        remove = REMOVE_FORKS if is_upstream() else REMOVE_UPSTREAM
+        fix = f'{remove} && {BUILD_TOOLS} && {install_package("onedl-mmcv")}'
+        fix = f'{fix} && pip install --force-reinstall --no-deps {others}'
         return Line('OpenMMLab', 'broken', f'upstream and forks overwrite each other: {text}', fix)
     if not text:
-        return Line('OpenMMLab', 'broken', 'MMEngine, MMCV, MMDetection and MMSegmentation not installed', INSTALL_FORK)
-    missing = [name for name, found in (forks if any(forks.values()) else upstream).items() if not found]
+        text = 'MMEngine, MMCV, MMDetection and MMSegmentation not installed'
+        fix = f'{BUILD_TOOLS} && {install_package("onedl-mmcv")} && {install_rest()}'
+        return Line('OpenMMLab', 'broken', text, fix)
+    missing = [name for name, names in STACK.items() if not version(name) and not version(*names)]
     if not missing:
         return Line('OpenMMLab', 'ok', text)
-    fixes = [COMPILE + name if name.endswith('mmcv') else f'pip install {name}' for name in missing]
-    return Line('OpenMMLab', 'broken', f'{text}; {", ".join(missing)} not installed', ' && '.join(fixes))
+    names = [STACK[name][0] if is_upstream() else name for name in missing]
+    fix = ' && '.join(install_package(name) for name in missing)
+    return Line('OpenMMLab', 'broken', f'{text}; {", ".join(names)} not installed', fix)
 
 
 def check_mmcv_version() -> Line:
@@ -177,13 +233,13 @@ def check_mmcv_version() -> Line:
     mmcv, others = version('mmcv', 'mmcv-full', 'mmcv-lite'), version('mmdet', 'mmsegmentation')
     if mmcv and others and not (2, 0) <= numbers(mmcv) < (2, 2):
         text = f'mmcv {mmcv}: mmdet 3.3 and mmsegmentation 1.2 only accept 2.0 and 2.1'
-        return Line('MMCV version', 'broken', text, f"{COMPILE}'mmcv>=2.0.0,<2.2.0'")
+        return Line('MMCV version', 'broken', text, install_package('onedl-mmcv'))
     return Line('MMCV version', 'ok', f'mmcv {mmcv} is accepted' if mmcv and others else 'the forks accept any')
 
 
 def check_ops() -> Line:
     """MMCV's compiled operators work with this PyTorch, and on the GPU if there is one."""
-    fix = COMPILE + ('onedl-mmcv' if version('onedl-mmcv') or not version('mmcv') else "'mmcv>=2.0.0,<2.2.0'")
+    fix = install_package('onedl-mmcv')
     if version('mmcv-lite'):
         fix = f'pip uninstall -y mmcv-lite && {fix}'
     code = 'import torch, mmcv.ops as ops; print(torch.cuda.is_available(), ops.get_compiling_cuda_version())'
@@ -197,7 +253,7 @@ def check_ops() -> Line:
     elif 'undefined symbol' in text or '.so' in text or 'DLL' in text:
         text = f'compiled for another version of torch: {text}'
     else:
-        fix = _pip_install(text.replace("'mmcv", "'onedl-mmcv"), fix)
+        fix = _pip_install(text, fix)
     return Line('MMCV operators', 'broken', text, fix)
 
 
@@ -206,16 +262,16 @@ def check_imports() -> Line:
     works, text = probe('import mmdet.models, mmdet.datasets, mmseg.models, mmseg.datasets')
     if works:
         return Line('MMDetection and MMSegmentation', 'ok', 'they can be imported')
-    fix = _pip_install(text, f"pip install -e '{ROOT}[onedl]'")
+    fix = _pip_install(text, install_rest())
     return Line('MMDetection and MMSegmentation', 'broken', text, fix)
 
 
 def check_weights_only() -> Line:
-    """MMEngine can read its own checkpoints with this PyTorch."""
+    """MMDetection's and MMSegmentation's own tools can read their checkpoints with this PyTorch; ours can with any."""
     mmengine, torch = version('mmengine', 'mmengine-lite'), version('torch')
     if mmengine and torch and numbers(mmengine) <= (0, 10, 7) and numbers(torch) >= (2, 6):
-        text = f"mmengine {mmengine} with torch {torch}: MMDetection's own tools cannot read their checkpoints"
-        return Line('weights_only', 'broken', text, f'{REMOVE_UPSTREAM} && {INSTALL_FORK}')
+        text = f"mmengine {mmengine} with torch {torch}: MMDetection's tools cannot read their checkpoints, ours can"
+        return Line('weights_only', 'note', text, 'export TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1, for files that you trust')
     return Line('weights_only', 'ok', 'checkpoints can be read')
 
 
