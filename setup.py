@@ -107,24 +107,23 @@ setup(
     python_requires='>=3.10',
     # OpenMMLab distributions are extras: upstream and the maintained forks share import names, so a requirement on one
     # would overwrite the other.
-    install_requires=['numpy', 'rich', 'torch>=2.6'],
+    install_requires=['numpy', 'rich', 'torch>=2.1'],
     extras_require={
         'onedl': [
             'onedl-mmcv>=2.3.6',
             'onedl-mmdetection>=3.5.1',
             'onedl-mmengine>=0.10.12',
             'onedl-mmsegmentation>=1.4.2',
-            'kornia>=0.9',  # the classifier's augmentations
         ],
         'openmmlab': [
             'mmcv>=2.0.0,<2.2.0',
             'mmdet>=3.3.0,<4.0.0',
             'mmengine>=0.10.0,<1.0.0',
             'mmsegmentation>=1.2.0,<2.0.0',
-            'kornia>=0.9',
             'ftfy',  # mmsegmentation imports ftfy and regex without requiring them
             'regex',
         ],
+        'classification': ['kornia>=0.8'],  # the augmentations
         'hf': ['safetensors', 'transformers'],
         'onnx': ['onnx>=1.19', 'onnxruntime>=1.23', 'onnxscript>=0.5'],
         'sweep': ['submitit>=1.5'],

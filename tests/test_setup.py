@@ -106,7 +106,7 @@ def test_wheel_ships_configs_tools_and_version(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         metadata = archive.read(f'pvt_mm-{VERSION}.dist-info/METADATA').decode()
     required = [line for line in metadata.splitlines() if line.startswith('Requires-Dist') and 'extra ==' not in line]
-    assert required == ['Requires-Dist: numpy', 'Requires-Dist: rich', 'Requires-Dist: torch>=2.6']
+    assert required == ['Requires-Dist: numpy', 'Requires-Dist: rich', 'Requires-Dist: torch>=2.1']
     assert 'Requires-Python: >=3.10' in metadata
 
 
