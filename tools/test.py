@@ -14,7 +14,7 @@ with report_import_errors():
     import pvt_mm.models  # noqa: F401  # imports MMDetection and MMSegmentation, which may be broken
     from pvt_mm.apis import checks
     from pvt_mm.apis.config import check_file
-    from pvt_mm.apis.flags import add_common_arguments, draw_predictions, dump_predictions, use_tta
+    from pvt_mm.apis.flags import add_common_arguments, draw_predictions, dump_predictions, use_compile, use_tta
     from pvt_mm.apis.launch import build_runner, prepare_config, report_lost_ranks
     from pvt_mm.checkpoint.reader import safe_reading
     from pvt_mm.datasets.image_io import report_unreadable_images
@@ -57,6 +57,8 @@ def test(args: argparse.Namespace) -> dict:
         draw_predictions(config, args.show, args.show_dir, args.wait_time)
     if args.tta:
         use_tta(config)
+    if args.compile:
+        use_compile(config)
     if args.out:
         dump_predictions(config, args.out)
     config.load_from = args.checkpoint

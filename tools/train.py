@@ -11,7 +11,17 @@ from pvt_mm.utils.errors import command, report_import_errors
 with report_import_errors():
     import pvt_mm.models  # noqa: F401  # imports MMDetection and MMSegmentation, which may be broken
     from pvt_mm.apis import checks
-    from pvt_mm.apis.flags import add_common_arguments, resume, scale_lr, set_randomness, use_amp, warn_of_other_run
+    from pvt_mm.apis.config import check_submodules
+    from pvt_mm.apis.flags import (
+        add_common_arguments,
+        report_batch_size,
+        resume,
+        scale_lr,
+        set_randomness,
+        use_amp,
+        use_compile,
+        warn_of_other_run,
+    )
     from pvt_mm.apis.launch import build_runner, prepare_config, report_lost_ranks
     from pvt_mm.checkpoint.reader import safe_reading
     from pvt_mm.datasets.image_io import report_unreadable_images
@@ -66,6 +76,8 @@ def train(args: argparse.Namespace) -> None:
         use_amp(config, args.amp)
     if args.auto_scale_lr:
         scale_lr(config)
+    if args.compile:
+        use_compile(config)
     if args.no_validate:
         config.val_cfg = config.val_dataloader = config.val_evaluator = None
     set_randomness(config, args.seed, args.deterministic)
@@ -78,6 +90,8 @@ def train(args: argparse.Namespace) -> None:
     if config.get('resume'):
         checks.check_resumable(config.load_from)
     runner = build_runner(config)
+    check_submodules(config, runner.model)
+    report_batch_size(config, runner.world_size, runner.logger)
     check_deterministic(runner.model)
     checks.check_pretrained(runner.model)
     if config.get('load_from'):

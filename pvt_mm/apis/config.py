@@ -2,19 +2,25 @@
 
 import argparse
 import difflib
+import importlib
 import inspect
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config, ConfigDict, DictAction
-from mmengine.runner import Runner
+from mmengine.model import is_model_wrapper
+from mmengine.registry import RUNNERS
+from mmengine.runner import FlexibleRunner, Runner
+from torch import nn
 
-from pvt_mm.utils.errors import InputError, config_errors
+from pvt_mm.utils.errors import InputError, config_errors, report_import_errors
 from pvt_mm.utils.text import shorten
 
-# Settings that take effect in addition to the arguments of MMEngine's Runner.
+# Settings that take effect in addition to those that MMEngine's runners read.
 READ_BY_TOOLS = ('data_root', 'auto_scale_lr', 'runner_type', 'tta_model', 'tta_pipeline')
 SPLITS = ('train', 'val', 'test')
 
@@ -42,7 +48,7 @@ def load_config(path: str, options: dict | None = None, needs: tuple[str, ...] =
     paths begin with the config's own. ``needs`` are top-level settings that must be there.
 
     Raises:
-        InputError: The file does not exist or is not a config, an option begins with a name that no config has, or a
+        InputError: The file does not exist or is not a config, an option begins with a name that nothing reads, or a
             part is missing or not a dict.
     """
     check_file('config', path)
@@ -59,7 +65,20 @@ def load_config(path: str, options: dict | None = None, needs: tuple[str, ...] =
     with config_errors(f'--cfg-options do not fit {path}', RecursionError):
         config.merge_from_dict(options)
     _check_parts(path, config, needs)
+    _check_compile(path, config)
     return config
+
+
+def import_scope(config: Config) -> None:
+    """Imports the package that a config is for; MMEngine would pass over the failure of an import.
+
+    Raises:
+        SystemExit: It fails. The message names tools/doctor.py.
+    """
+    scope = config.get('default_scope')
+    if scope in ('mmdet', 'mmseg'):
+        with report_import_errors():
+            importlib.import_module(f'{scope}.models')
 
 
 def check_file(kind: str, path: str) -> None:
@@ -82,6 +101,25 @@ def leaf_datasets(dataset: dict) -> Iterator[dict]:
 def innermost_dataset(dataset: dict) -> dict:
     """Returns the first data set inside wrappers such as RepeatDataset, or the data set itself."""
     return next(leaf_datasets(dataset))
+
+
+def settings_of(runner: type) -> set[str]:
+    """Returns the top-level settings that a runner of MMEngine reads: its arguments, and what it asks its config for.
+
+    The latter, such as ``compile`` and ``find_unused_parameters``, are in its source only.
+    """
+    asked = re.findall(r'\bcfg\.get\(\s*[\'"](\w+)', inspect.getsource(runner))
+    return {*inspect.signature(runner).parameters, *asked} - {'cfg'}
+
+
+def check_submodules(config: Config, model: nn.Module) -> None:
+    """Raises an InputError where a setting of MMEngine's Runner names a submodule that the model does not have."""
+    model = model.module if is_model_wrapper(model) else model
+    for setting in ('activation_checkpointing', 'efficient_conv_bn_eval'):
+        names = config.get(setting) or []
+        for name in [names] if isinstance(names, str) else names:
+            with config_errors(setting):
+                model.get_submodule(name)
 
 
 def _suggest_path(path: str) -> str:
@@ -107,12 +145,23 @@ def _check_parts(path: str, config: Config, needs: tuple[str, ...]) -> None:
             raise InputError(f'{path}: {name} is {part!r:.80}, and must be a dict')
 
 
+def _check_compile(path: str, config: Config) -> None:
+    """Raises an InputError where MMEngine would refuse ``compile`` at the first step."""
+    compiled, arguments = config.get('compile') or {}, list(inspect.signature(torch.compile).parameters)[1:]
+    if compiled is not True and (not isinstance(compiled, dict) or not compiled.keys() <= {*arguments}):
+        must = f'must be True, False or a dict of arguments of torch.compile: {", ".join(arguments)}'
+        raise InputError(f'{path}: compile is {compiled!r:.80}, and {must}')
+
+
 def _check_option_names(options: dict, config: Config) -> None:
-    read = {*inspect.signature(Runner.__init__).parameters, *READ_BY_TOOLS}
+    runner = RUNNERS.get(str(options.get('runner_type', config.get('runner_type', 'Runner')))) or Runner
+    read = settings_of(runner) | {*READ_BY_TOOLS}
     for key in options:
         name = key.split('.')[0]
         if name in read:
             continue
+        if name in settings_of(FlexibleRunner):
+            raise InputError(f'--cfg-options {key}: {name} is for runner_type=FlexibleRunner only')
         if name in config:
             raise InputError(
                 f'--cfg-options {key}: {name} is a variable inside the config, which is read before the options are: '

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import math
 import os
 import re
 from pathlib import Path
@@ -32,6 +33,11 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     more = ', e.g. model.backbone.drop_path_rate=0.2; lists as key="[a,b]" or key=a,b; '
     add_cfg_options(parser, more + 'data_root=PATH moves all data sets of the config')
     add_trust(parser)
+    parser.add_argument(
+        '--compile',
+        action='store_true',
+        help='compile backbone, neck and dense heads with torch.compile: pvt_mm.CompileHook',
+    )
     parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none', help='job launcher')
     # torchrun and torch.distributed.launch pass it in either spelling
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
@@ -61,11 +67,52 @@ def use_amp(config: Config, dtype: str) -> None:
         config.custom_hooks = [*(config.get('custom_hooks') or []), dict(type='pvt_mm.Float32OpsHook')]
 
 
+def use_compile(config: Config) -> None:
+    """Adds the hook that compiles backbone, neck and dense heads (``--compile``).
+
+    Raises:
+        InputError: The config sets MMEngine's ``compile``, which compiles the whole training step.
+    """
+    if config.get('compile'):
+        raise InputError('--compile: compile is set in the config, which compiles the whole training step: use either')
+    config.custom_hooks = [*(config.get('custom_hooks') or []), dict(type='pvt_mm.CompileHook')]
+
+
 def scale_lr(config: Config) -> None:
     """Scales the learning rate by the total batch size over ``auto_scale_lr.base_batch_size``."""
     if 'base_batch_size' not in config.get('auto_scale_lr', {}):
         raise InputError('--auto-scale-lr: auto_scale_lr.base_batch_size is not set in the config')
     config.auto_scale_lr.enable = True
+
+
+def report_batch_size(config: Config, processes: int, logger: logging.Logger) -> None:
+    """Logs the batch size of a training and the one that its learning rate is for, and how to scale the rate.
+
+    It is a warning where the two differ and the rate is not scaled. A resumed training keeps the checkpoint's rate.
+    """
+    images = (config.get('train_dataloader') or {}).get('batch_size')
+    if not images:  # the config has a batch sampler of its own
+        return
+    steps = config.optim_wrapper.get('accumulative_counts', 1)
+    scaling = config.get('auto_scale_lr') or {}
+    batch, base = processes * images * steps, scaling.get('base_batch_size')
+    factors = [f'{processes} process{"es" * (processes > 1)}', f'{images} image{"s" * (images > 1)}']
+    factors += [f'{steps} accumulated steps'] if steps > 1 else []
+    text, level = f'batch size {batch} ({" x ".join(factors)})', logging.INFO
+    if base is None:
+        text += '; which one the learning rate is for is not set (auto_scale_lr.base_batch_size)'
+    else:
+        text += f', and the learning rate is for {base}'
+        linear = f'{processes * images / base:.3g}' + (', without the accumulated steps' if steps > 1 else '')
+        square_root = f'{math.sqrt(batch / base):.3g} (the square root)'
+        if config.get('resume'):
+            text += ' (it stays that of the checkpoint)' if base != batch else ''
+        elif scaling.get('enable'):
+            text += f': it is multiplied by {linear}'
+        elif base != batch:
+            level = logging.WARNING
+            text += f': --auto-scale-lr multiplies it by {linear}; with Adam, {square_root} is as common'
+    logger.log(level, text)
 
 
 def resume(config: Config, what: str) -> str | None:

@@ -88,7 +88,9 @@ def _distribute_on_cpu(config: Config) -> None:
     if config.launcher in ('pytorch', 'slurm') and not torch.distributed.is_initialized():
         torch.distributed.init_process_group('gloo')
         atexit.register(leave_process_group)
-        config.setdefault('model_wrapper_cfg', dict(broadcast_buffers=False, device_ids=None))
+        unused = config.get('find_unused_parameters', False)
+        config.setdefault('model_wrapper_cfg', dict(broadcast_buffers=False, find_unused_parameters=unused))
+        config.model_wrapper_cfg.setdefault('device_ids', None)
 
 
 def _set_ranks_from_slurm() -> None:

@@ -1,9 +1,13 @@
 """Configs that are read and overridden, or refused."""
 
-import pytest
-from mmengine.config import Config, ConfigDict
+from unittest.mock import MagicMock
 
-from pvt_mm.apis.config import check_file, innermost_dataset, leaf_datasets, load_config
+import pytest
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.runner import Runner
+
+from pvt_mm.apis.config import check_file, innermost_dataset, leaf_datasets, load_config, settings_of
 from pvt_mm.utils.errors import InputError
 from tests.conftest import ROOT
 
@@ -28,6 +32,47 @@ def test_options_below_none_make_a_dict():
     assert config.model.backbone.init_cfg == dict(type='Pretrained')
 
 
+def test_options_may_be_all_settings_that_mmengines_runner_reads(monkeypatch):
+    """Every name that building and starting a training asks its config for is one that an option may set."""
+    asked = set()
+
+    class Asked(dict):
+        def get(self, name, default=None):
+            asked.add(name)
+            return super().get(name, default)
+
+    config = dict(model=dict(type='Model'), work_dir='there')
+    monkeypatch.setattr(Runner, '__init__', lambda self, **arguments: None)
+    runner = Runner.from_cfg(Asked(config))
+    runner.cfg, runner.model, runner.logger, runner._distributed = Asked(config), torch.nn.Linear(1, 1), MagicMock(), 1
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    monkeypatch.setattr('mmengine.runner.runner.MMDistributedDataParallel', MagicMock())
+    runner.wrap_model(runner.cfg.get('model_wrapper_cfg'), runner.model)
+    runner._maybe_compile('forward')
+    assert {'sync_bn', 'find_unused_parameters', 'model_wrapper_cfg', 'compile'} <= asked <= settings_of(Runner)
+
+
+def test_options_that_the_config_does_not_set_yet():
+    options = {
+        'find_unused_parameters': True,
+        'model_wrapper_cfg.type': 'MMSeparateDistributedDataParallel',
+        'sync_bn': 'torch',
+        'activation_checkpointing': ['backbone'],
+        'efficient_conv_bn_eval': 'backbone',
+        'compile.mode': 'max-autotune',
+        'optim_wrapper.accumulative_counts': 2,
+        'optim_wrapper.clip_grad.max_norm': 1.0,
+        'train_dataloader.pin_memory': True,
+    }
+    config = load_config(RETINANET, options)
+    assert config.compile == dict(mode='max-autotune')
+    assert config.model_wrapper_cfg == dict(type='MMSeparateDistributedDataParallel')
+    assert config.optim_wrapper.clip_grad == dict(max_norm=1.0)
+    assert config.sync_bn == 'torch'
+    flexible = {'runner_type': 'FlexibleRunner', 'strategy.type': 'FSDPStrategy'}
+    assert load_config(RETINANET, flexible).strategy == dict(type='FSDPStrategy')
+
+
 @pytest.mark.parametrize(
     ('path', 'options', 'message'),
     [
@@ -37,6 +82,11 @@ def test_options_below_none_make_a_dict():
         (str(ROOT / 'LICENSE'), {}, 'LICENSE cannot be read'),
         (str(ROOT / 'configs'), {}, 'configs is a folder'),
         (RETINANET, {'modle.backbone.arch': 'small'}, r'the config has no modle; did you mean model\?'),
+        (RETINANET, {'sync_bm': 'torch'}, r'the config has no sync_bm; did you mean sync_bn\?'),
+        (RETINANET, {'find_unused_parameter': True}, r'did you mean find_unused_parameters\?'),
+        (RETINANET, {'strategy.type': 'DDPStrategy'}, 'strategy is for runner_type=FlexibleRunner only'),
+        (RETINANET, {'compile': 'yes'}, "compile is 'yes', and must be True, False or a dict of .* mode"),
+        (RETINANET, {'compile.mod': 'max-autotune'}, "compile is {'mod': 'max-autotune'}, and must be"),
         (RETINANET, {'quux': 1}, 'the config has no quux; it has'),
         (DEMO, {'metainfo.classes': ('a',)}, 'metainfo is a variable inside the config'),
         (RETINANET, {'model.backbone.arch.x': 1}, '--cfg-options do not fit'),

@@ -1,6 +1,7 @@
 """What each flag of tools/train.py and tools/test.py changes in the config."""
 
 import copy
+import logging
 import os
 from pathlib import Path
 
@@ -9,7 +10,17 @@ import torch
 from mmengine.config import Config
 
 from pvt_mm.apis.config import load_config
-from pvt_mm.apis.flags import draw_predictions, dump_predictions, resume, scale_lr, use_amp, use_tta, warn_of_other_run
+from pvt_mm.apis.flags import (
+    draw_predictions,
+    dump_predictions,
+    report_batch_size,
+    resume,
+    scale_lr,
+    use_amp,
+    use_compile,
+    use_tta,
+    warn_of_other_run,
+)
 from pvt_mm.utils.errors import InputError
 from tests.conftest import ROOT
 from tools import test as test_tool
@@ -48,35 +59,42 @@ def built(shapes, tmp_path, monkeypatch):
 
 
 def test_flags_of_training_reach_the_runner(built, monkeypatch):
+    monkeypatch.setenv('CUBLAS_WORKSPACE_CONFIG', '')
+    del os.environ['CUBLAS_WORKSPACE_CONFIG']
     plain = built(train_tool, DEMO)
+    assert 'CUBLAS_WORKSPACE_CONFIG' not in os.environ
     assert plain.randomness == dict(seed=0)
     assert plain.optim_wrapper.type == 'OptimWrapper'
     assert not plain.auto_scale_lr.get('enable')
     assert plain.val_cfg
     assert plain.work_dir == 'work_dirs/retinanet_shapes'
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)  # after MMDetection's import, which looks
-    flags = ['--auto-scale-lr', '--no-validate', '--seed', '5', '--deterministic', '--work-dir', 'there']
+    flags = ['--auto-scale-lr', '--compile', '--no-validate', '--seed', '5', '--deterministic', '--work-dir', 'there']
     config = built(train_tool, '--amp', DEMO, *flags)
     assert config.optim_wrapper.type == 'AmpOptimWrapper'
     assert config.optim_wrapper.dtype == 'float16'
     assert config.optim_wrapper.loss_scale == 'dynamic'
     assert config.auto_scale_lr == dict(enable=True, base_batch_size=4)
+    assert config.custom_hooks == [dict(type='pvt_mm.CompileHook')]  # float16 needs no other
     assert config.val_cfg is config.val_dataloader is config.val_evaluator is None
     assert config.randomness == dict(seed=5, deterministic=True)
+    assert os.environ['CUBLAS_WORKSPACE_CONFIG'] == ':4096:8'
     assert config.work_dir == 'there'
     assert built(train_tool, DEMO, '--deterministic').randomness == dict(seed=0, deterministic=True)
     config = built(train_tool, '--amp', 'bf16', DEMO)
     assert config.optim_wrapper.dtype == 'bfloat16'
     assert config.optim_wrapper.loss_scale == dict(enabled=False)
+    assert config.custom_hooks == [dict(type='pvt_mm.Float32OpsHook')]
 
 
 def test_flags_of_testing_reach_the_runner(built, tmp_path):
     (tmp_path / 'any.pth').touch()
-    flags = ['--tta', '--show-dir', 'drawn', '--out', 'out.pkl', '--wait-time', '3']
+    flags = ['--tta', '--compile', '--show-dir', 'drawn', '--out', 'out.pkl', '--wait-time', '3']
     config = built(test_tool, DEMO, str(tmp_path / 'any.pth'), *flags)
     assert config.load_from == str(tmp_path / 'any.pth')
     assert config.model.type == 'DetTTAModel'
     assert config.model.module.type == 'RetinaNet'
+    assert config.custom_hooks == [dict(type='pvt_mm.CompileHook')]
     assert config.test_dataloader.dataset.pipeline[1].type == 'TestTimeAug'
     hook = config.default_hooks.visualization
     assert (hook.draw, hook.show, hook.wait_time, hook.test_out_dir) == (True, False, 3, 'drawn')
@@ -92,10 +110,70 @@ def test_amp_without_a_gpu(config):
 def test_flags_that_the_config_has_no_settings_for():
     with pytest.raises(InputError, match=r'--auto-scale-lr: auto_scale_lr.base_batch_size is not set'):
         scale_lr(Config({}))
+    with pytest.raises(InputError, match=r'--compile: compile is set in the config'):
+        use_compile(Config(dict(compile=True)))
     with pytest.raises(InputError, match='--tta: tta_model is not set in the config'):
         use_tta(Config({}))
     with pytest.raises(InputError, match=r'--show-dir: default_hooks.visualization is not set in the config'):
         draw_predictions(Config({}), False, 'drawn', 2)
+
+
+@pytest.mark.parametrize(
+    ('processes', 'options', 'message'),
+    [
+        (8, {}, 'INFO batch size 16 (8 processes x 2 images), and the learning rate is for 16'),
+        (
+            1,
+            {},
+            'WARNING batch size 2 (1 process x 2 images), and the learning rate is for 16: --auto-scale-lr multiplies '
+            'it by 0.125; with Adam, 0.354 (the square root) is as common',
+        ),
+        (
+            1,
+            dict(auto_scale_lr=dict(base_batch_size=16, enable=True)),
+            'INFO batch size 2 (1 process x 2 images), and the learning rate is for 16: it is multiplied by 0.125',
+        ),
+        (
+            4,
+            dict(optim_wrapper=dict(accumulative_counts=2)),
+            'INFO batch size 16 (4 processes x 2 images x 2 accumulated steps), and the learning rate is for 16',
+        ),
+        (
+            4,
+            dict(
+                optim_wrapper=dict(accumulative_counts=2),
+                auto_scale_lr=dict(base_batch_size=16, enable=True),
+            ),
+            'INFO batch size 16 (4 processes x 2 images x 2 accumulated steps), and the learning rate is for 16: it is '
+            'multiplied by 0.5, without the accumulated steps',
+        ),
+        (
+            1,
+            dict(resume=True),
+            'INFO batch size 2 (1 process x 2 images), and the learning rate is for 16 (it stays that of the '
+            'checkpoint)',
+        ),
+        (
+            1,
+            dict(auto_scale_lr=None, train_dataloader=dict(batch_size=1)),
+            'INFO batch size 1 (1 process x 1 image); which one the learning rate is for is not set '
+            '(auto_scale_lr.base_batch_size)',
+        ),
+        (1, dict(train_dataloader=dict(batch_sampler=dict(type='BatchSampler'))), ''),
+    ],
+)
+def test_the_batch_size_and_that_of_the_recipe_are_reported(processes, options, message, caplog):
+    config = Config(
+        dict(
+            train_dataloader=dict(batch_size=2),
+            optim_wrapper=dict(type='OptimWrapper'),
+            auto_scale_lr=dict(base_batch_size=16),
+        )
+        | options
+    )
+    with caplog.at_level(logging.INFO):
+        report_batch_size(config, processes, logging.getLogger('batch'))
+    assert ' '.join(f'{record.levelname} {record.message}' for record in caplog.records) == message
 
 
 def test_predictions_of_segmentors_are_drawn_and_dumped_into_folders(config):
