@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmcv import _ext
-from mmcv.ops import RoIAlign
+from mmcv.ops import DeformConv2dPack, RoIAlign
 from mmdet.models.losses import focal_loss as mmdets_focal_loss
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
@@ -145,12 +145,21 @@ def test_detectors_train_in_bfloat16(name, boxes, tmp_path):
             losses_of(model, torch.bfloat16)
 
 
-def test_operators_return_bfloat16_and_leave_autocast_on_after_an_error(boxes):
-    linear, align = model = nn.Sequential(nn.Linear(2, 2), RoIAlign(2, sampling_ratio=1))
+def test_operators_return_bfloat16_and_losses_float32(boxes):
     features, rois = torch.randn(1, 3, 8, 8).bfloat16(), torch.tensor([[0, 1.3, 1.7, 6.1, 5.9]])
-    expected = align(features.float(), rois).bfloat16()
+    scores, labels = torch.randn(8, 3).bfloat16(), torch.randint(4, (8,))
+    align, focal_loss = RoIAlign(2, sampling_ratio=1), mmdets_focal_loss.FocalLoss()
+    convolve = DeformConv2dPack(3, 4, 3, padding=1)  # computes offsets by a convolution, which autocast would cast
+    with float32_ops(nn.ModuleList([align, focal_loss, convolve])), torch.autocast('cpu', torch.bfloat16):
+        outputs = align(features, rois=rois), convolve(features), focal_loss(scores, labels)
+    assert torch.equal(outputs[0], align(features.float(), rois).bfloat16())
+    assert torch.equal(outputs[1], convolve(features.float()).bfloat16())
+    assert torch.equal(outputs[2], focal_loss(scores.float(), labels))
+
+
+def test_autocast_is_on_again_after_an_error():
+    linear, align = model = nn.Sequential(nn.Linear(2, 2), RoIAlign(2))
     with float32_ops(model), torch.autocast('cpu', torch.bfloat16):
-        assert torch.equal(align(features, rois=rois), expected)
         with pytest.raises(AssertionError, match='RoI must be'):
-            align(features, rois[:, :4])
+            align(torch.zeros(1, 3, 8, 8), torch.zeros(1, 4))
         assert linear(torch.ones(2)).dtype == torch.bfloat16

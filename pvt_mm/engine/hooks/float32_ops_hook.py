@@ -30,8 +30,6 @@ class Float32OpsHook(Hook):
         operators: Names of more classes of modules that call operators of mmcv, and so need float32 inside.
     """
 
-    priority = 'VERY_HIGH'  # before a hook that compiles the modules
-
     def __init__(self, operators: Sequence[str] = ()):
         self.operators = tuple(operators)
 
