@@ -23,6 +23,7 @@ with report_import_errors():
         warn_of_other_run,
     )
     from pvt_mm.apis.launch import build_runner, prepare_config, report_lost_ranks
+    from pvt_mm.apis.ranks import on_first_rank
     from pvt_mm.checkpoint.reader import safe_reading
     from pvt_mm.datasets.image_io import report_unreadable_images
     from pvt_mm.engine.randomness import check_deterministic
@@ -84,18 +85,18 @@ def train(args: argparse.Namespace) -> None:
     if args.resume:
         resume(config, args.resume)
     else:
-        warn_of_other_run(config.work_dir)
-    checks.check_data(config, 'train', 'val')
-    checks.check_init_weights(config)
+        on_first_rank(warn_of_other_run, config.work_dir)
+    on_first_rank(checks.check_data, config, 'train', 'val')
+    on_first_rank(checks.check_init_weights, config)
     if config.get('resume'):
-        checks.check_resumable(config.load_from)
+        on_first_rank(checks.check_resumable, config.load_from)
     runner = build_runner(config)
     check_submodules(config, runner.model)
     report_batch_size(config, runner.world_size, runner.logger)
     check_deterministic(runner.model)
-    checks.check_pretrained(runner.model)
+    on_first_rank(checks.check_pretrained, runner.model)
     if config.get('load_from'):
-        checks.check_checkpoint(runner.model, config.load_from, strict=bool(config.get('resume')))
+        checks.check_checkpoint_of_ranks(runner.model, config.load_from, strict=bool(config.get('resume')))
     with report_unreadable_images(), report_lost_ranks():
         runner.train()
 

@@ -1,9 +1,11 @@
 """Checks of data, weights and checkpoints before a run starts."""
 
+import contextlib
+import hashlib
 import json
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +20,9 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from pvt_mm.apis.config import leaf_datasets
+from pvt_mm.apis.ranks import on_first_rank
 from pvt_mm.checkpoint.formats import check_weights
+from pvt_mm.checkpoint.integrity import assume_intact, identity
 from pvt_mm.checkpoint.reader import read_checkpoint, read_file
 from pvt_mm.datasets.image_folder import find_classes, find_images
 from pvt_mm.utils.errors import CheckpointError, InputError, config_errors
@@ -139,16 +143,18 @@ def _check_heads(dataset: dict, config: Config, split: str) -> None:
 
 
 def _check_labels(dataset: dict, config: Config, split: str) -> None:
-    """Checks on the first rank that label maps have no labels but the classes; ADE20K's 22,000 take about a minute."""
+    """Checks that label maps have no labels but the classes; ADE20K's 22,000 take about a minute, once."""
     heads = _as_list(config.model.get('module', config.model).get('decode_head'))
     steps = _annotation_steps(dataset)
-    ranks = [os.environ[name] for name in ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK') if name in os.environ]
-    if not heads or not steps or config.get('resume') or any(rank != '0' for rank in ranks[:1]):
+    if not heads or not steps or config.get('resume'):
         return
     with config_errors(f'the {split} data cannot be built'):
         infos = [info for info in DATASETS.build({**dataset, 'pipeline': []}) if 'seg_map_path' in info]
         load = TRANSFORMS.build(steps[0])
     classes, ignored = heads[-1].num_classes, heads[-1].get('ignore_index', 255)
+    checked = CheckedLabels(infos, (classes, ignored, steps[0]), [dataset.get('data_root'), config.get('work_dir')])
+    if checked.before():
+        return
 
     def greatest_label(info: dict) -> int:
         try:
@@ -168,6 +174,48 @@ def _check_labels(dataset: dict, config: Config, split: str) -> None:
                     f'{info["seg_map_path"]} has the label {label}{reduced}, and the {classes} classes are 0 to '
                     f'{classes - 1}: fix the label map, or set num_classes and metainfo.classes'
                 )
+    checked.note()
+
+
+class CheckedLabels:
+    """Remembers label maps that were checked, by their paths, sizes and times of change, in a file next to them.
+
+    Label maps that are not on this machine's disks are not remembered.
+
+    Args:
+        infos: MMSegmentation's description of each image.
+        settings: What else the outcome depends on.
+        folders: Where to look for the file; the first that can be written gets it, if any.
+    """
+
+    NAME = '.pvt_mm_checked_labels'
+
+    def __init__(self, infos: list[dict], settings: tuple, folders: Iterable[str | None]):
+        self.files = [Path(folder, self.NAME) for folder in folders if folder]
+        digest = hashlib.sha256(repr(settings).encode())
+        try:
+            with ThreadPoolExecutor() as threads:
+                states = threads.map(os.stat, [info['seg_map_path'] for info in infos])
+                for info, state in zip(infos, states, strict=True):
+                    digest.update(repr((sorted(info.items()), state.st_size, state.st_mtime_ns)).encode())
+        except OSError:
+            self.files = []
+        self.digest = digest.hexdigest()
+
+    def before(self) -> bool:
+        """Returns whether they were checked before."""
+        for file in self.files:
+            with contextlib.suppress(OSError, ValueError):
+                if self.digest in file.read_text().split():
+                    return True
+        return False
+
+    def note(self) -> None:
+        """Notes that they are in order."""
+        for file in self.files:
+            with contextlib.suppress(OSError), open(file, 'a') as notes:
+                notes.write(f'{self.digest}\n')
+                return
 
 
 def coco_categories(path: str) -> list[str]:
@@ -293,6 +341,23 @@ def check_checkpoint(model: nn.Module, path: str, strict: bool) -> dict[str, Ten
             raise CheckpointError(f'{path} has nothing for this model: {error}; {hint}') from None
         print_log(f'{path} fills {len(fitting)} of {len(target)} parameters: {error}', logger='current')
     return weights
+
+
+def check_checkpoint_of_ranks(model: nn.Module, path: str, strict: bool) -> None:
+    """Runs :func:`check_checkpoint` on the first rank; the others wait, and need not verify the file when they load it.
+
+    Raises:
+        CheckpointError: See there.
+    """
+    if '://' in path:  # the first rank of each machine downloads it, for which all must ask
+        check_checkpoint(model, path, strict)
+        return
+    assume_intact(path, on_first_rank(_identity_of_checked, model, path, strict))
+
+
+def _identity_of_checked(model: nn.Module, path: str, strict: bool) -> tuple[int, ...]:
+    check_checkpoint(model, path, strict)
+    return identity(path)
 
 
 def _fitting(weights: dict[str, Tensor], target: dict[str, Tensor]) -> list[str]:

@@ -14,6 +14,7 @@ from mmengine.runner.checkpoint import find_latest_checkpoint
 
 from pvt_mm.apis.checks import check_resumable
 from pvt_mm.apis.config import add_cfg_options, check_file, innermost_dataset
+from pvt_mm.apis.ranks import on_first_rank
 from pvt_mm.utils.errors import CheckpointError, InputError
 
 
@@ -121,7 +122,7 @@ def resume(config: Config, what: str) -> str | None:
     Raises:
         InputError: The checkpoint does not exist, or ``'auto'`` found damaged ones only.
     """
-    checkpoint = find_resumable_checkpoint(config.work_dir) if what == 'auto' else what
+    checkpoint = on_first_rank(find_resumable_checkpoint, config.work_dir) if what == 'auto' else what
     config.resume, config.load_from = checkpoint is not None, checkpoint
     if checkpoint is not None:
         check_file('checkpoint', checkpoint)

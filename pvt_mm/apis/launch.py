@@ -5,7 +5,6 @@ import atexit
 import contextlib
 import os
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from mmengine.registry import RUNNERS, init_default_scope
 from mmengine.runner import Runner
 
 from pvt_mm.apis.config import load_config
+from pvt_mm.apis.ranks import join_ranks
 from pvt_mm.utils.errors import InputError, config_errors
 
 NVIDIA_GPU = Path('/dev/nvidia0')
@@ -29,6 +29,7 @@ def prepare_config(args: argparse.Namespace) -> Config:
     config.launcher = args.launcher
     config.work_dir = args.work_dir or config.get('work_dir') or os.path.join('work_dirs', Path(args.config).stem)
     _check_work_dir(config.work_dir)
+    join_ranks(config.launcher)
     if not torch.cuda.is_available():
         warn_of_unused_gpu()
         _distribute_on_cpu(config)
@@ -82,30 +83,13 @@ def _check_work_dir(work_dir: str) -> None:
 
 
 def _distribute_on_cpu(config: Config) -> None:
-    """Joins the ranks of torchrun or Slurm by gloo and wraps the model, which MMEngine does for GPUs only."""
-    if config.launcher == 'slurm':
-        _set_ranks_from_slurm()
-    if config.launcher in ('pytorch', 'slurm') and not torch.distributed.is_initialized():
+    """Joins the ranks by gloo and wraps the model, which MMEngine does for GPUs only."""
+    if config.launcher != 'none' and not torch.distributed.is_initialized():
         torch.distributed.init_process_group('gloo')
         atexit.register(leave_process_group)
         unused = config.get('find_unused_parameters', False)
         config.setdefault('model_wrapper_cfg', dict(broadcast_buffers=False, find_unused_parameters=unused))
         config.model_wrapper_cfg.setdefault('device_ids', None)
-
-
-def _set_ranks_from_slurm() -> None:
-    """Sets torchrun's variables (rank, world size, address, port) from those of a Slurm task."""
-    try:
-        names = {'RANK': 'SLURM_PROCID', 'WORLD_SIZE': 'SLURM_NTASKS', 'LOCAL_RANK': 'SLURM_LOCALID'}
-        os.environ.update({name: os.environ[theirs] for name, theirs in names.items()})
-        nodes = subprocess.run(
-            ['scontrol', 'show', 'hostnames', os.environ['SLURM_NODELIST']], capture_output=True, text=True, check=True
-        )
-    except (KeyError, OSError, subprocess.CalledProcessError) as error:
-        raise InputError(f'--launcher slurm: not a Slurm task ({error}); start it by tools/slurm_train.sh') from error
-    os.environ.setdefault('MASTER_ADDR', nodes.stdout.split()[0])
-    # one port per job, since jobs may share a node
-    os.environ.setdefault('MASTER_PORT', str(20000 + int(os.environ['SLURM_JOB_ID']) % 10000))
 
 
 def leave_process_group() -> None:

@@ -5,11 +5,11 @@ size and SHA-256 in the comment of its zip archive, which every other reader ign
 CRC-32 of each member is checked. Neither says who wrote a file.
 """
 
-import functools
 import hashlib
 import os
 import re
 import zipfile
+from collections.abc import Iterable
 from typing import BinaryIO
 
 from pvt_mm.utils.errors import CheckpointError
@@ -20,6 +20,8 @@ _LENGTH = len(_COMMENT.format(0, 64 * '0'))
 # How a zip archive begins, and the record of 22 bytes at its end; the last two are the length of the comment after it.
 _HEAD, _END, _END_SIZE, _LONGEST_COMMENT = b'PK\3\4', b'PK\5\6', 22, 65535
 _CHUNK = 2**20
+
+_intact: set[tuple[str | int, ...]] = set()  # the files that verify_once knows
 
 
 def sign(path: str | os.PathLike) -> None:
@@ -56,13 +58,22 @@ def verify(path: str | os.PathLike) -> None:
 
 def verify_once(path: str | os.PathLike) -> None:
     """Runs :func:`verify` once in a process for each file, unless the file changes."""
+    file = os.fspath(path), *identity(path)
+    if file not in _intact:
+        verify(path)
+        _intact.add(file)
+
+
+def identity(path: str | os.PathLike) -> tuple[int, int, int]:
+    """Returns what tells a file and its content from others, on all machines that share its disk."""
     state = os.stat(path)
-    _verify_once(os.fspath(path), (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns))
+    return state.st_ino, state.st_size, state.st_mtime_ns
 
 
-@functools.lru_cache
-def _verify_once(path: str, state: tuple[int, ...]) -> None:
-    verify(path)
+def assume_intact(path: str | os.PathLike, verified: Iterable[int]) -> None:
+    """Makes :func:`verify_once` skip a file that another process has verified, where its identity is the same here."""
+    if identity(path) == tuple(verified):
+        _intact.add((os.fspath(path), *identity(path)))
 
 
 def _damage(file: BinaryIO, size: int) -> str | None:

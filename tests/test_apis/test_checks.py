@@ -1,6 +1,8 @@
 """What is found wrong with data, weights and checkpoints before a run starts."""
 
+import copy
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.model import BaseModule
-from mmengine.registry import init_default_scope
+from mmengine.registry import TRANSFORMS, init_default_scope
 from PIL import Image
 from torch import nn
 
@@ -188,7 +190,7 @@ def label(path: Path, value: int) -> None:
     Image.fromarray(labels).save(path)
 
 
-def test_labels_outside_of_the_classes(maps, root, monkeypatch):
+def test_labels_outside_of_the_classes(maps, root):
     path = sorted((root / 'annotations/training').iterdir())[1]
     label(path, 255)
     checks.check_data(maps, 'train')
@@ -196,9 +198,6 @@ def test_labels_outside_of_the_classes(maps, root, monkeypatch):
     message = f'{path} has the label 3 after reduce_zero_label, and the 3 classes are 0 to 2: fix the label map'
     refuses(maps, 'train', message)
     checks.check_data(maps, 'val')
-    with monkeypatch.context() as other_rank:  # the first rank reads the label maps
-        other_rank.setenv('SLURM_PROCID', '1')
-        checks.check_data(maps, 'train')
     checks.check_data(Config({**maps, 'resume': True}), 'train')  # they were read when the run began
     maps.train_dataloader.dataset = dict(type='RepeatDataset', times=2, dataset=maps.train_dataloader.dataset)
     maps.model = dict(type='SegTTAModel', module=dict(decode_head=[dict(num_classes=3)]))  # a list in cascades
@@ -222,6 +221,41 @@ def test_label_maps_that_cannot_be_read(maps, root):
     refuses(maps, 'train', f'the label map {path} cannot be read: ')
     path.unlink()
     refuses(maps, 'train', f'the label map {path} cannot be read: ')
+
+
+def test_label_maps_are_read_once_until_they_change(maps, root, tmp_path, monkeypatch):
+    def read_by(config: Config) -> int:
+        """Returns how many label maps a check reads."""
+        before = len(read)
+        checks.check_data(config, 'train')
+        return len(read) - before
+
+    read = []
+    load = TRANSFORMS.get('mmseg.LoadAnnotations').transform
+    monkeypatch.setattr(TRANSFORMS.get('mmseg.LoadAnnotations'), 'transform', lambda *a: read.append(1) or load(*a))
+    paths = sorted((root / 'annotations/training').iterdir())
+    other = Config(copy.deepcopy(maps.to_dict()))
+    assert [read_by(maps), read_by(maps), read_by(other)] == [len(paths), 0, 0]
+    os.utime(paths[3], ns=(0, 0))
+    assert [read_by(maps), read_by(maps)] == [len(paths), 0]
+    paths[3].unlink()
+    (root / 'images/training' / f'{paths[3].stem}.jpg').unlink()
+    assert [read_by(maps), read_by(maps)] == [len(paths) - 1, 0]
+    other.model.decode_head.ignore_index = 254  # another question
+    refuses(other, 'train', 'has the label 255')
+    label(paths[0], 4)
+    for _ in range(2):  # an error is not remembered
+        refuses(maps, 'train', 'has the label 3')
+    label(paths[0], 1)
+
+    notes = root / checks.CheckedLabels.NAME
+    notes.write_bytes(b'\xff\xff')  # not text
+    assert [read_by(maps), read_by(maps)] == [len(paths) - 1, len(paths) - 1]
+    notes.unlink()
+    notes.mkdir()  # cannot be written
+    assert [read_by(maps), read_by(maps)] == [len(paths) - 1, len(paths) - 1]
+    maps.work_dir = str(tmp_path)
+    assert [read_by(maps), read_by(maps)] == [len(paths) - 1, 0]
 
 
 # ------------------------------------------------------------------------------------------------------- image folders
