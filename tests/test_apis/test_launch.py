@@ -32,6 +32,29 @@ def test_work_directories(path, tmp_path):
         prepare_config(arguments(path, work_dir='small.py/x'))
 
 
+def test_gpu_that_torch_cannot_use(path, capsys, monkeypatch):
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    monkeypatch.setattr(launch, 'NVIDIA_GPU', path)  # a file that exists
+    prepare_config(arguments(path))
+    warning = capsys.readouterr().err
+    assert 'this machine has a GPU that torch' in warning
+    assert 'it is built for the CPU' in warning
+    assert warning.count('\n') == 1
+
+    monkeypatch.setattr(launch.torch.version, 'cuda', '13.0')
+    prepare_config(arguments(path))
+    assert 'the driver may be too old for its CUDA 13.0' in capsys.readouterr().err
+
+    for name, value in (('LOCAL_RANK', '1'), ('SLURM_LOCALID', '1'), ('CUDA_VISIBLE_DEVICES', '')):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            prepare_config(arguments(path))
+    monkeypatch.setattr(launch, 'NVIDIA_GPU', path / 'missing')
+    prepare_config(arguments(path))
+    assert capsys.readouterr().err == ''
+
+
 def test_errors_of_the_config_and_others(monkeypatch):
     with pytest.raises(InputError, match='the config cannot be built: KeyError: '):
         build_runner(Config(dict(runner_type='NoRunner')))
