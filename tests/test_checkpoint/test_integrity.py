@@ -47,7 +47,7 @@ def same(found):
 def test_a_signed_file_is_read_by_everything(signed):
     verify(signed)
     for flags in ({}, {'mmap': True}, {'weights_only': False}):
-        assert same(torch.load(signed, **flags))
+        assert same(torch.load(str(signed), **flags))
     assert same(load_from_local(str(signed), 'cpu'))  # MMEngine's own
     assert same(read_file(signed))
     archive = zipfile.ZipFile(signed)
@@ -123,6 +123,8 @@ def test_files_that_nobody_signed_are_read(foreign, tmp_path):
     assert same(read_file(foreign))
     torch.save(STATE, tmp_path / 'legacy.pth', _use_new_zipfile_serialization=False)
     assert same(read_file(tmp_path / 'legacy.pth'))
+    if not hasattr(torch.serialization, 'set_crc32_options'):  # torch < 2.6
+        return
     computed = torch.serialization.get_crc32_options()
     torch.serialization.set_crc32_options(False)
     try:
