@@ -14,7 +14,7 @@ PRETRAINING = work_dirs/demo_pretraining
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-pretraining test test-crash test-fuzz test-slurm test-soak check bench format clean
+.PHONY: help setup demo demo-pretraining test test-crash test-fuzz test-slurm test-soak test-upstream check bench format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -62,6 +62,9 @@ test-crash: setup  ## kill trainings 50 times, resume them and compare the weigh
 
 test-soak: setup  ## train for 2,000 steps and check that memory, open files and threads do not grow: about 4 minutes
 	$(PY) tests/soak/soak.py
+
+test-upstream:  ## run the tests with upstream's OpenMMLab on torch 2.1.2, or TORCH=2.4.1: compiles mmcv once, about 30 minutes
+	@TORCH='$(TORCH)' VENV='$(VENV)' PYTHON='$(PYTHON)' tests/upstream/run.sh
 
 check: setup  ## lint, and check formatting, imports between packages and types: about 15 s
 	$(PY) -m ruff check

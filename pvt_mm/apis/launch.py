@@ -15,7 +15,7 @@ from mmengine.config import Config
 from mmengine.registry import RUNNERS, init_default_scope
 from mmengine.runner import Runner
 
-from pvt_mm.apis.config import load_config
+from pvt_mm.apis.config import import_scope, load_config
 from pvt_mm.apis.ranks import join_ranks
 from pvt_mm.utils.errors import InputError, config_errors
 
@@ -26,6 +26,7 @@ def prepare_config(args: argparse.Namespace) -> Config:
     """Returns the config that the command line asks for, with a work directory that can be written and its launcher."""
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     config = load_config(args.config, args.cfg_options)
+    import_scope(config)
     config.launcher = args.launcher
     config.work_dir = args.work_dir or config.get('work_dir') or os.path.join('work_dirs', Path(args.config).stem)
     _check_work_dir(config.work_dir)
