@@ -1,7 +1,7 @@
 # VENV=DIR     virtual environment to create and use (default: .venv)
 # PYTHON=EXE   Python to create it with (default: python3)
 # CUDA=VERSION PyTorch and mmcv for auto (what this machine's GPUs can run), cpu, or a version such as 12.6
-# If neither is set, an active virtualenv or conda environment with a working OpenMMLab stack is used unchanged.
+# If neither VENV nor PYTHON is set, an active environment with a working OpenMMLab stack is used unchanged.
 
 # The interpreter that `setup` selected.
 PY = "$$(cat build/python)"
