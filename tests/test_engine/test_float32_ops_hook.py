@@ -90,6 +90,8 @@ def detector(name: str, tmp_path) -> nn.Module:
         for key, value in settings.items() if isinstance(settings, dict) else ():
             if key in ('in_channels', 'feat_channels', 'out_channels', 'conv_out_channels', 'fc_out_channels'):
                 settings[key] = 32 if value in (256, 1024) else value
+            elif key in ('max_per_img', 'num'):  # of proposals, and of those that are trained on
+                settings[key] = 30
             for inner in value if isinstance(value, list) else [value]:
                 shrink(inner)
 
