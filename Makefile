@@ -14,7 +14,7 @@ PRETRAINING = work_dirs/demo_pretraining
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-pretraining test test-crash test-fuzz test-slurm test-soak test-upstream check bench format clean
+.PHONY: help setup demo demo-pretraining test test-crash test-fuzz test-slurm test-soak test-upstream test-gpu check bench bench-gpu format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -66,6 +66,9 @@ test-soak: setup  ## train for 2,000 steps and check that memory, open files and
 test-upstream:  ## run the tests with upstream's OpenMMLab on torch 2.1.2, or TORCH=2.4.1: compiles mmcv once, about 30 minutes
 	@TORCH='$(TORCH)' VENV='$(VENV)' PYTHON='$(PYTHON)' tests/upstream/run.sh
 
+test-gpu: setup  ## test parity with the CPU, kernels, training and NCCL on the GPUs there are: under 5 minutes
+	$(PY) -m pytest tests/gpu --device cuda
+
 check: setup  ## lint, and check formatting, imports between packages and types: about 15 s
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
@@ -74,6 +77,9 @@ check: setup  ## lint, and check formatting, imports between packages and types:
 
 bench: setup  ## measure and write docs/benchmarks.md: about 15 minutes on two idle cores
 	$(PY) tools/benchmark_report.py
+
+bench-gpu: setup  ## measure training on a GPU and write docs/benchmarks_gpu.md: under 5 minutes
+	$(PY) tools/benchmark_gpu.py
 
 format: setup  ## format, and apply the linter's fixes
 	$(PY) -m ruff check --fix

@@ -14,8 +14,6 @@ from torch import nn
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # `tools` is imported from the checkout
 
-from pvt_mm.datasets.shapes import make_shapes  # noqa: E402
-
 if 'PYTEST_XDIST_WORKER' in os.environ:
     torch.set_num_threads(1)  # the processes share the cores
 if hasattr(config_utils, 'load'):  # MMEngine reads MMDetection's metafiles for each `mmdet::` base: 0.2 s every time
@@ -59,6 +57,8 @@ def forget_visualizers() -> None:
 @pytest.fixture(scope='session')
 def shapes(tmp_path_factory) -> Path:
     """A few generated images of 64 pixels, in all layouts; read only."""
+    from pvt_mm.datasets.shapes import make_shapes  # imports MMCV, which tests of the backbone do without
+
     root = tmp_path_factory.mktemp('data') / 'shapes'
     make_shapes(root, image_size=64, train=12, val=6)
     return root

@@ -1,19 +1,16 @@
 #!/usr/bin/env python
-"""Measure this project's speed and memory, and write this processor's section of docs/benchmarks.md."""
+"""Measure this project's speed and memory on a CPU, and write this processor's section of docs/benchmarks.md."""
 
 import argparse
 import json
 import os
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
-from pvt_mm.analysis.benchmark.contender import Contender, Result, markdown, table
+from pvt_mm.analysis.benchmark.contender import Contender, Result, markdown, replace_section, table
 from pvt_mm.analysis.benchmark.machine import Processor, find_processor, machine
 from pvt_mm.analysis.benchmark.measure import measure, time_by_kind
 from pvt_mm.analysis.benchmark.models import products
@@ -24,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PVT_S, R50 = (str(ROOT / f'configs/retinanet/{name}_1x.py') for name in ('pvt_s', 'r50'))
 TRAINING_ROUNDS = 3  # at most: a step takes up to half a minute
 # The bounds of MMDetection's time / ours by vendor: forward and training.
-BOUNDS = {'AMD': (2.4, 1.6), 'Intel': (3.2, 2.6), 'NVIDIA': (None, 2.0)}
+BOUNDS = {'AMD': (2.4, 1.6), 'Intel': (3.2, 2.6)}
 
 
 class Reach(NamedTuple):
@@ -57,8 +54,6 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add('--rounds', type=int, default=5, metavar='N', help='steps of each model (default: %(default)s)')
     add('--size', type=float, default=1.0, help='of the images, as a share of 800 x 1344 (default: 1)')
-    add('--device', choices=('cpu', 'cuda'), default='cpu', help='(default: %(default)s)')
-    add('--batch', type=int, default=1, metavar='N', help='images per step (default: %(default)s)')
     add(
         '--prepare',
         default='pvt_mm.models.conv_linear:use_conv_linear',
@@ -72,25 +67,22 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    if min(args.rounds, args.batch) < 1 or not 0.1 <= args.size <= 2:
-        raise InputError('--rounds and --batch must be at least 1, and --size between 0.1 and 2')
-    if args.device == 'cuda' and not torch.cuda.is_available():
-        raise InputError('--device cuda: PyTorch finds no GPU here')
+    if args.rounds < 1 or not 0.1 <= args.size <= 2:
+        raise InputError('--rounds must be at least 1, and --size between 0.1 and 2')
     out = args.out / 'benchmarks.md'
     if not os.access(args.out, os.W_OK) or out.is_dir():
         raise InputError(f'--out {args.out} is not a folder that can be written to')
-    processor, measured = find_processor(args.device), {}
+    processor, measured = find_processor('cpu'), {}
     for group, contenders in plan(args, processor).items():
         rounds = min(args.rounds, TRAINING_ROUNDS) if group == 'Training' else args.rounds
         results = measure(list(contenders.values()), rounds)
         measured[group] = dict(zip(contenders, results, strict=True))
     reaches = find_reaches(measured, processor)
     parts = [
-        machine(args.device).removeprefix(f'{processor.name}, '),
+        machine('cpu').removeprefix(f'{processor.name}, '),
         markdown([['figure', 'reach', 'measured', ''], *(reach.cells() for reach in reaches)]),
+        where_time_goes(measured['Forward']['ours']),
     ]
-    if args.device == 'cpu':
-        parts.append(where_time_goes(measured['Forward']['ours']))
     for group, results in measured.items():
         first = results['pvt' if group == 'RetinaNet' else 'ours']
         parts.append(f'### {group}\n\nRounds: {len(first.seconds)}\n\n{table(list(results.values()))}')
@@ -100,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         path.write_text(replace_section(text, processor.name, section))
     print(f'## {processor.name}\n\n{section}\n\nwritten to {out}')
     claims = [{**reach._asdict(), 'holds': reach.holds} for reach in reaches]
-    print(json.dumps({'machine': machine(args.device), 'reaches': claims}))
+    print(json.dumps({'machine': machine('cpu'), 'reaches': claims}))
 
 
 def plan(args: argparse.Namespace, processor: Processor) -> dict[str, dict[str, Contender]]:
@@ -108,7 +100,7 @@ def plan(args: argparse.Namespace, processor: Processor) -> dict[str, dict[str, 
     full, small = (
         tuple(max(64, round(args.size * side / 32) * 32) for side in shape) for shape in ((800, 1344), (640, 1088))
     )
-    ours = Contender('small', full, device=args.device, batch=args.batch)
+    ours = Contender('small', full)
     train = replace(ours, mode='train')
     forward = {'ours': ours, 'mmdet': replace(ours, peer='mmdet')}
     training = {'ours': train, 'with_cp': replace(train, with_cp=True), 'mmdet': replace(train, peer='mmdet')}
@@ -122,7 +114,7 @@ def plan(args: argparse.Namespace, processor: Processor) -> dict[str, dict[str, 
     busy_training = {
         f'{key} busy': replace(training[key], busy=True) for key in ('ours', 'prepared') if key in training
     }
-    rates = {contender.model: contender for contender in products(args.device, 'float32', 0)}
+    rates = {contender.model: contender for contender in products('cpu', 'float32', 0)}
     pvt = replace(ours, model=PVT_S, mode='detector')
     retinanet = {'pvt': pvt, 'r50': replace(pvt, model=R50), 'pvt 640': replace(pvt, shape=small)}
     if args.prepare:
@@ -177,13 +169,6 @@ def where_time_goes(ours: Result) -> str:
     kinds = time_by_kind(replace(ours.contender, memory_format=ours.memory_format), 3)
     rows = [['share of the time', *kinds], ['forward pass', *(f'{share:.0%}' for share in kinds.values())]]
     return f'### Where the time of the forward pass goes\n\n{markdown(rows)}'
-
-
-def replace_section(text: str, heading: str, section: str) -> str:
-    """Returns a document with one section replaced, or added at the end; the rest stays as it is."""
-    head, *parts = re.split(r'^## (.*)\n', text, flags=re.MULTILINE)
-    sections = dict(zip(parts[::2], parts[1::2], strict=True)) | {heading: f'\n{section}\n'}
-    return '\n'.join([head.rstrip() + '\n', *(f'## {name}\n{body.rstrip()}\n' for name, body in sections.items())])
 
 
 if __name__ == '__main__':

@@ -29,6 +29,7 @@ TOOLS = sorted(path.stem for path in (ROOT / 'tools').glob('*.py') if path.stem 
 BEFORE = {'make_shapes': ['--train', '2', '--val', '1'], 'sweep': ['--dry-run']}
 AFTER = {
     'benchmark': ['--plot', 'text.txt'],
+    'benchmark_gpu': ['--out', 'text.txt/gpu.md'],
     'benchmark_report': ['--out', 'text.txt/docs'],
     'doctor': ['--fast'],
     'export_onnx': ['--out', 'text.txt'],

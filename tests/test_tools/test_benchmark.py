@@ -16,7 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pvt_mm.analysis.benchmark import machine, measure, models
+from pvt_mm.analysis.benchmark import attention, gpu, machine, measure, models
 from pvt_mm.analysis.benchmark.contender import Contender, Result
 from pvt_mm.analysis.flops import count
 from pvt_mm.analysis.latency import plot_scales, plot_times
@@ -24,6 +24,7 @@ from pvt_mm.apis.config import load_config
 from pvt_mm.utils.errors import InputError
 from tests.conftest import ROOT
 from tools import benchmark as tool
+from tools import benchmark_gpu as gpu_tool
 from tools import benchmark_report as report
 
 RETINANET = str(ROOT / 'configs/retinanet/pvt_t_1x.py')
@@ -462,19 +463,164 @@ def test_without_bf16_units_it_is_not_measured(measured, tmp_path, monkeypatch):
     assert all(one.dtype == 'float32' and not one.prepare for group, _ in measured for one in group)
 
 
-def test_the_report_of_a_gpu(measured, tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
-    monkeypatch.setattr(report, 'machine', lambda device: f'the {device}')
-    assert report.main(['--rounds', '1', '--device', 'cuda', '--batch', '16', '--out', str(tmp_path)]) == 0
-    assert '\n## Zen\n\nthe cuda\n' in (tmp_path / 'benchmarks.md').read_text()
-    kinds = {(one.device, one.batch) for group, _ in measured for one in group if one.mode != 'product'}
-    assert kinds == {('cuda', 16)}
+@pytest.mark.parametrize(
+    ('argv', 'message'),
+    [(['--rounds', '0'], '--rounds must be'), (['--out', '/dev/null/docs'], 'not a folder that can be')],
+)
+def test_a_report_that_cannot_be_written_is_one_line(argv, message, capfd):
+    assert report.main(argv) == 2
+    assert message in capfd.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------------------ a GPU
+
+SMALL = ['--device', 'cpu', '--shape', '224', '96', '--batches', '1', '3', '--rounds', '2']
+
+
+def test_measured_here_after_steps_to_warm_up(monkeypatch):
+    taken = []
+    prepared = models.Prepared(lambda: taken.append(1) or {}, 1e9, 2, 3.0, 'contiguous')
+    monkeypatch.setattr(measure, 'prepare', lambda contender: prepared)
+    monkeypatch.setattr(measure, 'used_memory', lambda device: taken.append('reset'))
+    monkeypatch.setattr(measure, 'peak_memory', lambda device: 1e9 + 1e8 * len(taken))
+    measured = measure.measure_here(Contender('tiny', batch=2), 2)
+    assert taken == [1, 1, 1, 'reset', 1, 1]
+    assert (len(measured.seconds), measured.images, measured.gflops) == (2, 2, 3.0)
+    assert measured.peak_memory == pytest.approx(0.6)
+
+
+def test_a_detectors_training_step():
+    contender = Contender(RETINANET, (64, 96), 'detector_train', batch=2, dtype='bfloat16', memory_format='contiguous')
+    model, gflops = models.build(contender)
+    loss = model.train()(torch.randn(2, 3, 64, 96))
+    assert loss.requires_grad
+    assert torch.equal(loss, model(torch.zeros(2, 3, 64, 96))) is False
+    prepared = models.prepare(contender)
+    assert prepared.step() == {}
+    assert prepared.gflops == pytest.approx(3 * 2 * gflops)
+
+
+def test_tf32_is_a_precision_of_float32_products():
+    found = []
+    for dtype in ('tf32', 'float32'):
+        with models.precision(Contender('tiny', dtype=dtype)):
+            found.append(torch.get_float32_matmul_precision())
+    assert found == ['high', 'highest']
+    assert torch.get_float32_matmul_precision() == 'highest'
+
+
+def test_attention_kernels_of_each_stage():
+    contender = Contender('tiny', (64, 96), 'train', batch=2, dtype='bfloat16')
+    kernels = attention.attention_kernels(models.PVT('tiny'), contender)
+    assert [kernel.backend for kernel in kernels] == ['flash'] * 4
+    kernels = attention.attention_kernels(models.PVT('tiny', attn_drop_rate=0.1), contender)
+    assert [kernel.backend for kernel in kernels] == ['math'] * 4  # on a CPU
+
+
+@pytest.mark.skipif(models.sdpa_kernel is None, reason='needs torch 2.3')
+def test_steps_at_new_sizes(monkeypatch):
+    model, sizes = Recording('contiguous'), []
+    model.register_forward_pre_hook(lambda module, args: sizes.append(tuple(args[0].shape[2:])))
+    monkeypatch.setattr(attention, 'build', lambda contender: (model, 1.0))
+    steps = iter([0, 9, 0, 9, 0, 5, 0, 3, 0, 7, 0, 1])  # start and end of each
+    monkeypatch.setattr(attention.time, 'perf_counter', lambda: next(steps))
+    contender = Contender('tiny', (128, 64), 'train', memory_format='contiguous')
+    assert attention.time_new_sizes(contender, 'FLASH_ATTENTION', 2) == (6, 2)  # without the first size
+    assert sizes == [(128, 64)] * 2 + [(96, 64)] * 2 + [(64, 64)] * 2
+    with pytest.raises(InputError, match='cannot choose NEURAL_ATTENTION'):
+        attention.time_new_sizes(contender, 'NEURAL_ATTENTION')
+
+
+@pytest.fixture
+def gpu_measured(monkeypatch):
+    """Replaces what is measured; the large batch of MMDetection's PVT does not fit."""
+    asked = []
+
+    def fake(contender, rounds):
+        asked.append(contender)
+        if contender.peer and contender.batch == 3 and contender.mode == 'train':
+            raise InputError(f'{contender.name}: OutOfMemoryError: CUDA out of memory. Tried to allocate 9 GiB.')
+        time = contender.batch * (3.0 if contender.peer else 2.0 if 'r50' in contender.model else 1.0)
+        time *= 2.0 if contender.with_cp or contender.dtype == 'float32' else 0.5 if contender.compile else 1.0
+        return result(contender, *[time] * rounds, peak_memory=4.0 if contender.peer else 1.0)
+
+    def kernels(model, contender):
+        return [attention.AttentionKernel('flash', ('flash_fwd',))] * 4
+
+    def sizes(contender, backend):
+        if backend.startswith('CUDNN'):
+            raise RuntimeError('No available kernel. Aborting execution.')
+        return attention.NewSize(0.5, 0.2)
+
+    monkeypatch.setattr(gpu, 'measure_here', fake)
+    monkeypatch.setattr(gpu, 'attention_kernels', kernels)
+    monkeypatch.setattr(gpu, 'time_new_sizes', sizes)
+    return asked
+
+
+def test_the_report_of_a_gpu(gpu_measured, tmp_path, capsys):
+    out = tmp_path / 'benchmarks_gpu.md'
+    for _ in range(2):
+        assert gpu_tool.main([*SMALL, '--out', str(out)]) == 0
+    answer = json.loads(capsys.readouterr().out.strip().split('\n')[-1])
+    figures = answer['figures']
+    assert figures['training, batch 1: MMDetection / ours'] == 3.0
+    assert figures['training, batch 1, ours: with_cp / without'] == 2.0
+    assert figures['training, batch 1, ours: eager / compiled'] == 2.0
+    assert figures['training, batch 1, ours: float32 / bfloat16'] == 2.0
+    assert figures['peak memory, batch 1: ours / MMDetection'] == 0.25
+    assert figures['training, batch 3: MMDetection / ours'] is None
+    assert figures['training, batch 3, ours: ms'] == 3000
+    assert figures['RetinaNet, training, batch 1: PVT-S / ResNet-50'] == 0.5
+    assert answer['not_run']['Training, batch 3: PVT-Small, MMDetection, bfloat16'] == 'out of memory'
+    assert answer['not_run']['new sizes, cuDNN'] == 'No available kernel. Aborting execution.'
+    text = re.sub(' +', ' ', out.read_text())
+    assert text.count('\n## ') == 1  # the second run's is in the place of the first's
+    assert '| training, batch 1: MMDetection / ours | | 3.00 |' in text
+    assert '| training, batch 3: MMDetection / ours | | not measured |' in text
+    assert '| PVT-Small-Wide, float16 | flash | flash | flash | flash |' in text
+    assert '| flash | 500.0 | 200.0 | 300.0 |' in text
+    assert '- out of memory: Training, batch 3: PVT-Small, MMDetection, bfloat16; Training, compiled' in text
+    compiled = [one.compile for one in gpu_measured if one.mode == 'train']
+    assert compiled == sorted(compiled)  # last
+
+
+def test_what_was_expected_is_next_to_what_was_measured(gpu_measured):
+    benchmark = gpu.Benchmark('cuda', (800, 1344), (2, 16), 1, 280, gpu_tool.RETINANET, lambda line: None)
+    assert set(gpu.EXPECTED) <= set(benchmark.figures())
+    text = re.sub(' +', ' ', benchmark.report())
+    assert '| peak memory, batch 16: ours / MMDetection | 0.34 | not measured |' in text
+
+
+def test_a_gpus_benchmark_ends_in_time(gpu_measured, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(gpu.time, 'monotonic', lambda: now[0])
+    told = []
+    benchmark = gpu.Benchmark('cuda', (224, 96), (1, 3), 1, 100, gpu_tool.RETINANET, told.append)
+    now[0] = 21.0
+    benchmark.run()
+    compiled = {what for what in benchmark.not_run if 'compiled' in what}
+    assert {benchmark.not_run[what] for what in compiled} == {'no time left of 100 s'}
+    assert len(compiled) == 4  # each takes 80 s, and 79 are left
+    assert len(benchmark.results['Training, batch 1']) == 3
+    assert any('compiled: not run: no time left' in line for line in told)
+
+
+def test_what_does_not_end_is_stopped(gpu_measured, monkeypatch):
+    monkeypatch.setattr(gpu, 'measure_here', lambda contender, rounds: time.sleep(60))
+    benchmark = gpu.Benchmark('cuda', (224, 96), (1, 3), 1, 1.2, gpu_tool.RETINANET, lambda line: None)
+    benchmark._attempt('compiling', 1.0, gpu.measure_here, None, 1)
+    assert benchmark.not_run == {'compiling': 'not finished after 1 s'}
 
 
 @pytest.mark.parametrize(
     ('argv', 'message'),
-    [(['--rounds', '0'], '--rounds and --batch must be'), (['--out', '/dev/null/docs'], 'not a folder that can be')],
+    [
+        (['--rounds', '0'], '--batches and --rounds must be'),
+        (['--shape', '192', '96'], '--shape must be at least 224 96'),
+        (['--out', '/dev/null/gpu.md'], 'not a file that can be written'),
+    ],
 )
-def test_a_report_that_cannot_be_written_is_one_line(argv, message, capfd):
-    assert report.main(argv) == 2
+def test_a_gpus_report_that_cannot_be_made_is_one_line(argv, message, capfd):
+    assert gpu_tool.main([*SMALL, *argv]) == 2
     assert message in capfd.readouterr().err

@@ -1,5 +1,6 @@
 """What a benchmark measures, and the figures of it."""
 
+import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,6 +15,7 @@ MODES = {
     'train': 'the backbone, forward and backward',
     'attention': "the backbone's attention alone, on random queries, keys and values",
     'detector': 'the whole detector or segmentor, without gradients',
+    'detector_train': 'the whole detector, its losses on random boxes and backward',
     'end2end': 'all of testing: images from disk through the pipeline and the model to predictions',
 }
 PEERS = {'mmdet': "MMDetection's built-in PVT", 'hf': "Hugging Face's PvtModel (squares only)"}
@@ -30,7 +32,7 @@ class Contender:
     peer: str = ''  # whose PVT: one of PEERS, or '' for this project's
     batch: int = 1  # images per step
     device: str = 'cpu'  # or 'cuda'
-    dtype: str = 'float32'  # or the dtype of torch.autocast
+    dtype: str = 'float32'  # or the dtype of torch.autocast, or 'tf32': products of float32 in TF32
     compile: bool = False  # by torch.compile with dynamic sizes
     memory_format: str = 'better'  # one of FORMATS, or the one that a few steps show to be faster
     threads: int = 0  # PyTorch's on the CPU; 0 for its default
@@ -39,6 +41,11 @@ class Contender:
     busy: bool = False  # whether another process keeps one core busy during the steps
     options: dict = field(default_factory=dict, hash=False)  # settings of the config to override
     label: str = ''  # the name in tables and plots, instead of the model's own
+
+    @property
+    def is_training(self) -> bool:
+        """Whether a step includes the backward pass."""
+        return self.mode in ('train', 'detector_train')
 
     @property
     def name(self) -> str:
@@ -52,7 +59,7 @@ class Contender:
             PEERS.get(self.peer, '').split("'")[0]: self.peer,
             self.dtype: self.dtype != 'float32',
             'compiled': self.compile,
-            'with_cp': self.with_cp and self.mode == 'train',
+            'with_cp': self.with_cp and self.is_training,
             self.prepare.rpartition(':')[2]: self.prepare,
             'busy neighbour': self.busy,
         }
@@ -119,8 +126,8 @@ class Result:
         }
 
 
-def table(results: Sequence[Result]) -> str:
-    """Returns the table of contenders that took turns, in Markdown."""
+def table(results: Sequence[Result], product: Result | None = None) -> str:
+    """Returns the table of contenders of the same number of rounds in Markdown, with shares of a product's rate."""
     rows = []
     for result in results:
         contender, cells = result.contender, {'model': result.contender.name}
@@ -135,6 +142,7 @@ def table(results: Sequence[Result]) -> str:
             cells['peak GB'] = '' if result.peak_memory is None else f'{result.peak_memory:.2f}'
         if result.rate:
             cells |= {'GFLOPs': f'{result.gflops:.1f}', 'GFLOP/s': f'{result.rate:.0f}'}
+            cells |= {f'of {product.contender.model}': f'{result.rate / product.rate:.0%}'} if product else {}
         if is_model:
             cells['format'] = result.memory_format
         rows.append(cells)
@@ -151,3 +159,10 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
         cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]
         lines.append(f'| {" | ".join(cells)} |')
     return '\n'.join(lines)
+
+
+def replace_section(text: str, heading: str, section: str) -> str:
+    """Returns a document with one section replaced, or added at the end; the rest stays as it is."""
+    head, *parts = re.split(r'^## (.*)\n', text, flags=re.MULTILINE)
+    sections = dict(zip(parts[::2], parts[1::2], strict=True)) | {heading: f'\n{section}\n'}
+    return '\n'.join([head.rstrip() + '\n', *(f'## {name}\n{body.rstrip()}\n' for name, body in sections.items())])

@@ -4,6 +4,7 @@ import contextlib
 import os
 import platform
 import re
+import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,3 +68,27 @@ def _process_memory(field: str) -> float | None:
         found = re.search(rf'{field}:\s+(\d+)', Path('/proc/self/status').read_text())
         return 1024.0 * int(found.group(1)) if found else None
     return None
+
+
+def gpu_facts() -> dict[str, str]:
+    """Returns what figures of a GPU depend on: its memory, the driver, and the versions of the libraries."""
+    facts = {
+        'memory': f'{torch.cuda.get_device_properties(0).total_memory / 1e9:.0f} GB',
+        'driver': _first_line('nvidia-smi', '--query-gpu=driver_version', '--format=csv,noheader'),
+        'torch': torch.__version__,
+        'CUDA': torch.version.cuda or '',
+        'cuDNN': str(torch.backends.cudnn.version()),
+    }
+    try:
+        from mmcv.ops import get_compiling_cuda_version
+
+        return facts | {"mmcv's CUDA": get_compiling_cuda_version()}
+    except Exception as error:  # a missing one, or one that does not fit this torch
+        return facts | {"mmcv's CUDA": f'none ({type(error).__name__})'}
+
+
+def _first_line(*command: str) -> str:
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        lines = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.splitlines()
+        return lines[0].strip() if lines else 'unknown'
+    return 'unknown'

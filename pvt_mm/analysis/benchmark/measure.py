@@ -5,6 +5,7 @@ each per round while the others wait, and ratios are medians over the rounds.
 """
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import subprocess
@@ -23,7 +24,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from pvt_mm.analysis.benchmark.contender import Contender, Result
 from pvt_mm.analysis.benchmark.machine import peak_memory, used_memory
-from pvt_mm.analysis.benchmark.models import prepare, synchronize
+from pvt_mm.analysis.benchmark.models import Prepared, prepare, synchronize
 from pvt_mm.utils.errors import InputError, config_errors
 
 
@@ -63,6 +64,26 @@ def measure(contenders: Sequence[Contender], rounds: int) -> list[Result]:
         peak = None if None in peaks else max(peaks)
         results.append(Result(contender, seconds, parts, peak_memory=peak, **facts[key]))
     return results
+
+
+def measure_here(contender: Contender, rounds: int) -> Result:
+    """Measures a contender alone, in this process, after three steps to warm up: for a GPU, which counts its memory.
+
+    Raises:
+        InputError: The contender cannot be built or run, or there is too little memory.
+    """
+    gc.collect()  # what an earlier one left, even if it failed
+    if contender.device == 'cuda':
+        torch.cuda.empty_cache()
+    with config_errors(contender.name, RuntimeError):
+        prepared = prepare(contender)
+        for _ in range(3):
+            prepared.step()
+        synchronize(contender.device)
+        used_memory(contender.device)
+        seconds, parts, peaks = zip(*(_time(prepared, contender.device) for _ in range(rounds)), strict=True)
+    peak = None if None in peaks else max(peaks)
+    return Result(contender, seconds, parts, prepared.images, prepared.gflops, peak, prepared.memory_format)
 
 
 def _call(worker: ProcessPoolExecutor, function: Callable, contender: Contender) -> Any:
@@ -124,11 +145,15 @@ def _step(contender: Contender) -> tuple[float, dict[str, float], float | None]:
     """Runs a step, and returns its seconds, those of its parts, and the peak memory so far in GB."""
     (prepared,) = _prepared
     with config_errors(contender.name, RuntimeError):
-        start = time.perf_counter()
-        parts = prepared.step()
-        synchronize(contender.device)
-        seconds = time.perf_counter() - start
-    peak = peak_memory(contender.device)
+        return _time(prepared, contender.device)
+
+
+def _time(prepared: Prepared, device: str) -> tuple[float, dict[str, float], float | None]:
+    start = time.perf_counter()
+    parts = prepared.step()
+    synchronize(device)
+    seconds = time.perf_counter() - start
+    peak = peak_memory(device)
     return seconds, parts, None if None in (peak, prepared.memory) else (peak - prepared.memory) / 1e9
 
 

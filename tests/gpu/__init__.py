@@ -1,0 +1,1 @@
+"""What of the project holds on a GPU: ``make test-gpu``."""

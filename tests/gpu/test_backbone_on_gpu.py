@@ -1,0 +1,89 @@
+"""The backbone on a device: the CPU's outputs and gradients, fused attention, and no synchronization."""
+
+import copy
+
+import pytest
+import torch
+
+from pvt_mm.analysis.benchmark.attention import attention_kernels
+from pvt_mm.analysis.benchmark.contender import Contender
+from pvt_mm.models.backbone import ARCHS, PVT
+from tests.conftest import TINY_ARCH
+
+WIDE = {**TINY_ARCH, 'embed_dims': (9, 18, 27, 36)}  # heads of 9, as those of small_wide are odd
+KINDS = {
+    'featmap': {},
+    'cls_token': dict(out_type='cls_token'),
+    'with_cp': dict(with_cp=True),
+    'wide': dict(arch='small_wide'),
+}
+# Bounds of the error of each output, and of all gradients together, as shares of their norm.
+BOUNDS = {'float32': (3e-5, 3e-4), 'bfloat16': (3e-2, 2e-1), 'float16': (5e-3, 5e-2)}
+LOSS_SCALE = 2.0**10  # as AMP's: float16 has no smaller gradients
+
+
+def build(device: str, arch: str = 'small', **kwargs) -> PVT:
+    """Builds a PVT on the CPU, small if the device to test is the CPU."""
+    small = WIDE if arch == 'small_wide' else TINY_ARCH
+    return PVT(small if device == 'cpu' else arch, drop_path_rate=0.0, **kwargs)
+
+
+def outputs_and_gradient(model: PVT, image: torch.Tensor, device: str, dtype: str) -> list[torch.Tensor]:
+    """Returns the outputs, and the gradients of all parameters in one vector, on the CPU in double precision."""
+    model = copy.deepcopy(model).to(device)
+    with torch.autocast(device, dtype=getattr(torch, dtype), enabled=dtype != 'float32'):
+        outputs = model(image.to(device))
+    (LOSS_SCALE * sum(output.float().square().mean() for output in outputs)).backward()
+    gradient = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+    return [tensor.detach().cpu().double() for tensor in (*outputs, gradient)]
+
+
+@pytest.mark.parametrize('dtype', BOUNDS)
+@pytest.mark.parametrize('kind', KINDS)
+def test_outputs_and_gradients_are_those_of_the_cpu(kind, dtype, device, note, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', False)
+    model = build(device, **KINDS[kind])
+    image = torch.randn(2, 3, *((256, 320) if device == 'cuda' else (64, 96)))
+    expected = outputs_and_gradient(model, image, 'cpu', 'float32')
+    found = outputs_and_gradient(model, image, device, dtype)
+    *outputs, gradient = ((a - b).norm().item() / b.norm().item() for a, b in zip(found, expected, strict=True))
+    note(f'{kind}, {dtype}: error of outputs {max(outputs):.1e}, of gradients {gradient:.1e}')
+    assert max(outputs) < BOUNDS[dtype][0]
+    assert gradient < BOUNDS[dtype][1]
+
+
+@pytest.mark.parametrize('dtype', BOUNDS)
+@pytest.mark.parametrize('arch', ['small', 'small_wide'])
+def test_no_stage_builds_the_attention_map(arch, dtype, device, note):
+    shape = (800, 1344) if device == 'cuda' else (64, 96)
+    kernels = attention_kernels(build(device, arch), Contender(arch, shape, 'train', device=device, dtype=dtype))
+    note(f'attention of {arch}, {dtype}: {", ".join(one.backend for one in kernels)}')
+    assert len(kernels) == len(ARCHS['small'].depths)
+    for kernel in kernels:
+        assert kernel.backend in ('flash', 'efficient', 'cuDNN'), kernel
+
+
+@pytest.mark.full
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_step_does_not_wait_for_the_gpu(kind, dtype, device):
+    if device == 'cpu':
+        pytest.skip('not run: a CPU has nothing to wait for')
+    model = build(device, **KINDS[kind]).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    image = torch.randn(2, 3, 256, 320, device=device)
+
+    def step():
+        with torch.autocast(device, dtype=getattr(torch, dtype), enabled=dtype != 'float32'):
+            outputs = model(image)
+        sum(output.float().square().mean() for output in outputs).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step()  # which makes the state of the optimizer
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode('error')
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
