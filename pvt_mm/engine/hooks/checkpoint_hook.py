@@ -116,7 +116,10 @@ class CheckpointHook(MMEngineCheckpointHook):
             name = f'iter_{iteration}.pth'
             self._save(runner, name, dict(epoch=epoch, iter=iteration), outdated=[], stopped=name)
         if get_world_size() == 1:
-            self.stop.ignore()  # with several ranks, launchers send SIGTERM to the rest when the first exits
+            self.stop.ignore()
+        elif threading.current_thread() is threading.main_thread():
+            # Launchers send SIGTERM to the rest when the first exits. Python's exit restores handlers, but not this.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         runner.logger.info(
             f'stopped by {self.stop.name or "a signal to another rank"} after step {iteration}, saved as '
             f'{self.last_ckpt}: add --resume to the command to continue (exit code {STOPPED})'
