@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Tests training and sweeps under a one-node Slurm that it installs, starts and stops: `make test-slurm`.
+# Tests training and sweeps under a Slurm that it installs, starts and stops: `make test-slurm`. Its two nodes are this machine.
 # Run it as root on Debian or Ubuntu, preferably in a container. The packages stay installed; nothing stays running.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
@@ -26,7 +26,7 @@ if ! command -v slurmctld slurmd sbatch munged > /dev/null; then
         { tail -n 5 /tmp/slurm_install.log; skip 'apt-get cannot install Slurm: see above'; }
 fi
 
-# ---------------------------------------------------------------------------------------------------- a one-node Slurm
+# -------------------------------------------------------------------------- a Slurm of two nodes, both of them this machine
 state=$(mktemp -d /tmp/pvt_mm_slurm.XXXXXX)
 export SLURM_CONF=$state/slurm.conf PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} OMP_NUM_THREADS=1
 pids=()
@@ -43,13 +43,13 @@ trap 'stop $?' EXIT
 trap 'exit 130' INT TERM
 
 host=$(hostname -s)
-mkdir "$state"/{controller,node}
+nodes=("$host" localhost)  # names that resolve
+mkdir "$state/controller"
 cat > "$SLURM_CONF" <<CONF
 ClusterName=test
 SlurmctldHost=$host
 SlurmUser=root
 SlurmctldPort=16817
-SlurmdPort=16818
 AuthType=auth/munge
 AuthInfo=cred_expire=5
 ProctrackType=proctrack/linuxproc
@@ -62,14 +62,16 @@ SelectTypeParameters=CR_CPU
 ReturnToService=2
 KillWait=5
 StateSaveLocation=$state/controller
-SlurmdSpoolDir=$state/node
+SlurmdSpoolDir=$state/%n
 SlurmctldPidFile=$state/slurmctld.pid
-SlurmdPidFile=$state/slurmd.pid
+SlurmdPidFile=$state/%n.pid
 SlurmctldLogFile=$state/slurmctld.log
-SlurmdLogFile=$state/slurmd.log
+SlurmdLogFile=$state/%n.log
 SlurmdParameters=config_overrides
-NodeName=$host CPUs=2 State=UNKNOWN
-PartitionName=test Nodes=$host Default=YES MaxTime=INFINITE State=UP
+NodeName=${nodes[0]} NodeHostname=$host NodeAddr=127.0.0.1 Port=16818 CPUs=2 State=UNKNOWN
+NodeName=${nodes[1]} NodeHostname=$host NodeAddr=127.0.0.1 Port=16819 CPUs=2 State=UNKNOWN
+PartitionName=test Nodes=${nodes[0]} Default=YES MaxTime=INFINITE State=UP
+PartitionName=both Nodes=${nodes[0]},${nodes[1]} MaxTime=INFINITE State=UP
 CONF
 if ! munge --no-input > /dev/null 2>&1; then
     install -d -o munge -g munge /run/munge
@@ -79,19 +81,47 @@ fi
 wait_for 20 munge munge --no-input
 slurmctld -D > "$state/slurmctld.out" 2>&1 &
 pids+=($!)
-slurmd -D > "$state/slurmd.out" 2>&1 &
-pids+=($!)
-wait_for 60 'the node' bash -c '[[ $(sinfo --noheader --format=%T) == idle ]]'
+for node in "${nodes[@]}"; do
+    mkdir "$state/$node"
+    slurmd -D -N "$node" > "$state/$node.out" 2>&1 &
+    pids+=($!)
+done
+wait_for 60 'the nodes' bash -c '[[ $(sinfo --noheader --format="%T %D") == "idle 2" ]]'
 echo "Slurm $(sinfo --version) is running: $(sinfo --noheader)"
 
-# ------------------------------------------------------------------------------------------- a training of two processes
+# ------------------------------------------------------------------ two trainings on two nodes at a time, one of them requeued
 "$python" tools/make_shapes.py "$state/shapes" --train 120 --val 24 > "$state/shapes.log" 2>&1
 small=(train_cfg.max_epochs=1 train_cfg.val_interval=1 param_scheduler.1.end=1 default_hooks.logger.interval=5 "data_root=$state/shapes")
-GPUS=2 CPUS_PER_TASK=1 SRUN_ARGS=--gres=none PYTHON=$python timeout 600 tools/slurm_train.sh test two \
+export GPUS=2 GPUS_PER_NODE=1 CPUS_PER_TASK=1 PYTHON=$python
+SRUN_ARGS="--gres=none --output=$state/requeued.log" tools/slurm_train.sh --requeue both requeued \
+    configs/demo/retinanet_shapes.py "$state/requeued" --cfg-options "${small[@]}" train_cfg.max_epochs=3 > "$state/requeued.id"
+requeued=$(sed 's/.* //' "$state/requeued.id")
+SRUN_ARGS=--gres=none timeout 600 tools/slurm_train.sh both two \
     configs/demo/retinanet_shapes.py "$state/two" --cfg-options "${small[@]}" > "$state/two.log" 2>&1 || fail 'slurm_train.sh'
 grep -q 'Epoch(train)  *\[1\]\[15/15\]' "$state/two.log" || fail '120 images in 2 processes with batches of 4 are not 15 steps'
 [[ -f $state/two/epoch_1.pth ]] || fail 'slurm_train.sh wrote no checkpoint'
-echo 'slurm_train.sh: two processes trained one model'
+echo 'slurm_train.sh: two processes on two nodes trained one model, next to another job there'
+
+wait_for 300 'a checkpoint' test -f "$state/requeued/last_checkpoint"
+scancel --signal=USR2 "$requeued"  # what --signal does before a time limit
+wait_for 60 'the job in the queue' bash -c "[[ \$(squeue --noheader --format=%T --jobs=$requeued) == PENDING ]]"
+ls "$state/requeued"/iter_*.pth > /dev/null || fail 'the signal did not save a checkpoint'
+wait_for 600 'the end of the requeued job' test -f "$state/requeued/epoch_3.pth"
+grep -q 'resumed epoch' "$state/requeued.log" || fail 'the requeued job did not resume'
+echo 'slurm_train.sh --requeue: stopped by a signal, queued again, resumed'
+unset GPUS GPUS_PER_NODE CPUS_PER_TASK PYTHON
+
+# ------------------------------------------------------------------------------------------- a sweep of trials on two nodes
+cat > "$state/nodes.py" <<SWEEP
+metric = 'coco/bbox_mAP'
+configs = dict(shapes='$PWD/configs/demo/retinanet_shapes.py')
+SWEEP
+"$python" tools/sweep.py "$state/nodes.py" --work-dir "$state/nodes" --executor slurm --partition both --nodes 2 --gpus 0 \
+    --time 60 --slurm cpus-per-task=1 --cfg-options "${small[@]}" > "$state/nodes.log" 2>&1 ||
+    { cat "$state/nodes.log"; fail 'the sweep on two nodes'; }
+grep -q 'Epoch(train)  *\[1\]\[15/15\]' "$state"/nodes/shapes-seed0/train.log || fail 'the trial does not have two processes'
+[[ -s $state/nodes/shapes-seed0/train_1.log ]] || fail 'the second task wrote no log'
+echo 'sweep.py --nodes: two tasks trained one model'
 
 # --------------------------------------------------------- the demo's sweep, with one preempted and one requeued trial
 sweep=("$python" tools/sweep.py configs/sweeps/demo.py --work-dir "$state/demo" --executor slurm --partition test --gpus 0
