@@ -36,6 +36,7 @@ def test_gpu_that_torch_cannot_use(path, capsys, monkeypatch):
     monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
     monkeypatch.setenv('LOCAL_RANK', '0')
     monkeypatch.setattr(launch, 'NVIDIA_GPU', path)  # a file that exists
+    monkeypatch.setattr(launch.torch.version, 'cuda', None)
     prepare_config(arguments(path))
     warning = capsys.readouterr().err
     assert 'this machine has a GPU that torch' in warning
