@@ -25,6 +25,11 @@ TWO_STAGES = dict(
 SIZES = [(160, 224), (96, 96), (64, 320), (320, 64), (128, 256), (224, 224), (192, 96), (96, 160), (256, 288), (64, 64)]
 
 
+@pytest.fixture(autouse=True)
+def _forget_graphs():
+    torch.compiler.reset()
+
+
 def runner_of(model: nn.Module) -> SimpleNamespace:
     return SimpleNamespace(model=model, logger=logging.getLogger('compile'))
 

@@ -70,6 +70,16 @@ test_dataloader = dict(
     dataset=dict(indices=2, metainfo=dict(classes=('circle', 'square', 'triangle'))),
 )
 """
+# What is compiled is smaller still.
+TWO_STAGES = """
+_base_ = 'detector.py'
+model = dict(
+    backbone=dict(arch=dict(_delete_=True, **{arch}), out_indices=(0, 1)),
+    neck=dict(in_channels=[8, 16], num_outs=2),
+    bbox_head=dict(anchor_generator=dict(strides=[8, 16])),
+)
+"""
+SMALL_ARCH = {name: sizes[:2] for name, sizes in TINY_ARCH.items()}
 
 
 @pytest.fixture(autouse=True)
@@ -122,6 +132,23 @@ def test_a_detector_is_trained_resumed_and_tested(shapes, capsys):
     assert metrics(capsys) == expected
     assert train_tool.main(['detector.py', '--resume', 'weights.pth', *options(shapes)]) == 2
     assert 'weights.pth has no meta, message_hub, optimizer' in errors(capsys)[0]
+
+
+def test_a_compiled_training_is_resumed_and_ends_with_the_weights_of_an_eager_one(shapes, capsys):
+    """With EMA, whose copy of the model is made after the parts are compiled. The backend runs graphs as they are."""
+    compiled = "dict(type='pvt_mm.CompileHook', parts=('backbone',), backend='eager')"
+    ema = "dict(type='EMAHook', momentum=0.1)"
+    for name, hooks in dict(eager=ema, compiled=f'{compiled}, {ema}').items():
+        Path(f'{name}.py').write_text(TWO_STAGES.format(arch=SMALL_ARCH) + f'custom_hooks = [{hooks}]\n')
+    for config, more in (('eager', []), ('compiled', ['train_cfg.max_epochs=1']), ('compiled', [])):
+        flags = ['--work-dir', config, '--seed', '1', '--no-validate', *(['--resume'] * (config == 'compiled'))]
+        settings = options(shapes, 'train_dataloader.dataset.indices=4', 'train_cfg.max_epochs=2', *more)
+        assert train_tool.main([f'{config}.py', *flags, *settings]) == 0
+    eager, compiled = (read_checkpoint(f'{name}/epoch_2.pth') for name in ('eager', 'compiled'))
+    assert eager.keys() == compiled.keys()
+    for key, value in eager.items():
+        torch.testing.assert_close(compiled[key], value, msg=key)
+    assert 'batch size 2 (1 process x 2 images), and the learning rate is for 4: --auto' in capsys.readouterr().out
 
 
 def test_a_classifier_is_trained_tested_and_starts_a_detector(shapes, capsys):
@@ -183,6 +210,11 @@ def test_a_mask_rcnn_is_tested_flipped_at_several_scales(shapes, capsys):
             'frozen_stages must be',
         ),
         (train_tool, ['detector.py', '--cfg-options', 'load_from=other.pth', 'DATA'], 'has nothing for this model'),
+        (
+            train_tool,
+            ['detector.py', '--cfg-options', 'activation_checkpointing=backbone,nek', 'DATA'],
+            'activation_checkpointing: AttributeError: RetinaNet has no attribute `nek`',
+        ),
         (
             train_tool,
             [
@@ -272,6 +304,7 @@ from mmengine.registry import HOOKS
 @HOOKS.register_module()
 class SameWeights(Hook):
     def after_train(self, runner):
+        assert runner.model.find_unused_parameters
         weights = torch.cat([parameter.detach().flatten() for parameter in runner.model.parameters()])
         both = [torch.empty_like(weights) for _ in range(2)]
         torch.distributed.all_gather(both, weights)
@@ -282,10 +315,12 @@ class SameWeights(Hook):
 
 def test_dist_train_trains_one_model_in_two_processes(shapes, tmp_path):
     Path('same_weights.py').write_text(SAME_WEIGHTS)
-    hook = "custom_imports = dict(imports=['same_weights'])\ncustom_hooks = [dict(type='SameWeights')]\n"
-    Path('checked.py').write_text(f"_base_ = 'detector.py'\n{hook}")
+    hook = "custom_imports = dict(imports=['same_weights'])\ncustom_hooks = [dict(type='SameWeights'), compiled]\n"
+    hook = f"compiled = dict(type='pvt_mm.CompileHook', parts=('backbone',), backend='eager')\n{hook}"
+    Path('checked.py').write_text(TWO_STAGES.format(arch=SMALL_ARCH) + hook)
     tool = str(ROOT / 'tools/dist_train.sh')
-    command = [tool, 'checked.py', '2', '--no-validate', '--work-dir', 'two words', *options(shapes)]
+    settings = options(shapes, 'find_unused_parameters=True')
+    command = [tool, 'checked.py', '2', '--no-validate', '--work-dir', 'two words', *settings]
     path = f'{ROOT}:{tmp_path}'
     environment = {**os.environ, 'PYTHONPATH': path, 'PYTHON': sys.executable, 'PORT': '29511'}
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
