@@ -552,6 +552,7 @@ def gpu_measured(monkeypatch):
             raise RuntimeError('No available kernel. Aborting execution.')
         return attention.NewSize(0.5, 0.2)
 
+    monkeypatch.setattr(gpu, 'PVT', lambda arch: None)
     monkeypatch.setattr(gpu, 'measure_here', fake)
     monkeypatch.setattr(gpu, 'attention_kernels', kernels)
     monkeypatch.setattr(gpu, 'time_new_sizes', sizes)
@@ -561,6 +562,7 @@ def gpu_measured(monkeypatch):
 def test_the_report_of_a_gpu(gpu_measured, tmp_path, capsys):
     out = tmp_path / 'benchmarks_gpu.md'
     for _ in range(2):
+        gpu_measured.clear()
         assert gpu_tool.main([*SMALL, '--out', str(out)]) == 0
     answer = json.loads(capsys.readouterr().out.strip().split('\n')[-1])
     figures = answer['figures']
@@ -596,7 +598,7 @@ def test_a_gpus_benchmark_ends_in_time(gpu_measured, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(gpu.time, 'monotonic', lambda: now[0])
     told = []
-    benchmark = gpu.Benchmark('cuda', (224, 96), (1, 3), 1, 100, gpu_tool.RETINANET, told.append)
+    benchmark = gpu.Benchmark('cuda', (224, 96), (1, 3), 1, 100, gpu_tool.RETINANET, told.append, begin=0.0)
     now[0] = 21.0
     benchmark.run()
     compiled = {what for what in benchmark.not_run if 'compiled' in what}

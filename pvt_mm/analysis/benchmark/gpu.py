@@ -75,9 +75,10 @@ class Benchmark:
         """Measures everything; compiled models last, since compiling takes minutes."""
         train = self._train()
         for arch in ('small', 'small_wide'):
+            model = PVT(arch)
             for dtype in ('bfloat16', 'float16', 'float32'):
                 contender = replace(train, model=arch, batch=1, dtype=dtype)
-                found = self._attempt(f'attention, {contender.name}', 5.0, attention_kernels, PVT(arch), contender)
+                found = self._attempt(f'attention, {contender.name}', 5.0, attention_kernels, model, contender)
                 if found:
                     self.attention[contender.name] = found
         plan = self.plan()
