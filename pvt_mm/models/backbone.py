@@ -10,7 +10,10 @@ from torch import Tensor, nn
 
 from pvt_mm.checkpoint.loading import load_pretrained
 from pvt_mm.models.chunked_ffn import chunk_ffn
+from pvt_mm.models.mixed_precision import use_mixed_layers
+from pvt_mm.models.padded_heads import use_padded_heads
 from pvt_mm.models.pvt import PyramidVisionTransformer
+from pvt_mm.models.residual import add_in_one_pass
 from pvt_mm.registry import MODELS
 
 
@@ -45,8 +48,10 @@ class PVT(PyramidVisionTransformer, BaseModule):
     """Pyramid Vision Transformer backbone: an image to a pyramid of maps at strides 4, 8, 16 and 32.
 
     The constructor initializes as the authors' release does; ``init_weights``, which MMEngine's runner calls, loads the
-    checkpoint that ``init_cfg`` names. On a CPU the feed-forward layers work in chunks
-    (:mod:`pvt_mm.models.chunked_ffn`).
+    checkpoint that ``init_cfg`` names. Layers are replaced by others of the same values: on a CPU feed-forward layers
+    that work in chunks (:mod:`~pvt_mm.models.chunked_ffn`), on CUDA ones for autocast
+    (:mod:`~pvt_mm.models.mixed_precision`) and for heads of odd widths (:mod:`~pvt_mm.models.padded_heads`), and in
+    training residuals in one pass (:mod:`~pvt_mm.models.residual`). Compiled models keep only the padded heads.
 
     Args:
         arch: ``tiny``, ``small``, ``medium`` or ``large`` (Table 1), ``small_wide`` (Table 9), or a dict of the fields
@@ -126,7 +131,8 @@ class PVT(PyramidVisionTransformer, BaseModule):
         self.out_indices = out_indices
         self.frozen_stages = frozen_stages
         self.min_size = minimum_size(arch)
-        chunk_ffn(self)
+        for use_faster_layers in (add_in_one_pass, chunk_ffn, use_mixed_layers, use_padded_heads):
+            use_faster_layers(self)
         for module in self._frozen_modules():
             module.requires_grad_(False)
         self.train()

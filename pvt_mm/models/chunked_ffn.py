@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from pvt_mm.models.eager import is_eager_cpu
 from pvt_mm.models.pvt import FFN
 
 CHUNK_BYTES = 6 * 2**20  # of the hidden map, for each thread
@@ -40,8 +41,3 @@ def chunk_ffn(model: nn.Module) -> None:
 def _chunk_length(hidden_dims: int, element_size: int) -> int:
     """Returns the number of tokens whose hidden values fill a chunk."""
     return max(1, CHUNK_BYTES * torch.get_num_threads() // (hidden_dims * element_size))
-
-
-def is_eager_cpu(x: Tensor) -> bool:
-    """Returns whether ``x`` is on a CPU, outside of a compiled or exported model, which keeps PyTorch's operators."""
-    return x.device.type == 'cpu' and not torch.compiler.is_compiling() and not torch.jit.is_tracing()

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pvt_mm.models.chunked_ffn import is_eager_cpu
+from pvt_mm.models.eager import is_eager_cpu
 
 MIN_VALUES = 20481  # PyTorch gives smaller convolutions to another library
 

@@ -70,12 +70,18 @@ class SRA(nn.Module):
         self.proj_drop = nn.Dropout(drop_rate)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        q = self.q(x).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, N, d_head)
-        if self.sr is not None:
-            x, _ = self.sr(to_map(x, size))  # (B, N / R^2, C), equation 3
+        return self.attend(x, self.reduce(x, size))
+
+    def reduce(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """Returns SR(x), the tokens (B, N / R^2, C) of equation 3."""
+        return x if self.sr is None else self.sr(to_map(x, size))[0]
+
+    def attend(self, x: Tensor, reduced: Tensor) -> Tensor:
+        """Returns the attention (B, N, C) of the tokens (B, N, C) to the reduced ones (B, N / R^2, C)."""
+        q = self.q(x).unflatten(2, (self.num_heads, -1))  # (B, N, heads, d_head)
         # Equation 2, where Q, K and V are all x: one SR(x) gives the keys and values of all heads.
-        kv = self.kv(x).unflatten(2, (2, self.num_heads, -1))  # (B, N / R^2, 2, heads, d_head)
-        k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, N / R^2, d_head) each
+        k, v = self.kv(reduced).unflatten(2, (2, self.num_heads, -1)).unbind(2)  # (B, N / R^2, heads, d_head) each
+        q, k, v = [tokens.transpose(1, 2) for tokens in (q, k, v)]  # (B, heads, tokens, d_head) each
         dropout_p = self.attn_drop_rate if self.training else 0.0
         x = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p)  # (B, heads, N, d_head), equation 4
         return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))  # (B, N, C), equation 1
@@ -91,7 +97,10 @@ class FFN(nn.Module):
         self.drop = nn.Dropout(drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.drop(self.fc2(self.drop(F.gelu(self.fc1(x)))))
+        return self.drop(self.fc2(self.drop(self.expand(x))))
+
+    def expand(self, x: Tensor) -> Tensor:
+        return F.gelu(self.fc1(x))  # (B, N, E * C)
 
 
 class DropPath(nn.Module):

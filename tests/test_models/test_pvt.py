@@ -8,17 +8,21 @@ import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 from mmengine.optim import OptimWrapper
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from pvt_mm.apis.launch import leave_process_group
 from pvt_mm.checkpoint.formats import backbone_weights
-from pvt_mm.models import chunked_ffn
+from pvt_mm.models import chunked_ffn, mixed_precision
 from pvt_mm.models.backbone import ARCHS, PVT
 from pvt_mm.models.chunked_ffn import ChunkedFFN
 from pvt_mm.models.conv_linear import ConvLinear, use_conv_linear
-from pvt_mm.models.pvt import FFN, DropPath, PositionEmbedding, PyramidVisionTransformer
+from pvt_mm.models.mixed_precision import MixedFFN, MixedSRA
+from pvt_mm.models.padded_heads import PaddedSRA
+from pvt_mm.models.pvt import FFN, SRA, DropPath, EncoderLayer, PositionEmbedding, PyramidVisionTransformer
+from pvt_mm.models.residual import OnePassLayer, add_kept
 from tests.conftest import ROOT, TINY_ARCH, align_hugging_faces_eps, relative_error
 from tests.reference import reference, spread
 
@@ -317,9 +321,114 @@ def test_linear_layers_as_convolutions_are_the_same():
         assert swapped(image)[0].dtype == torch.bfloat16
 
 
-def test_the_backbone_is_chunked_and_the_plain_model_is_not():
-    assert all(type(module) is ChunkedFFN for module in PVT(TINY_ARCH).modules() if isinstance(module, FFN))
-    assert not any(isinstance(module, ChunkedFFN) for module in PyramidVisionTransformer().modules())
+# ------------------------------------------------------------------------------------------- faster layers on a GPU
+
+
+def test_the_backbone_has_faster_layers_and_the_plain_model_has_not():
+    def kinds(model: nn.Module) -> set[type]:
+        return {type(module) for module in model.modules() if isinstance(module, (SRA, FFN, EncoderLayer))}
+
+    assert kinds(PVT(TINY_ARCH)) == {MixedSRA, MixedFFN, OnePassLayer}
+    assert kinds(PVT({**TINY_ARCH, 'embed_dims': (9, 18, 27, 36)})) == {PaddedSRA, MixedFFN, OnePassLayer}
+    assert kinds(PyramidVisionTransformer()) == {SRA, FFN, EncoderLayer}
+
+
+def test_residuals_in_one_pass_are_the_same():
+    one_pass, image = PVT(TINY_ARCH, drop_path_rate=0.3), torch.randn(8, 3, 96, 64)
+    plain = copy.deepcopy(one_pass)
+    for module in plain.modules():
+        if isinstance(module, OnePassLayer):
+            module.__class__ = EncoderLayer
+    outputs = []
+    for model in (one_pass, plain):
+        torch.manual_seed(1)
+        outputs.append(model(image)[-1])
+        outputs[-1].square().sum().backward()
+    torch.testing.assert_close(*outputs)
+    for one, other in zip(one_pass.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-4 * other.grad.abs().max().item())
+
+
+def test_a_branch_in_half_precision_is_scaled_without_bias():
+    x, branch = torch.zeros(64, 3, 8, requires_grad=True), torch.ones(64, 3, 8, dtype=torch.bfloat16).requires_grad_()
+    added = add_kept(x, branch, 0.9)
+    assert added.dtype == torch.float32
+    assert added.unique().tolist() == pytest.approx([0, 1 / 0.9])  # 1.1094 in bfloat16
+    added.sum().backward()
+    assert (x.grad == 1).all()
+    assert branch.grad.dtype == torch.bfloat16
+    torch.testing.assert_close(branch.grad, added.detach().bfloat16())
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('channels', [16, 13])
+def test_mixed_precision_moves_fewer_bytes_for_the_same_values(dtype, channels, monkeypatch):
+    arch = {**TINY_ARCH, 'embed_dims': (channels, 2 * channels, 24, 32), 'num_heads': (1, 2, 3, 4)}
+    mixed, image = spread(PVT(arch, drop_path_rate=0.0)), torch.randn(2, 3, 96, 64)
+    runs = []
+    for stand_in in (None, dtype):  # of CUDA's autocast, on a CPU
+        monkeypatch.setattr(mixed_precision, 'mixed_dtype', lambda _, stand_in=stand_in: stand_in)
+        mixed.zero_grad()
+        with torch.autocast('cpu', dtype):
+            outputs = mixed(image)
+        sum(output.float().square().mean() for output in outputs).backward()
+        runs.append((outputs, [parameter.grad.clone() for parameter in mixed.parameters()]))
+    (plain, expected), (outputs, gradients) = runs
+    for one, other in zip(outputs, plain, strict=True):
+        assert relative_error(one, other) < 0.01
+    for (name, parameter), one, other in zip(mixed.named_parameters(), gradients, expected, strict=True):
+        assert one.dtype == torch.float32
+        assert one.stride() == parameter.stride()
+        assert relative_error(one, other) < 0.1, name
+
+
+@pytest.mark.parametrize('channels', [16, 13])
+def test_gelu_of_a_linear_layer_has_the_gradients_of_autograd(channels):
+    fc1, x = nn.Linear(channels, 40), torch.randn(2, 9, channels)
+    inputs = [x.clone().requires_grad_() for _ in range(2)]
+    outputs = [F.gelu(fc1(inputs[0])), mixed_precision._GELULinear.apply(inputs[1], *fc1.parameters(), torch.float32)]
+    torch.testing.assert_close(*outputs)
+    gradients = [
+        torch.autograd.grad(output.square().sum(), [of, *fc1.parameters()])
+        for output, of in zip(outputs, inputs, strict=True)
+    ]
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_one_cast_for_two_readers_adds_their_gradients_in_float32():
+    x = torch.randn(5, 7, requires_grad=True)
+    one, other = mixed_precision._CastForTwo.apply(x, torch.bfloat16)
+    assert torch.equal(one, x.bfloat16())
+    assert torch.equal(other, one)
+    assert other.data_ptr() == one.data_ptr()
+    gradients = torch.randn(2, 5, 7).bfloat16()
+    torch.autograd.backward([one, other], list(gradients))
+    assert torch.equal(x.grad, gradients[0].float() + gradients[1].float())
+
+
+@pytest.mark.parametrize('drop_rate', [0.0, 0.3])
+def test_padded_heads_are_the_same(drop_rate):
+    attention = PVT({**TINY_ARCH, 'embed_dims': (9, 18, 27, 36)}, drop_rate=drop_rate).stages[1].layers[0].attn
+    assert type(attention) is PaddedSRA
+    x, widths = torch.randn(2, 48, 18, requires_grad=True), []
+    run = F.scaled_dot_product_attention
+
+    def attend(q, k, v, **kwargs):
+        widths.extend(tokens.shape[-1] for tokens in (q, k, v))
+        return run(q, k, v, **kwargs)
+
+    outputs, gradients = [], []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(F, 'scaled_dot_product_attention', attend)
+        for way in (attention.attend, attention.attend_padded):
+            torch.manual_seed(1)
+            outputs.append(way(x, attention.reduce(x, (8, 6))))
+            gradients.append(torch.autograd.grad(outputs[-1].square().sum(), [x, *attention.parameters()]))
+    assert widths == [9] * 3 + [16] * 3
+    torch.testing.assert_close(*outputs)
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
 # ------------------------------------------------------------------------------------- freezing, recomputing, copying
