@@ -86,7 +86,7 @@ def _build(model: dict) -> nn.Module:
 def _gflops_by_module(model: nn.Module, shape: tuple[int, int]) -> dict[str, float]:
     """Returns the multiply-adds in 1e9 of each module by its name; that of the model is ''."""
     counter = FlopCounterMode(display=False)
-    # The counter names modules relative to the one that is called, so the model itself must be called.
+    counted = _count_calls(model, counter)
     if hasattr(model, 'roi_head'):
         model.forward = functools.partial(_forward_two_stages, model)
     elif hasattr(model, 'forward_transformer'):
@@ -100,13 +100,28 @@ def _gflops_by_module(model: nn.Module, shape: tuple[int, int]) -> dict[str, flo
         raise InputError(f'--shape {shape[0]} {shape[1]}: {error}') from None
     except NotImplementedError as error:
         raise InputError(f'{type(model).__name__} has an operation that cannot be counted: {error}') from None
-    counted = {name: sum(operations.values()) / 2e9 for name, operations in counter.get_flop_counts().items()}
-    prefix, gflops = type(model).__name__, {}
+    gflops: dict[str, float] = {}
     for name, module in reversed(list(model.named_modules())):  # children before parents
         inner = sum(gflops[f'{name}.{child}'.lstrip('.')] for child, _ in module.named_children())
-        # MMDetection calls its heads' `forward` directly, without the counter's hooks: sum up their children.
-        gflops[name] = counted.get(f'{prefix}.{name}'.rstrip('.'), inner)
+        # MMDetection calls its heads' `forward` directly, without hooks: sum up their children.
+        gflops[name] = counted[name] / 2e9 if name in counted else inner
     return gflops
+
+
+def _count_calls(model: nn.Module, counter: FlopCounterMode) -> dict[str, int]:
+    """Returns a dict that will hold what the counter counts in the calls of each module; older counters do not."""
+    counted: dict[str, int] = {}
+    for name, module in model.named_modules():
+
+        def subtract(*_: object, name: str = name) -> None:
+            counted[name] = counted.get(name, 0) - counter.get_total_flops()
+
+        def add(*_: object, name: str = name) -> None:
+            counted[name] += counter.get_total_flops()
+
+        module.register_forward_pre_hook(subtract)
+        module.register_forward_hook(add)
+    return counted
 
 
 def _forward_two_stages(model: nn.Module, image: torch.Tensor) -> None:
