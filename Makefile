@@ -54,7 +54,7 @@ test: setup  ## run the tests: 5 to 7 minutes on two cores
 test-fuzz: setup  ## test the backbone, readers, checks and tools on thousands of random inputs (SEED=0): about 10 minutes
 	PVT_MM_FUZZ=full $(PY) -m pytest tests/fuzz --timeout=1200 --hypothesis-seed=$(or $(SEED),0) $(PARALLEL)
 
-test-slurm: setup  ## install and start a one-node Slurm and test training and sweeps under it: as root, about 10 minutes
+test-slurm: setup  ## install and start a Slurm of two nodes, both this machine, and test training and sweeps: as root, about 15 minutes
 	PYTHON=$(PY) tests/slurm/run.sh
 
 test-crash: setup  ## kill trainings 50 times, resume them and compare the weights bit by bit: about 10 minutes
