@@ -239,7 +239,8 @@ def test_pkg_resources(plant, installed):
     assert doctor.check_pkg_resources().state == 'note'
 
 
-def test_imports(plant):
+def test_imports(plant, installed):
+    installed(**FORKS)
     plant(mmdet='raise AssertionError("MMCV==2.2.0 is used but incompatible")')
     assert is_broken(doctor.check_imports(), 'MMCV==2.2.0 is used', '[onedl]')
     plant(mmdet='', mmdet__models='import ftfy_that_is_not_there')
