@@ -86,7 +86,15 @@ def _check_work_dir(work_dir: str) -> None:
 def _distribute_on_cpu(config: Config) -> None:
     """Joins the ranks by gloo and wraps the model, which MMEngine does for GPUs only."""
     if config.launcher != 'none' and not torch.distributed.is_initialized():
-        torch.distributed.init_process_group('gloo')
+        try:
+            torch.distributed.init_process_group('gloo')
+        except RuntimeError as error:
+            if 'gloo' not in str(error) or 'closed by peer' in str(error):
+                raise
+            raise InputError(
+                f'the ranks cannot connect by gloo ({str(error).splitlines()[0]}): set GLOO_SOCKET_IFNAME to the '
+                'network interface of the machines, such as eth0; their host names may resolve to 127.0.1.1'
+            ) from error
         atexit.register(leave_process_group)
         unused = config.get('find_unused_parameters', False)
         config.setdefault('model_wrapper_cfg', dict(broadcast_buffers=False, find_unused_parameters=unused))

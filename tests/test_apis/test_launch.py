@@ -76,3 +76,17 @@ def test_another_rank_that_exited(capsys, monkeypatch):
     assert capsys.readouterr().err == 'error: another rank exited; see its error above\n'
     with pytest.raises(RuntimeError, match='a bug'), report_lost_ranks():
         raise RuntimeError('a bug')
+
+
+def test_machines_that_gloo_cannot_connect(path, monkeypatch):
+    def fail(backend):
+        raise RuntimeError(f'[third_party/gloo/gloo/transport/tcp/{reason}')
+
+    monkeypatch.setattr(launch, 'join_ranks', lambda launcher: None)
+    monkeypatch.setattr(launch.torch.distributed, 'init_process_group', fail)
+    reason = 'device.cc:84] ifa != nullptr. Unable to find address for: eth7'
+    with pytest.raises(InputError, match=r'cannot connect by gloo \(.* eth7\): set GLOO_SOCKET_IFNAME to the network'):
+        prepare_config(arguments(path, launcher='pytorch'))
+    reason = 'pair.cc:534] Connection closed by peer'  # report_lost_ranks reports it
+    with pytest.raises(RuntimeError, match='closed by peer'):
+        prepare_config(arguments(path, launcher='pytorch'))
