@@ -248,6 +248,9 @@ CHANGES = {
     'quantised': lambda value: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8),
 }
 
+if torch.__version__ < '2.2':  # cannot save it
+    del CHANGES['float8']
+
 
 def wanted(value: object) -> Tensor | None:
     """Returns the values of what a key holds where they are those of weights."""
