@@ -19,6 +19,8 @@ if 'PYTEST_XDIST_WORKER' in os.environ:
 if hasattr(config_utils, 'load'):  # MMEngine reads MMDetection's metafiles for each `mmdet::` base: 0.2 s every time
     config_utils.load = functools.cache(config_utils.load)
 
+# What CPUs compute in half precision.
+HALF_DTYPES = (torch.bfloat16, torch.float16) if torch.__version__ >= '2.3' else (torch.bfloat16,)
 # A PVT with every kind of layer and a few thousand parameters.
 TINY_ARCH = dict(
     embed_dims=(8, 16, 24, 32),

@@ -24,7 +24,7 @@ from pvt_mm.apis.flags import set_randomness
 from pvt_mm.datasets.shapes import CLASSES
 from pvt_mm.engine import FiniteHook
 from pvt_mm.models import ARCHS, PVT
-from tests.conftest import ROOT
+from tests.conftest import HALF_DTYPES, ROOT
 
 CONFIGS = sorted(
     f'{path.parent.name}/{path.stem}'
@@ -422,7 +422,7 @@ def test_detrs_recipe_is_section_5_4s(name):
         assert config.model.data_preprocessor.pad_size_divisor == 32
 
 
-@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('dtype', HALF_DTYPES)
 def test_detrs_matching_and_losses_hold_in_half_precision(dtype):
     """Boxes of more than 256 x 256 pixels have areas beyond what fp16 holds."""
     model = Config.fromfile(ROOT / 'configs/detr/pvt_s_50e.py').model  # the head changes it

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pvt_mm.models import Trans2SegHead
 from pvt_mm.models.trans2seg_head import AttentionMaps, sine_positions
+from tests.conftest import HALF_DTYPES
 
 SMALL = dict(in_channels=(8, 16), channels=12, embed_dims=16, num_layers=2, num_heads=2, num_classes=5)
 
@@ -140,7 +141,7 @@ def test_weights_are_xaviers():
     assert head.class_queries.std().item() == pytest.approx(0.02, rel=0.05)
 
 
-@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize('dtype', HALF_DTYPES)
 def test_half_precision(dtype):
     head = Trans2SegHead(**SMALL).to(dtype).eval()
     assert head(maps(64, 96, dtype=dtype)).dtype == dtype

@@ -161,7 +161,11 @@ def _time(prepared: Prepared, device: str) -> tuple[float, dict[str, float], flo
 KINDS = {
     'linear layers': ('aten::addmm', 'aten::mm', 'aten::bmm', 'aten::mkldnn_linear'),
     'convolutions': ('aten::mkldnn_convolution', 'aten::_slow_conv2d_forward'),
-    'attention': ('aten::_scaled_dot_product_flash_attention_for_cpu', 'aten::_softmax'),
+    'attention': (  # the second is its name in torch 2.1
+        'aten::_scaled_dot_product_flash_attention_for_cpu',
+        'aten::_scaled_dot_product_flash_attention',
+        'aten::_softmax',
+    ),
     'GELU': ('aten::gelu',),
     'norms': ('aten::native_layer_norm', 'aten::native_batch_norm'),
     'additions': ('aten::add', 'aten::add_'),
