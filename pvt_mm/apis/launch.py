@@ -34,8 +34,6 @@ def prepare_config(args: argparse.Namespace) -> Config:
     if not torch.cuda.is_available():
         warn_of_unused_gpu()
         _distribute_on_cpu(config)
-        if torch.__version__ < '2.4' and isinstance(config.get('optim_wrapper'), dict):  # fused on GPUs only
-            config.optim_wrapper.get('optimizer', {}).pop('fused', None)
     init_default_scope(config.get('default_scope', 'mmengine'))
     return config
 
