@@ -76,14 +76,16 @@ def load(path: str, map_location: str, allowed: dict[str, Any]) -> Any:
         except pickle.UnpicklingError as error:
             if 'Unsupported operand' not in str(error):
                 raise
-    if tarfile.is_tarfile(path):  # not read by one unpickler alone
-        raise RuntimeError('it is in the format of PyTorch 0.1.9')
 
     class Unpickler(AllowListUnpickler):
         found: ClassVar = {**_torch_globals(), **allowed}
 
-    refuse = mock.Mock(side_effect=RuntimeError('it is a TorchScript archive'))  # which torch.load would run
-    with mock.patch.object(torch.jit, 'load', refuse), mock.patch.dict(os.environ, TORCH_FORCE_WEIGHTS_ONLY_LOAD='0'):
+    # What torch.load would read without the unpickler: TorchScript, and the files of PyTorch 0.1.9.
+    script, archive = RuntimeError('it is a TorchScript archive'), tarfile.ReadError('not read')
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(torch.jit, 'load', side_effect=script))
+        stack.enter_context(mock.patch.object(tarfile, 'open', side_effect=archive))
+        stack.enter_context(mock.patch.dict(os.environ, TORCH_FORCE_WEIGHTS_ONLY_LOAD='0'))
         return torch.load(path, map_location, _pickle_module(Unpickler), weights_only=False)
 
 
