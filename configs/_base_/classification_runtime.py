@@ -5,7 +5,6 @@ default_hooks = dict(
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(type='pvt_mm.CheckpointHook', interval=1, max_keep_ckpts=3, save_best='accuracy/top1'),
     finite=dict(type='pvt_mm.FiniteHook'),
-    backends=dict(type='pvt_mm.BackendsHook'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
 )
 env_cfg = dict(

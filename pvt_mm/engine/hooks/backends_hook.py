@@ -31,7 +31,9 @@ class BackendsHook(Hook):
 
     def before_run(self, runner: Runner) -> None:
         """Sets them."""
-        self.before = torch.get_float32_matmul_precision(), cudnn_attention_enabled()
+        # Reading the precision fails where it was set by PyTorch's newer torch.backends.cuda.matmul.fp32_precision.
+        precision = None if self.float32_matmul_precision is None else torch.get_float32_matmul_precision()
+        self.before = precision, cudnn_attention_enabled()
         self._set(self.float32_matmul_precision, self.cudnn_attention)
 
     def after_run(self, runner: Runner) -> None:
