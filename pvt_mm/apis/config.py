@@ -104,12 +104,14 @@ def innermost_dataset(dataset: dict) -> dict:
 
 
 def settings_of(runner: type) -> set[str]:
-    """Returns the top-level settings that a runner of MMEngine reads: its arguments, and what it asks its config for.
+    """Returns the top-level settings that a runner of MMEngine reads: its and its bases' arguments, and what they ask for.
 
     The latter, such as ``compile`` and ``find_unused_parameters``, are in its source only.
     """
-    asked = re.findall(r'\bcfg\.get\(\s*[\'"](\w+)', inspect.getsource(runner))
-    return {*inspect.signature(runner).parameters, *asked} - {'cfg'}
+    bases = [base for base in runner.__mro__ if base is not object]
+    arguments = {name for base in bases for name in inspect.signature(base).parameters}
+    asked = re.findall(r'\bcfg\.get\(\s*[\'"](\w+)', '\n'.join(map(inspect.getsource, bases)))
+    return {*arguments, *asked} - {'cfg'}
 
 
 def check_submodules(config: Config, model: nn.Module) -> None:

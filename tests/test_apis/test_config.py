@@ -51,6 +51,12 @@ def test_options_may_be_all_settings_that_mmengines_runner_reads(monkeypatch):
     runner._maybe_compile('forward')
     assert {'sync_bn', 'find_unused_parameters', 'model_wrapper_cfg', 'compile'} <= asked <= settings_of(Runner)
 
+    class MyRunner(Runner):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+
+    assert settings_of(MyRunner) >= settings_of(Runner)
+
 
 def test_options_that_the_config_does_not_set_yet():
     options = {
