@@ -12,9 +12,13 @@ from torch import nn
 from pvt_mm.utils.errors import InputError
 from pvt_mm.utils.text import shorten
 
-# Functions without a deterministic algorithm on CUDA, by the package and name of the modules that call them.
+# Functions without a deterministic algorithm on CUDA, by the package and name of the modules that call them: of the
+# models here, and of some others. PyTorch raises at the first step for the rest.
 NONDETERMINISTIC = {
     ('mmdet', 'SinePositionalEncoding'): 'cumsum',
+    ('mmdet', 'BFP'): 'adaptive_max_pool2d',
+    ('mmseg', 'LovaszLoss'): 'cumsum',
+    ('mmseg', 'PPM'): 'adaptive_avg_pool2d',
     ('mmseg', 'CrossEntropyLoss'): 'nll_loss2d',
     ('mmseg', 'OhemCrossEntropy'): 'nll_loss2d',
 }

@@ -6,6 +6,7 @@ from mmcv.ops import RoIAlign
 from mmdet.models.layers import SinePositionalEncoding
 from mmdet.models.losses import CrossEntropyLoss
 from mmseg.models.losses import CrossEntropyLoss as PixelCrossEntropyLoss
+from mmseg.models.losses import LovaszLoss
 from torch import nn
 
 from pvt_mm.engine import randomness
@@ -23,7 +24,12 @@ def deterministic(request, monkeypatch) -> bool:
 
 
 @pytest.mark.parametrize(
-    ('module', 'function'), [(SinePositionalEncoding(8), 'cumsum'), (PixelCrossEntropyLoss(), 'nll_loss2d')]
+    ('module', 'function'),
+    [
+        (SinePositionalEncoding(8), 'cumsum'),
+        (LovaszLoss(reduction='none'), 'cumsum'),
+        (PixelCrossEntropyLoss(), 'nll_loss2d'),
+    ],
 )
 def test_a_function_without_a_deterministic_algorithm_is_refused(module, function, deterministic, monkeypatch):
     model = nn.ModuleDict({'conv': nn.Conv2d(3, 8, 1), 'head': nn.Sequential(module)})
