@@ -127,9 +127,34 @@ def versions() -> str:
 
 def runs(build: Build, gpus: Gpus) -> bool:
     """Returns whether the driver and the GPUs can run a build."""
+    return all(covers(build, each) for each in gpus.capabilities) and major(gpus.cuda) >= major(build.cuda)
+
+
+def covers(build: Build, capability: str) -> bool:
+    """Returns whether a build is for GPUs of a compute capability."""
     lowest, highest = build.gpus
-    fits = all(float(each) >= lowest and major(each) <= highest for each in gpus.capabilities)
-    return fits and major(gpus.cuda) >= major(build.cuda)
+    return float(capability) >= lowest and major(capability) <= highest
+
+
+def check_archs(archs: str, build: Build) -> None:
+    """Checks TORCH_CUDA_ARCH_LIST, which is separated by semicolons or spaces.
+
+    Raises:
+        CannotChooseError: It is no list of compute capabilities, or has one that the build is not for.
+    """
+    for arch in archs.replace(';', ' ').split():
+        capability = re.fullmatch(r'(\d+\.\d)[af]?(\+PTX)?', arch)
+        if not capability:
+            raise CannotChooseError(
+                f"TORCH_CUDA_ARCH_LIST={archs}: '{arch}' is no compute capability: set it to such as 9.0, or '8.0;9.0'"
+            )
+        if not covers(build, capability[1]):
+            lowest, highest = build.gpus
+            others = ' or '.join(f'CUDA={each.cuda}' for each in BUILDS if covers(each, capability[1]))
+            raise CannotChooseError(
+                f'TORCH_CUDA_ARCH_LIST={archs}: CUDA={build.cuda} is for GPUs from {sm(str(lowest))} to sm_{highest}x, '
+                f'not {sm(capability[1])}: ' + (f'set {others}, or leave {arch} out' if others else f'leave {arch} out')
+            )
 
 
 def wheels(build: Build) -> str:
@@ -212,6 +237,7 @@ def plan(request: str) -> dict[str, str]:
             f'CUDA={request}, and no GPU is visible to compile mmcv for: set TORCH_CUDA_ARCH_LIST= too, '
             "such as 8.0 for A100, 9.0 for H100 and H200, or '8.0;9.0' for both"
         )
+    check_archs(archs, build)
     return {
         'cuda': build.cuda,
         'torch': f'torch=={build.torch}' + ('' if build.on_pypi else f'+{tag(build)}'),

@@ -254,8 +254,8 @@ def test_gpu_whose_driver_is_too_old_for_pypis_torch(install):
     assert done.stderr.splitlines()[-1].endswith(built)
 
     assert install().stderr == ''
-    done = install(TORCH_CUDA_ARCH_LIST='8.0;9.0;10.0')
-    assert install.calls('FORCE_CUDA')[0].startswith('FORCE_CUDA=1 archs=8.0;9.0;10.0 ')
+    done = install(TORCH_CUDA_ARCH_LIST='8.0;8.6;9.0')
+    assert install.calls('FORCE_CUDA')[0].startswith('FORCE_CUDA=1 archs=8.0;8.6;9.0 ')
     assert '--force-reinstall' in install.calls('FORCE_CUDA')[0]
 
 
@@ -391,6 +391,27 @@ def test_build_for_a_gpu(builds, monkeypatch, caps, cuda, nvcc, chosen):
 def test_no_build_for_a_gpu(builds, request_, caps, cuda, nvcc, words):
     with pytest.raises(builds.CannotChooseError, match=words):
         builds.choose(request_, builds.Gpus('500.1', cuda, caps), nvcc)
+
+
+@pytest.mark.parametrize(
+    ('archs', 'words'),
+    [
+        ('foo', "'foo' is no compute capability: set it to such as 9.0"),
+        ('9.0;sm_80', "'sm_80' is no compute capability"),
+        ('9.0,8.0', "'9.0,8.0' is no compute capability"),
+        ('9.0 5.0', 'CUDA=13.0 is for GPUs from sm_75 to sm_12x, not sm_50: set CUDA=12.6 or CUDA=11.8, or leave 5.0'),
+        ('3.5', 'not sm_35: leave 3.5 out'),
+    ],
+)
+def test_wrong_compute_capabilities(builds, monkeypatch, archs, words):
+    monkeypatch.setattr(builds, 'find_gpus', lambda: None)
+    monkeypatch.setattr(builds, 'find_nvcc', lambda: '13.0')
+    monkeypatch.setenv('TORCH_CUDA_ARCH_LIST', archs)
+    with pytest.raises(builds.CannotChooseError, match=re.escape(words)):
+        builds.plan('13.0')
+    for good in ('7.5', '8.0;9.0a+PTX', '9.0 12.0f'):
+        monkeypatch.setenv('TORCH_CUDA_ARCH_LIST', good)
+        assert builds.plan('13.0')['archs'] == good
 
 
 def test_what_nvidia_smi_says(builds, monkeypatch):
