@@ -9,4 +9,5 @@ fi
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
 config=$1 checkpoint=$2 gpus=$3
 shift 3
+check_integer "GPUS (in CONFIG CHECKPOINT GPUS)" "$gpus" 1
 run_with_torchrun "$gpus" "$tools/test.py" "$config" "$checkpoint" --launcher pytorch "$@"

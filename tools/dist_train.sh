@@ -9,4 +9,5 @@ fi
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
 config=$1 gpus=$2
 shift 2
+check_integer "GPUS (in CONFIG GPUS)" "$gpus" 1
 run_with_torchrun "$gpus" "$tools/train.py" "$config" --launcher pytorch "$@"

@@ -8,10 +8,12 @@ if [ $# -lt 4 ]; then
     exit 2
 fi
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
+check_slurm srun 'dist_test.sh tests'
 set_slurm_options "$1" "$2"
 config=$3 checkpoint=$4
 shift 4
+python=$(find_python)
 # SRUN_ARGS may be several words
 # shellcheck disable=SC2086
 exec srun "${slurm_options[@]}" --kill-on-bad-exit=1 ${SRUN_ARGS:-} \
-    "$(find_python)" -u "$tools/test.py" "$config" "$checkpoint" --launcher slurm "$@"
+    "$python" -u "$tools/test.py" "$config" "$checkpoint" --launcher slurm "$@"

@@ -26,6 +26,7 @@ if [[ $# -lt 4 || $1 == --* ]]; then
     exit 2
 fi
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
+check_slurm "$([[ $requeue ]] && echo sbatch || echo srun)" 'dist_train.sh trains'
 set_slurm_options "$1" "$2"
 config=$3 work_dir=$4
 shift 4

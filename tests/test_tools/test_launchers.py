@@ -1,6 +1,7 @@
 """The shell scripts that start training and testing on several GPUs: their interpreter, their arguments, requeuing."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -30,16 +31,18 @@ def program(path: Path, text: str = ECHO) -> Path:
     return path
 
 
+def start(checkout: Path, script: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
+    environment = dict(PATH=f'{checkout.parent}/bin:/usr/bin:/bin', CALLS=str(checkout / 'calls')) | variables
+    command = [checkout / 'tools' / script, *arguments]
+    return subprocess.run(command, env=environment, cwd=checkout, capture_output=True, text=True)
+
+
 def run(checkout: Path, script: str, *arguments: str, **variables: str) -> list[str]:
     """Returns what a script calls."""
-    calls = checkout / 'calls'
-    calls.unlink(missing_ok=True)
-    environment = dict(PATH=f'{checkout.parent}/bin:/usr/bin:/bin', CALLS=str(calls), **variables)
-    result = subprocess.run(
-        [checkout / 'tools' / script, *arguments], env=environment, cwd=checkout, capture_output=True, text=True
-    )
+    (checkout / 'calls').unlink(missing_ok=True)
+    result = start(checkout, script, *arguments, **variables)
     assert (result.returncode, result.stderr) == (0, '')
-    return calls.read_text().splitlines()
+    return (checkout / 'calls').read_text().splitlines()
 
 
 def test_the_interpreter(checkout):
@@ -48,6 +51,10 @@ def test_the_interpreter(checkout):
 
     assert used() == f'{checkout.parent}/bin/python'
     venv = program(checkout / '.venv/bin/python')
+    assert used() == str(venv)
+    (checkout / '.venv/install.log').touch()  # `make setup` is still installing it, or has failed
+    assert used() == f'{checkout.parent}/bin/python'
+    (checkout / '.venv/pvt_mm.installed').touch()
     assert used() == str(venv)
     made = program(checkout / 'made by make/bin/python')
     (checkout / 'build').mkdir()
@@ -84,6 +91,79 @@ def test_torchrun(script, given, rest, checkout):
     assert address(PORT='123') == flags
     flags = ['--nnodes=2', '--node_rank=1', '--master_addr=n7', '--master_port=29500']
     assert address(NNODES='2', NODE_RANK='1', MASTER_ADDR='n7') == flags
+
+
+def error(checkout: Path, script: str, *arguments: str, **variables: str) -> str:
+    """Returns the one line with which a script ends before it calls anything that matters."""
+    result = start(checkout, script, *arguments, **variables)
+    assert (result.returncode, result.stdout, result.stderr.count('\n')) == (2, '', 1), result.stderr
+    return result.stderr
+
+
+@pytest.mark.parametrize('gpus', ['abc', '0', '-1', '1.5', '08', '', '9999999999999999999'])
+def test_wrong_numbers_of_gpus(gpus, checkout):
+    assert error(checkout, 'dist_train.sh', 'a.py', gpus) == (
+        f"error: GPUS (in CONFIG GPUS) is '{gpus}': set it to an integer of at least 1\n"
+    )
+    assert f"GPUS (in CONFIG CHECKPOINT GPUS) is '{gpus}'" in error(checkout, 'dist_test.sh', 'a.py', 'c.pth', gpus)
+    if gpus:
+        assert f"GPUS is '{gpus}'" in error(checkout, 'slurm_train.sh', *'abcd', GPUS=gpus)
+
+
+@pytest.mark.parametrize(
+    ('script', 'variables', 'message'),
+    [
+        ('dist_train.sh', dict(PORT='99999'), "PORT is '99999': set it to an integer of at least 1 and at most 65535"),
+        ('dist_train.sh', dict(PORT='abc'), "PORT is 'abc'"),
+        ('dist_train.sh', dict(NNODES='x'), "NNODES is 'x'"),
+        (
+            'dist_train.sh',
+            dict(NNODES='2', NODE_RANK='2'),
+            "NODE_RANK is '2': set it to an integer of at least 0 and at",
+        ),
+        (
+            'slurm_train.sh',
+            dict(GPUS='10', GPUS_PER_NODE='8'),
+            'GPUS=10 is no multiple .* set GPUS_PER_NODE .now 8. too',
+        ),
+        ('slurm_test.sh', dict(GPUS='12'), 'GPUS=12 is no multiple'),
+        ('slurm_test.sh', dict(GPUS_PER_NODE='0'), "GPUS_PER_NODE is '0'"),
+        ('slurm_test.sh', dict(CPUS_PER_TASK='x'), "CPUS_PER_TASK is 'x'"),
+        ('slurm_test.sh', dict(PORT='0'), "PORT is '0'"),
+    ],
+)
+def test_wrong_variables(script, variables, message, checkout):
+    arguments = ['a.py', '2'] if script == 'dist_train.sh' else 'abcd'
+    assert re.search(message, error(checkout, script, *arguments, **variables))
+
+
+def test_no_interpreter(checkout):
+    assert 'PYTHON=/nope does not run' in error(checkout, 'dist_train.sh', 'a.py', '2', PYTHON='/nope')
+    for name in ('python', 'python3'):
+        program(checkout.parent / 'bin' / name, '#!/bin/sh\nexit 1\n')
+    program(checkout / '.venv/bin/python')
+    (checkout / '.venv/install.log').touch()
+    commands = [('dist_train.sh', 'a.py', '2'), ('slurm_train.sh', *'abcd'), ('slurm_test.sh', *'abcd')]
+    for command in [*commands, ('train.sbatch', 'a.py', 'out')]:
+        assert 'no Python with PyTorch and MMEngine: run make setup, or' in error(checkout, *command)
+
+
+@pytest.mark.parametrize(
+    ('script', 'arguments', 'message'),
+    [
+        ('slurm_train.sh', 'abcd', r"Slurm's srun is not on PATH: .* tools/dist_train.sh trains without Slurm"),
+        ('slurm_train.sh', ['--requeue', *'abcd'], "Slurm's sbatch is not on PATH"),
+        ('slurm_test.sh', 'abcd', r"Slurm's srun is not on PATH: .* tools/dist_test.sh tests without Slurm"),
+        ('train.sbatch', ['a.py', 'out'], "Slurm's srun is not on PATH"),
+    ],
+)
+def test_without_slurm(script, arguments, message, checkout):
+    bin = checkout.parent / 'bin'
+    for name in ('srun', 'sbatch'):
+        (bin / name).unlink()
+    for name in ('bash', 'cat', 'dirname'):
+        (bin / name).symlink_to(shutil.which(name))
+    assert re.search(message, error(checkout, script, *arguments, PATH=str(bin)))
 
 
 OPTIONS = ['--partition=gpu', '--job-name=pvt']
