@@ -22,7 +22,8 @@ help:  ## list the targets
 
 setup:  ## install the exact versions of requirements/ if they are missing
 	@mkdir -p build
-	@VENV='$(VENV)' PYTHON='$(PYTHON)' CUDA='$(CUDA)' tools/install.sh > build/python
+	@python=$$(VENV='$(VENV)' PYTHON='$(PYTHON)' CUDA='$(CUDA)' tools/install.sh) && \
+	    echo "$$python" > build/python.$$$$ && mv build/python.$$$$ build/python
 
 demo: setup  ## train and evaluate a PVT RetinaNet on generated shapes and plot the results: about 5 minutes on two cores
 	$(PY) tools/make_shapes.py data/shapes

@@ -176,7 +176,7 @@ class Installer:
         self.write(self.cuda_home / 'bin' / 'nvcc', FAKE_NVCC, cuda=cuda)
 
     def __call__(self, **env: str) -> subprocess.CompletedProcess:
-        if Path('/dev/nvidia0').exists() and not (self.programs / 'nvidia-smi').exists():
+        if glob.glob('/dev/nvidia[0-9]*') and not (self.programs / 'nvidia-smi').exists():
             pytest.skip('this machine has a GPU')
         self.calls_file.write_text('')
         path = f'{self.programs}:{os.environ["PATH"]}'
@@ -464,6 +464,20 @@ def test_active_environment_is_used_unchanged(install, tmp_path):
 
     done = install(VIRTUAL_ENV=str(active), PYTHON='/nowhere/python3')
     assert done.returncode == 2  # VENV and PYTHON override it
+
+
+def test_make_keeps_the_last_interpreter_until_it_has_another(tmp_path):
+    shutil.copy(ROOT / 'Makefile', tmp_path)
+    (tmp_path / 'build').mkdir()
+    known, script = tmp_path / 'build/python', tmp_path / 'tools/install.sh'
+    known.write_text('/old/python\n')
+    script.parent.mkdir()
+    for code, after in ((2, '/old/python\n'), (0, '/new/python\n')):
+        script.write_text(f'#!/bin/sh\ncat build/python > during\necho /new/python\nexit {code}\n')
+        script.chmod(0o755)
+        assert subprocess.run(['make', 'setup'], cwd=tmp_path, capture_output=True).returncode == code
+        assert ((tmp_path / 'during').read_text(), known.read_text()) == ('/old/python\n', after)
+        assert list(known.parent.iterdir()) == [known]
 
 
 def test_scripts_are_executable():
