@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 
+import matplotlib
 import pytest
 import torch
 from mmengine.config import utils as config_utils
@@ -54,6 +55,13 @@ def forget_visualizers() -> None:
     """Forgets MMEngine's first visualizer, which it would keep with its folder for all later runs of the process."""
     for kind in (Visualizer, *Visualizer.__subclasses__()):
         kind._instance_dict.clear()
+
+
+@pytest.fixture(scope='session', autouse=True)
+def _cache_folder(tmp_path_factory):
+    """Leaves the user's cache alone, but for Matplotlib's list of fonts, which takes seconds."""
+    os.environ['MPLCONFIGDIR'] = matplotlib.get_cachedir()
+    os.environ['XDG_CACHE_HOME'] = str(tmp_path_factory.mktemp('cache'))
 
 
 @pytest.fixture(scope='session')

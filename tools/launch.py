@@ -15,6 +15,8 @@ from torch.distributed import run
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+from pvt_mm.utils.errors import is_port_in_use
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     # Seconds to save a checkpoint after a signal, before the ranks are killed. Older versions of torchrun have 30.
@@ -34,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stderr.write(f'error: rank {rank} {how}, and the others were stopped; see its error above\n')
         return code if code > 0 else 128 - code
     except RuntimeError as error:
-        if not re.search('EADDRINUSE|address already in use', str(error), re.IGNORECASE):
+        if not is_port_in_use(error):
             raise
         number = re.search(r'port: (\d+)', str(error))  # newer versions of PyTorch say it
         port = f'port {number[1]}' if number else 'the port'

@@ -23,7 +23,7 @@ with report_import_errors():
         warn_of_other_run,
     )
     from pvt_mm.apis.launch import build_runner, prepare_config, report_lost_ranks
-    from pvt_mm.apis.ranks import on_first_rank
+    from pvt_mm.apis.ranks import on_each_machine, on_first_rank
     from pvt_mm.checkpoint.reader import safe_reading
     from pvt_mm.datasets.image_io import report_unreadable_images
     from pvt_mm.engine.randomness import check_deterministic
@@ -86,6 +86,7 @@ def train(args: argparse.Namespace) -> None:
         resume(config, args.resume)
     else:
         on_first_rank(warn_of_other_run, config.work_dir)
+    on_each_machine(checks.check_paths, config, 'train', 'val')
     on_first_rank(checks.check_data, config, 'train', 'val')
     on_first_rank(checks.check_init_weights, config)
     if config.get('resume'):

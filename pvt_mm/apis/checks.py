@@ -5,7 +5,7 @@ import hashlib
 import json
 import mmap
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
@@ -43,18 +43,26 @@ def check_data(config: Config, *splits: str) -> None:
             annotations lack a class of the config or the masks that the pipeline loads, a label map contains a value
             outside of the classes, or a head predicts another number of classes than the data has.
     """
+    check_paths(config, *splits)
     for split in splits:
         loader = config.get(f'{split}_dataloader')
         size = loader.get('batch_size', 1) if loader else 1
         if not isinstance(size, int) or size < 1:
             raise InputError(f'{split}_dataloader.batch_size is {size}: it must be at least 1')
         for dataset in leaf_datasets(loader.dataset) if loader else ():
-            _check_paths(dataset, split)
             _check_pipeline(dataset, split)
             _check_folders(dataset, config, split)
             _check_annotations(dataset, split)
             _check_heads(dataset, config, split)
             _check_labels(dataset, config, split)
+
+
+def check_paths(config: Config, *splits: str) -> None:
+    """Checks that this machine has the files and folders of the data sets of the splits, or raises an InputError."""
+    for split in splits:
+        loader = config.get(f'{split}_dataloader')
+        for dataset in leaf_datasets(loader.dataset) if loader else ():
+            _check_paths(dataset, split)
         for evaluator in _as_list(config.get(f'{split}_evaluator')):
             path = evaluator.get('ann_file')
             if path and not os.path.exists(path):
@@ -152,8 +160,8 @@ def _check_labels(dataset: dict, config: Config, split: str) -> None:
         infos = [info for info in DATASETS.build({**dataset, 'pipeline': []}) if 'seg_map_path' in info]
         load = TRANSFORMS.build(steps[0])
     classes, ignored = heads[-1].num_classes, heads[-1].get('ignore_index', 255)
-    checked = CheckedLabels(infos, (classes, ignored, steps[0]), [dataset.get('data_root'), config.get('work_dir')])
-    if checked.before():
+    checked = CheckedLabels(infos, (classes, ignored, steps[0]), dataset.get('data_root') or '')
+    if checked.was_checked():
         return
 
     def greatest_label(info: dict) -> int:
@@ -174,48 +182,49 @@ def _check_labels(dataset: dict, config: Config, split: str) -> None:
                     f'{info["seg_map_path"]} has the label {label}{reduced}, and the {classes} classes are 0 to '
                     f'{classes - 1}: fix the label map, or set num_classes and metainfo.classes'
                 )
-    checked.note()
+    checked.record()
 
 
 class CheckedLabels:
-    """Remembers label maps that were checked, by their paths, sizes and times of change, in a file next to them.
+    """Remembers label maps that were checked, by their paths, sizes and times of change, in the user's cache folder.
 
-    Label maps that are not on this machine's disks are not remembered.
+    That is ``$XDG_CACHE_HOME/pvt_mm``, or ``~/.cache/pvt_mm``; if it cannot be written, nothing is remembered. Nor are
+    label maps that are not on this machine's disks.
 
     Args:
         infos: MMSegmentation's description of each image.
         settings: What else the outcome depends on.
-        folders: Where to look for the file; the first that can be written gets it, if any.
+        data_root: The folder of the data set, which has a file of its own in the cache.
     """
 
-    NAME = '.pvt_mm_checked_labels'
-
-    def __init__(self, infos: list[dict], settings: tuple, folders: Iterable[str | None]):
-        self.files = [Path(folder, self.NAME) for folder in folders if folder]
+    def __init__(self, infos: list[dict], settings: tuple, data_root: str):
+        cache = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+        root = hashlib.sha256(os.fsencode(os.path.abspath(data_root))).hexdigest()[:16]
+        self.file = Path(cache, 'pvt_mm', f'checked_labels_{root}')
         digest = hashlib.sha256(repr(settings).encode())
         try:
             with ThreadPoolExecutor() as threads:
                 states = threads.map(os.stat, [info['seg_map_path'] for info in infos])
                 for info, state in zip(infos, states, strict=True):
                     digest.update(repr((sorted(info.items()), state.st_size, state.st_mtime_ns)).encode())
+            self.digest = digest.hexdigest() if os.path.isabs(cache) else None
         except OSError:
-            self.files = []
-        self.digest = digest.hexdigest()
+            self.digest = None
 
-    def before(self) -> bool:
+    def was_checked(self) -> bool:
         """Returns whether they were checked before."""
-        for file in self.files:
-            with contextlib.suppress(OSError, ValueError):
-                if self.digest in file.read_text().split():
-                    return True
+        with contextlib.suppress(OSError, ValueError):
+            return self.digest in self.file.read_text().split()
         return False
 
-    def note(self) -> None:
-        """Notes that they are in order."""
-        for file in self.files:
-            with contextlib.suppress(OSError), open(file, 'a') as notes:
-                notes.write(f'{self.digest}\n')
-                return
+    def record(self) -> None:
+        """Records that they are in order."""
+        if self.digest is None:
+            return
+        with contextlib.suppress(OSError):
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with open(self.file, 'a') as records:
+                records.write(f'{self.digest}\n')
 
 
 def coco_categories(path: str) -> list[str]:

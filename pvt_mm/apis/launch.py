@@ -3,6 +3,7 @@
 import argparse
 import atexit
 import contextlib
+import glob
 import os
 import re
 import sys
@@ -16,10 +17,10 @@ from mmengine.registry import RUNNERS, init_default_scope
 from mmengine.runner import Runner
 
 from pvt_mm.apis.config import import_scope, load_config
-from pvt_mm.apis.ranks import join_ranks
+from pvt_mm.apis.ranks import exit_after_another_rank, join_ranks
 from pvt_mm.utils.errors import InputError, config_errors
 
-NVIDIA_GPU = Path('/dev/nvidia0')
+NVIDIA_GPUS = '/dev/nvidia[0-9]*'  # a container may have any of them
 
 
 def prepare_config(args: argparse.Namespace) -> Config:
@@ -52,9 +53,7 @@ def report_lost_ranks() -> Iterator[None]:
     except RuntimeError as error:
         if not re.search('gloo/transport|remote process exited', str(error)):
             raise
-        sys.stderr.write('error: another rank exited; see its error above\n')
-        time.sleep(1)  # torchrun reports the rank that it sees exit first
-        raise SystemExit(1) from error
+        exit_after_another_rank()
 
 
 def warn_of_unused_gpu() -> None:
@@ -64,7 +63,7 @@ def warn_of_unused_gpu() -> None:
     """
     hidden = os.environ.get('CUDA_VISIBLE_DEVICES', '0').strip() in ('', '-1')
     ranks = {os.environ.get(name, '0') for name in ('LOCAL_RANK', 'SLURM_LOCALID')}
-    if hidden or ranks != {'0'} or not NVIDIA_GPU.exists():
+    if hidden or ranks != {'0'} or not glob.glob(NVIDIA_GPUS):
         return
     cuda = torch.version.cuda
     why = f'the driver may be too old for its CUDA {cuda}' if cuda else 'it is built for the CPU'

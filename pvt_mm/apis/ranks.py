@@ -4,16 +4,15 @@ import itertools
 import json
 import math
 import os
-import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import distributed
 
-from pvt_mm.utils.errors import InputError
+from pvt_mm.utils.errors import InputError, is_port_in_use
 
 # Each launcher's variables for a process's rank, the number of ranks, and its rank on its machine.
 VARIABLES = {
@@ -22,7 +21,6 @@ VARIABLES = {
     'mpi': ('OMPI_COMM_WORLD_RANK', 'OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_LOCAL_RANK'),
 }
 STARTED_BY = {'pytorch': 'tools/dist_train.sh', 'slurm': 'tools/slurm_train.sh', 'mpi': 'mpirun'}
-PORT_IN_USE = 'EADDRINUSE|address already in use'
 
 _store: distributed.Store | None = None  # of a run with several ranks
 _calls = itertools.count()  # all ranks make the same calls in the same order
@@ -34,7 +32,8 @@ def join_ranks(launcher: str) -> None:
     A Slurm job gets a port of its own, as jobs may share a machine and MMEngine would take 29500 for all.
 
     Raises:
-        InputError: The process was not started by that launcher, or the port is in use.
+        InputError: The process was not started by that launcher, the address of the first rank is unknown, or its port
+            is in use.
     """
     global _store
     if launcher == 'none':
@@ -43,17 +42,22 @@ def join_ranks(launcher: str) -> None:
         os.environ.update(zip(VARIABLES['pytorch'], (os.environ[name] for name in VARIABLES[launcher]), strict=True))
         if launcher == 'slurm':
             _set_address_from_slurm()
-        os.environ.setdefault('MASTER_PORT', '29500')
-        where = f'{os.environ["MASTER_ADDR"]}:{os.environ["MASTER_PORT"]}'
     except (KeyError, OSError, subprocess.CalledProcessError) as error:
         why = f'{error.args[0]} is not set' if isinstance(error, KeyError) else str(error)
         raise InputError(
             f'--launcher {launcher}: not started by it ({why}); start it by {STARTED_BY[launcher]}'
         ) from error
+    if 'MASTER_ADDR' not in os.environ:
+        raise InputError(
+            f'--launcher {launcher}: MASTER_ADDR is not set: set it to the address of the machine of the first rank, '
+            'and MASTER_PORT to a free port there (default: 29500)'
+        )
+    os.environ.setdefault('MASTER_PORT', '29500')
+    where = f'{os.environ["MASTER_ADDR"]}:{os.environ["MASTER_PORT"]}'
     try:
         store, *_ = next(distributed.rendezvous('env://'))
     except RuntimeError as error:
-        if not re.search(PORT_IN_USE, str(error), re.IGNORECASE):
+        if not is_port_in_use(error):
             raise
         raise InputError(f'{where} is in use by another program: set another port with PORT=') from error
     _store = distributed.PrefixStore('pvt_mm', store)
@@ -102,12 +106,49 @@ def _outcome_of_first_rank(store: distributed.Store, key: str) -> Any:
         if 'code' in outcome:
             store.add(f'{key}: read', 1)
     except RuntimeError:  # the store was in the first rank
-        sys.stderr.write('error: another rank exited; see its error above\n')
-        outcome = {'code': 1}
+        exit_after_another_rank()
     if 'code' in outcome:
-        time.sleep(1)  # torchrun reports the rank that it sees exit first
-        raise SystemExit(outcome['code'])
+        _exit_later(outcome['code'])
     return outcome['value']
+
+
+def on_each_machine(function: Callable[..., None], *args: Any) -> None:
+    """Calls a function on the first rank of each machine; where it raises an InputError or OSError, all ranks exit.
+
+    All ranks must call it.
+    """
+    if _store is None:
+        function(*args)
+        return
+    key, ranks = f'call {next(_calls)}', int(os.environ['WORLD_SIZE'])
+    error = None
+    try:
+        if os.environ['LOCAL_RANK'] == '0':
+            function(*args)
+    except (InputError, OSError) as failure:
+        error = failure
+        _store.add(f'{key}: failed', 1)
+    _store.add(f'{key}: done', 1)
+    _wait_for(_store, f'{key}: done', ranks)
+    failed = _store.add(f'{key}: failed', 0)
+    _store.add(f'{key}: read', 1)
+    if failed and os.environ['RANK'] == '0':  # the store may end with this process
+        _wait_for(_store, f'{key}: read', ranks, seconds=10)
+    if error:
+        raise error
+    if failed:
+        _exit_later(2)
+
+
+def exit_after_another_rank() -> NoReturn:
+    """Exits with 1 and one line, as another rank has exited or will, which reports why."""
+    sys.stderr.write('error: another rank exited; see its error above\n')
+    _exit_later(1)
+
+
+def _exit_later(code: int) -> NoReturn:
+    time.sleep(1)  # torchrun reports the rank that it sees exit first
+    raise SystemExit(code)
 
 
 def _wait_for(store: distributed.Store, counter: str, count: int, seconds: float = math.inf) -> None:

@@ -5,6 +5,7 @@ import errno
 import functools
 import io
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
@@ -84,6 +85,11 @@ def command(main: Callable) -> Callable[[Sequence[str] | None], int]:
             return 130
 
     return run
+
+
+def is_port_in_use(error: RuntimeError) -> bool:
+    """Returns whether an error of ``torch.distributed`` says that its port is taken."""
+    return bool(re.search('EADDRINUSE|address already in use', str(error), re.IGNORECASE))
 
 
 def _message(error: InputError | OSError) -> str | None:

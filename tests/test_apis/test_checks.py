@@ -230,6 +230,7 @@ def test_label_maps_are_read_once_until_they_change(maps, root, tmp_path, monkey
         checks.check_data(config, 'train')
         return len(read) - before
 
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
     read = []
     load = TRANSFORMS.get('mmseg.LoadAnnotations').transform
     monkeypatch.setattr(TRANSFORMS.get('mmseg.LoadAnnotations'), 'transform', lambda *a: read.append(1) or load(*a))
@@ -248,14 +249,14 @@ def test_label_maps_are_read_once_until_they_change(maps, root, tmp_path, monkey
         refuses(maps, 'train', 'has the label 3')
     label(paths[0], 1)
 
-    notes = root / checks.CheckedLabels.NAME
-    notes.write_bytes(b'\xff\xff')  # not text
+    (records,) = (tmp_path / 'cache/pvt_mm').iterdir()
+    records.write_bytes(b'\xff\xff')  # not text
     assert [read_by(maps), read_by(maps)] == [len(paths) - 1, len(paths) - 1]
-    notes.unlink()
-    notes.mkdir()  # cannot be written
-    assert [read_by(maps), read_by(maps)] == [len(paths) - 1, len(paths) - 1]
-    maps.work_dir = str(tmp_path)
-    assert [read_by(maps), read_by(maps)] == [len(paths) - 1, 0]
+    for unwritable in (str(paths[0]), '~'):  # a file; a folder that the system does not know
+        monkeypatch.setenv('XDG_CACHE_HOME', unwritable)
+        assert [read_by(maps), read_by(maps)] == [len(paths) - 1, len(paths) - 1]
+    assert not list(root.rglob('*checked_labels*'))  # the data is left as it is
+    assert not Path('~').exists()
 
 
 # ------------------------------------------------------------------------------------------------------- image folders

@@ -1,6 +1,7 @@
 """From a config to a runner, and errors of other ranks."""
 
 import argparse
+from pathlib import Path
 
 import pytest
 from mmengine.config import Config
@@ -35,7 +36,8 @@ def test_work_directories(path, tmp_path):
 def test_gpu_that_torch_cannot_use(path, capsys, monkeypatch):
     monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
     monkeypatch.setenv('LOCAL_RANK', '0')
-    monkeypatch.setattr(launch, 'NVIDIA_GPU', path)  # a file that exists
+    (path.parent / 'nvidia3').touch()  # as with docker run --gpus device=3
+    monkeypatch.setattr(launch, 'NVIDIA_GPUS', str(path.parent / Path(launch.NVIDIA_GPUS).name))
     monkeypatch.setattr(launch.torch.version, 'cuda', None)
     prepare_config(arguments(path))
     warning = capsys.readouterr().err
@@ -51,7 +53,7 @@ def test_gpu_that_torch_cannot_use(path, capsys, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setenv(name, value)
             prepare_config(arguments(path))
-    monkeypatch.setattr(launch, 'NVIDIA_GPU', path / 'missing')
+    monkeypatch.setattr(launch, 'NVIDIA_GPUS', str(path / 'missing'))
     prepare_config(arguments(path))
     assert capsys.readouterr().err == ''
 

@@ -12,7 +12,7 @@ from torch import distributed
 
 from pvt_mm.apis import ranks
 from pvt_mm.apis.launch import prepare_config
-from pvt_mm.apis.ranks import join_ranks, on_first_rank
+from pvt_mm.apis.ranks import join_ranks, on_each_machine, on_first_rank
 from pvt_mm.utils.errors import InputError
 
 SCONTROL = '#!/bin/sh\n[ "$*" = "show hostnames n[7-8]" ] && printf "n7\\nn8\\n"\n'
@@ -81,11 +81,12 @@ def test_processes_that_their_launcher_did_not_start(launcher, message):
     with pytest.raises(InputError, match=f'--launcher {launcher}: not started by it {message}'):
         join_ranks(launcher)
     assert on_first_rank(lambda: 'alone') == 'alone'
+    on_each_machine(join_ranks, 'none')
 
 
 def test_mpi_needs_the_address_of_the_first_rank(environment):
     environment.update({f'OMPI_COMM_WORLD_{name}': '0' for name in ('RANK', 'LOCAL_RANK')}, OMPI_COMM_WORLD_SIZE='1')
-    with pytest.raises(InputError, match=r'--launcher mpi: not started by it \(MASTER_ADDR is not set\)'):
+    with pytest.raises(InputError, match=r'--launcher mpi: MASTER_ADDR is not set: set it to .*, and MASTER_PORT to a'):
         join_ranks('mpi')
     environment['MASTER_ADDR'] = '127.0.0.1'
     join_ranks('mpi')
@@ -141,6 +142,58 @@ def test_an_error_in_the_first_rank_ends_the_others(error, code, store, monkeypa
     assert capsys.readouterr().err == ''  # the first rank reports it
     assert store.add('call 0: read', 0) == 2
     assert json.loads(store.get('call 0')) == {'code': code}
+
+
+def test_the_first_rank_waits_until_the_others_have_read_its_error(store, monkeypatch):
+    def fail():
+        raise InputError('bad')
+
+    waits = []
+    monkeypatch.setattr(
+        ranks.time, 'sleep', lambda seconds: waits.append(seconds) or store.add('call 0: read', len(waits) == 3)
+    )
+    as_rank(0, 0, monkeypatch)
+    with pytest.raises(InputError, match='bad'):
+        on_first_rank(fail)
+    assert store.add('call 0: read', 0) == 1
+
+
+@pytest.mark.parametrize(
+    ('local_ranks', 'failing', 'outcomes'),
+    [
+        ('0101', None, 'oooo'),
+        ('0101', 2, '22e2'),  # data on the disks of one machine only
+        ('0101', 0, 'e222'),
+        ('0123', 0, 'e222'),
+    ],
+)
+def test_the_first_rank_of_each_machine_checks_it(local_ranks, failing, outcomes, store, monkeypatch):
+    def arrive(seconds: float) -> None:  # another rank
+        for counter in ('done', 'read'):
+            store.add(f'call 0: {counter}', 1)
+
+    def check(rank: int) -> None:
+        called.append(rank)
+        if rank == failing:
+            raise InputError('missing')
+
+    def outcome(rank: int) -> str:
+        as_rank(rank, 0, monkeypatch)
+        os.environ.update(WORLD_SIZE='4', LOCAL_RANK=local_ranks[rank])
+        try:
+            on_each_machine(check, rank)
+        except (InputError, SystemExit) as end:
+            return 'e' if isinstance(end, InputError) else str(end.code)
+        finally:
+            assert store.add('call 0: done', 0) >= 4  # it has waited for the others
+        return 'o'
+
+    called = []
+    monkeypatch.setattr(ranks.time, 'sleep', arrive)
+    first = failing or 0
+    found = {rank: outcome(rank) for rank in (first, *({0, 1, 2, 3} - {first}))}
+    assert ''.join(found[rank] for rank in range(4)) == outcomes
+    assert sorted(called) == [rank for rank in range(4) if local_ranks[rank] == '0']
 
 
 def test_a_first_rank_that_exits_without_an_answer(store, monkeypatch, capsys):
