@@ -2,7 +2,6 @@
 """Run a sweep, configs x options x seeds, on this machine or under Slurm, and report its results."""
 
 import argparse
-import importlib
 import json
 import re
 import shlex
@@ -16,7 +15,7 @@ from pvt_mm.sweep.executors import Local, Slurm
 from pvt_mm.sweep.report import write_report
 from pvt_mm.sweep.spec import load_sweep
 from pvt_mm.sweep.trials import Trials, last_lines
-from pvt_mm.utils.errors import InputError, command, import_errors
+from pvt_mm.utils.errors import InputError, command
 
 RESERVED = ('--seed', '--work-dir', '--launcher', '--resume', '--cfg-options')
 
@@ -55,7 +54,11 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument('sweep', help='file of the sweep')
     parser.add_argument('--work-dir', help="parent of the trials' work directories (default: work_dirs/sweeps/<name>)")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument('--dry-run', action='store_true', help='list the trials and their commands without running them')
+    what.add_argument(
+        '--dry-run',
+        action='store_true',
+        help='list the trials, their commands and what each asks for, without running them',
+    )
     what.add_argument('--report', action='store_true', help='report the finished trials without running others')
     parser.add_argument('--executor', choices=('local', 'slurm'), default='local', help='default: %(default)s')
     parser.add_argument(
@@ -101,6 +104,21 @@ def warn_of_batch_size(trials: Trials) -> None:
         )
 
 
+def make_executor(args: argparse.Namespace) -> Local | Slurm:
+    if args.executor == 'local':
+        return Local(args.jobs, args.gpus)
+    gpus = 1 if args.gpus is None else args.gpus
+    return Slurm(args.partition, gpus, args.time, dict(args.slurm), args.jobs, args.nodes)
+
+
+def note_what_is_missing(executor: Local | Slurm) -> None:
+    """Prints a note if this machine cannot run the sweep: commands can be listed on another one."""
+    try:
+        executor.check_installed()
+    except InputError as error:
+        sys.stderr.write(f'note: {error}\n')
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -111,25 +129,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     sweep = load_sweep(args.sweep, args.cfg_options, args.seeds)
     folder = Path(args.work_dir or Path('work_dirs/sweeps') / sweep.name)
     train = Path(__file__).with_name('train.py')
-    executor = None
-    if not args.dry_run and not args.report:
-        with import_errors('sweeps need submitit', 'pvt_mm[sweep]'):
-            importlib.import_module('submitit')
-        if args.executor == 'local':
-            executor = Local(args.jobs, args.gpus)
-        else:
-            gpus = 1 if args.gpus is None else args.gpus
-            executor = Slurm(args.partition, gpus, args.time, dict(args.slurm), args.jobs, args.nodes)
-    trials = Trials(sweep, folder, train, executor, flags, args.gpus, args.nodes)
+    executor = None if args.report else make_executor(args)
+    trials = Trials(sweep, folder, train, executor, flags)
     if args.dry_run:
+        note_what_is_missing(executor)
         warn_of_batch_size(trials)
         for trial, status in trials.statuses().items():
             print(f'{trial.name} ({status.state})\n  {shlex.join(trials.commands[trial])}')
+        print(executor.request)
         print(json.dumps({'trials': len(sweep.trials)}))
         return 0
     if args.report:
         statuses = trials.statuses()
     else:
+        executor.check_installed()
         with trials.locked(), display(sweep.metric) as show:
             warn_of_batch_size(trials)
             statuses = trials.run(show)

@@ -1,6 +1,7 @@
 """Executors, which run jobs with submitit: on this machine or under Slurm."""
 
 import contextlib
+import importlib
 import os
 import shutil
 import signal
@@ -13,7 +14,7 @@ from pathlib import Path
 import torch
 
 from pvt_mm.sweep.job import GRACE, Job
-from pvt_mm.utils.errors import InputError
+from pvt_mm.utils.errors import InputError, import_errors
 
 
 class Local:
@@ -32,6 +33,16 @@ class Local:
         if needed > count:
             raise InputError(f'--jobs {self.limit} with --gpus {self.gpus} needs {needed} GPUs; {count} are visible')
         self.devices = [','.join(visible[i * self.gpus : (i + 1) * self.gpus]) for i in range(self.limit)]
+
+    @property
+    def request(self) -> str:
+        """What a trial gets, in one line."""
+        return f'each trial runs here on {self.gpus} GPUs, at most {self.limit} at a time'
+
+    @staticmethod
+    def check_installed() -> None:
+        """Raises an InputError if submitit is missing."""
+        check_submitit()
 
     def environment(self, taken: Collection[str]) -> dict[str, str]:
         """Returns the environment of the next trial: free GPUs (not ``taken``), or its share of the CPU cores."""
@@ -95,7 +106,7 @@ class Slurm:
         nodes: Nodes of a trial.
 
     Raises:
-        InputError: Slurm is not installed on this machine, or ``gpus`` is no multiple of ``nodes``.
+        InputError: ``gpus`` is no multiple of ``nodes``, or an option is not valid.
     """
 
     name = 'slurm'
@@ -110,9 +121,6 @@ class Slurm:
         jobs: int | None = None,
         nodes: int = 1,
     ):
-        for program in ('sbatch', 'squeue', 'scancel'):
-            if not shutil.which(program):
-                raise InputError(f'--executor slurm: {program} not found; run it on a machine that submits to Slurm')
         if gpus % nodes:
             raise InputError(f'--gpus {gpus} with --nodes {nodes}: it must be a multiple of the nodes')
         self.gpus, self.nodes, self.limit = gpus, nodes, jobs or sys.maxsize
@@ -120,6 +128,8 @@ class Slurm:
         tasks = 1 if nodes == 1 else max(1, per_node)  # on each node
         options = {'requeue': True, 'open_mode': 'append', **(options or {})}
         cores = options.pop('cpus-per-task', options.pop('cpus_per_task', 5 * per_node // tasks or 1))
+        if not str(cores).isdecimal() or int(cores) < 1:
+            raise InputError(f'--slurm cpus-per-task={cores}: it must be an integer of at least 1')
         self.parameters = dict(
             partition=partition,
             time=minutes,
@@ -131,6 +141,24 @@ class Slurm:
             setup=['export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK'],  # srun ignores --cpus-per-task since 22.05
             additional_parameters=options,
         )
+
+    @property
+    def request(self) -> str:
+        """The options of ``sbatch`` of a job, in one line."""
+        names = ('partition', 'time', 'nodes', 'gpus_per_node', 'ntasks_per_node', 'cpus_per_task')
+        options = {name: self.parameters[name] for name in names} | self.parameters['additional_parameters']
+        given = {name.replace('_', '-'): value for name, value in options.items() if value not in (None, False)}
+        return ' '.join(
+            ['each job: sbatch', *(f'--{key}' if value is True else f'--{key}={value}' for key, value in given.items())]
+        )
+
+    @staticmethod
+    def check_installed() -> None:
+        """Raises an InputError if submitit or Slurm is missing on this machine."""
+        check_submitit()
+        for program in ('sbatch', 'squeue', 'scancel'):
+            if not shutil.which(program):
+                raise InputError(f'--executor slurm: {program} not found; run it on a machine that submits to Slurm')
 
     @staticmethod
     def environment(taken: Collection[str]) -> dict[str, str]:
@@ -173,6 +201,12 @@ class Slurm:
             subprocess.run(['scancel', '--state=PENDING', *queued], check=False)
         running = f', {len(jobs) - len(queued)} still running' if len(jobs) > len(queued) else ''
         return f'{len(queued)} queued cancelled{running}'
+
+
+def check_submitit() -> None:
+    """Raises an InputError if submitit, which runs the jobs, cannot be imported."""
+    with import_errors('sweeps need submitit', 'pvt_mm[sweep]'):
+        importlib.import_module('submitit')
 
 
 EXECUTORS = {'local': Local, 'slurm': Slurm}

@@ -57,10 +57,8 @@ class Trials:
     Args:
         folder: The parent of the trials' work directories.
         train: The path of ``tools/train.py``.
-        executor: Where to run trials; None only to show their statuses.
+        executor: Where to run trials, on how many GPUs; None only to show their statuses.
         flags: Additional flags of every training.
-        gpus: GPUs of a trial if there is no executor.
-        nodes: Nodes of a trial if there is no executor.
 
     Raises:
         InputError: A work directory is of a trial with another config, other options, seed or flags.
@@ -71,16 +69,13 @@ class Trials:
     train: Path
     executor: Local | Slurm | None = None
     flags: Sequence[str] = ()
-    gpus: int | None = None
-    nodes: int = 1
 
     def __post_init__(self):
-        self.gpus = self.executor.gpus if self.executor else self.gpus or 0
-        self.nodes = self.executor.nodes if self.executor else self.nodes
+        self.gpus, nodes = (self.executor.gpus, self.executor.nodes) if self.executor else (0, 1)
         self.commands, self.identities = {}, {}
         for trial in self.sweep.trials:
             folder = self.folder / trial.name
-            self.commands[trial] = train_command(trial, folder, self.train, self.gpus, self.flags, self.nodes)
+            self.commands[trial] = train_command(trial, folder, self.train, self.gpus, self.flags, nodes)
             now = dict(config=trial.config, options=list(trial.options), seed=trial.seed, flags=list(self.flags))
             self.identities[trial] = now
             before = read_json(folder / 'submitted.json').get('trial', now)

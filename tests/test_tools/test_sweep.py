@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pvt_mm.sweep.executors import Slurm
 from pvt_mm.sweep.spec import Sweep, Trial
 from pvt_mm.sweep.trials import Trials
 from tests.conftest import ROOT, TINY_ARCH
@@ -130,7 +131,7 @@ def test_failed_trials_are_shown_and_restarted(two_trials, tmp_path, monkeypatch
         *(str(ROOT / 'tools/train.py'), 'config.py', '--work-dir', 'work_dirs/sweeps/two/config-bad-seed0'),
         *('--seed', '0', '--amp', '--cfg-options', 'model.arch=tiny', 'model.type=BAD'),
     ]
-    assert json.loads(out[-1]) == {'trials': 2}
+    assert (out[4], json.loads(out[-1])) == ('each trial runs here on 0 GPUs, at most 1 at a time', {'trials': 2})
     assert not Path('work_dirs').exists()
 
     monkeypatch.setattr(sweep_tool, '__file__', str(tmp_path / 'sweep.py'))
@@ -151,7 +152,6 @@ def test_failed_trials_are_shown_and_restarted(two_trials, tmp_path, monkeypatch
     ('arguments', 'message'),
     [
         (['gone.py'], 'the config gone.py does not exist'),
-        (['two.py', '--gpus', '64'], '--jobs 1 with --gpus 64 needs 64 GPUs'),
         (['two.py', '--executor', 'slurm'], 'sbatch not found'),
         (['two.py', '--cfg-options', 'model.backbone'], "takes KEY=VALUE pairs, got 'model.backbone"),
         (['two.py', '--work-dir', 'two.py/x'], 'two.py/x: Not a directory'),
@@ -168,12 +168,41 @@ def test_bad_input_gets_one_line_and_exit_code_2(arguments, message, two_trials,
     assert message in error[0]
 
 
+SLURM = ['--executor', 'slurm', '--nodes', '2', '--gpus', '16', '--partition', 'gpu', '--time', '2-00:00:00']
+
+
+def test_a_dry_run_shows_what_a_job_asks_slurm_for(two_trials, monkeypatch, capsys):
+    monkeypatch.setenv('PATH', os.path.dirname(sys.executable))
+    assert sweep_tool.main([two_trials, '--dry-run', *SLURM, '--slurm', 'account=vision']) == 0
+    out, error = capsys.readouterr()
+    assert out.splitlines()[1].split()[-3:-1] == ['slurm', '--cfg-options']
+    assert out.splitlines()[4] == (
+        'each job: sbatch --partition=gpu --time=2880 --nodes=2 --gpus-per-node=8 --ntasks-per-node=8 '
+        '--cpus-per-task=5 --requeue --open-mode=append --account=vision'
+    )
+    assert 'note: --executor slurm: sbatch not found' in error  # only a real run needs it
+
+
+@pytest.mark.parametrize('dry_run', [[], ['--dry-run']])
+@pytest.mark.parametrize(
+    ('flags', 'message'),
+    [
+        ([*SLURM, '--gpus', '9'], 'with --nodes 2: it must be a multiple of the nodes'),
+        ([*SLURM, '--slurm', 'cpus-per-task=x'], '--slurm cpus-per-task=x: it must be an integer of at least 1'),
+        (['--gpus', '64'], '--jobs 1 with --gpus 64 needs 64 GPUs'),
+    ],
+)
+def test_a_dry_run_refuses_what_a_run_does(flags, message, dry_run, two_trials, capsys):
+    assert sweep_tool.main([two_trials, *flags, *dry_run]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_note_about_the_batch_size(tmp_path, capsys):
     trial = Trial('a', 'a.py', (), 0, 12, gpus=8.0)
 
     def note(gpus: int, *flags: str) -> str:
         swept = Sweep('one', 'One', 'mIoU', 'greater', (trial,))
-        sweep_tool.warn_of_batch_size(Trials(swept, tmp_path, Path('train.py'), flags=flags, gpus=gpus))
+        sweep_tool.warn_of_batch_size(Trials(swept, tmp_path, Path('train.py'), Slurm(gpus=gpus), flags))
         return capsys.readouterr().err
 
     assert note(1).endswith('for the batch size of 8 GPUs, and a trial has 1: add --gpus 8, or -- --auto-scale-lr\n')
