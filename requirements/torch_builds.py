@@ -14,6 +14,7 @@ the shell, or one line with what is wrong and exit code 2:
     gpus    what was found on this machine, nothing if there is no GPU
 """
 
+import glob
 import os
 import platform
 import re
@@ -99,9 +100,10 @@ def find_gpus() -> Gpus | None:
     query = ('--query-gpu=driver_version', '--format=csv,noheader')
     drivers = re.findall(r'^\d[\d.]*', output('nvidia-smi', *query) or '', re.MULTILINE)
     if not drivers:
-        if Path('/dev/nvidia0').exists():
+        devices = sorted(glob.glob('/dev/nvidia[0-9]*'))
+        if devices:
             raise CannotChooseError(
-                '/dev/nvidia0 exists, but nvidia-smi does not show a GPU: repair the driver, or set '
+                f'{devices[0]} exists, but nvidia-smi does not show a GPU: repair the driver, or set '
                 f'CUDA= to the version for it ({versions()}), or CUDA=cpu'
             )
         return None

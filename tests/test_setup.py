@@ -1,5 +1,6 @@
 """Set-up: the content of wheels, `tools/install.sh`, and its messages if a prerequisite is missing."""
 
+import glob
 import importlib.util
 import os
 import re

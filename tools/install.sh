@@ -70,7 +70,7 @@ finish() {
     exit
 }
 
-has_gpu() { [[ -e /dev/nvidia0 ]] || nvidia-smi -L > /dev/null 2>&1; }
+has_gpu() { compgen -G '/dev/nvidia[0-9]*' > /dev/null || nvidia-smi -L > /dev/null 2>&1; }
 
 check_python() {
     command -v "$python" > /dev/null ||

@@ -4,6 +4,7 @@ Only the standard library is imported here: packages that may be broken are impo
 """
 
 import contextlib
+import glob
 import os
 import re
 import shutil
@@ -164,7 +165,7 @@ def check_torch() -> Line:
 
 def has_nvidia_gpu() -> bool:
     """Returns whether the machine has an NVIDIA GPU, without PyTorch."""
-    return os.path.exists('/dev/nvidia0') or bool(shutil.which('nvidia-smi'))
+    return bool(glob.glob('/dev/nvidia[0-9]*')) or bool(shutil.which('nvidia-smi'))
 
 
 def check_gpu() -> Line:
