@@ -5,6 +5,7 @@
 #     with 75.
 # --requeue: submit tools/train.sbatch instead of waiting here. After a preemption, a failed node or its time limit, the job
 #     is queued again and resumes.
+# SRUN_ARGS: more options of srun and sbatch, such as SRUN_ARGS=--time=24:00:00 (the default is the partition's limit).
 set -euo pipefail
 before_limit=USR2@120 requeue=
 while [[ ${1:-} == --* ]]; do
@@ -21,8 +22,8 @@ while [[ ${1:-} == --* ]]; do
     shift
 done
 if [[ $# -lt 4 || $1 == --* ]]; then
-    echo "usage: [GPUS= GPUS_PER_NODE= CPUS_PER_TASK= SRUN_ARGS= PORT= PYTHON=] $0 [--signal NAME@SECONDS] [--requeue]" \
-        "PARTITION JOB_NAME CONFIG WORK_DIR [flags of tools/train.py]" >&2
+    echo "usage: [GPUS= GPUS_PER_NODE= CPUS_PER_TASK= SRUN_ARGS=--time=... PORT= PYTHON=] $0" \
+        "[--signal NAME@SECONDS] [--requeue] PARTITION JOB_NAME CONFIG WORK_DIR [flags of tools/train.py]" >&2
     exit 2
 fi
 source "$(dirname "${BASH_SOURCE[0]}")/launch.sh"
