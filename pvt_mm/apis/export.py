@@ -101,9 +101,8 @@ def _export(model: nn.Module, names: Sequence[str]) -> 'torch.onnx.ONNXProgram':
         logging.getLogger(name).setLevel(logging.ERROR)
     with contextlib.ExitStack() as stack, warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter('ignore')
-        if (
-            'mmseg' in sys.modules
-        ):  # it computes sizes with `int` and `math.ceil`, which torch.export turns into constants
+        if 'mmseg' in sys.modules:
+            # It computes sizes with `int` and `math.ceil`, which torch.export turns into constants.
             from mmseg.models.utils import Upsample
             from mmseg.models.utils.embed import AdaptivePadding
 

@@ -65,7 +65,7 @@ def use_amp(config: Config, dtype: str) -> None:
     config.optim_wrapper.dtype = 'float16' if half else 'bfloat16'
     config.optim_wrapper.loss_scale = 'dynamic' if half else dict(enabled=False)
     if not half:  # mmcv's CUDA operators have float16, and no bfloat16
-        config.custom_hooks = [*(config.get('custom_hooks') or []), dict(type='pvt_mm.Float32OpsHook')]
+        _add_hook(config, 'pvt_mm.Float32OpsHook')
 
 
 def use_compile(config: Config) -> None:
@@ -76,7 +76,11 @@ def use_compile(config: Config) -> None:
     """
     if config.get('compile'):
         raise InputError('--compile: compile is set in the config, which compiles the whole training step: use either')
-    config.custom_hooks = [*(config.get('custom_hooks') or []), dict(type='pvt_mm.CompileHook')]
+    _add_hook(config, 'pvt_mm.CompileHook')
+
+
+def _add_hook(config: Config, kind: str) -> None:
+    config.custom_hooks = [*(config.get('custom_hooks') or []), dict(type=kind)]
 
 
 def scale_lr(config: Config) -> None:

@@ -23,8 +23,8 @@ from pvt_mm.utils.files import atomic_write
 
 # sysexits.h's EX_TEMPFAIL: try again. For Slurm: RequeueExit=75 in slurm.conf.
 STOPPED = 75
-# Evaluation steps between two questions to all ranks about signals, at which they wait for each other.
-ASK_INTERVAL = 10
+# Evaluation steps between two all-reduces of the stop flag, at which the ranks wait for each other.
+ALL_REDUCE_INTERVAL = 10
 
 
 @register_backend('pvt_mm.atomic')
@@ -67,7 +67,7 @@ class CheckpointHook(MMEngineCheckpointHook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Puts the optimizer's step counts on the CPU. PyTorch puts them on the device if the optimizer needs that."""
         # MMEngine loads a checkpoint to the GPU, where AdamW would wait for the count of each parameter, twice a step.
-        counts_to_cpu(checkpoint.get('optimizer'))
+        step_counts_to_cpu(checkpoint.get('optimizer'))
 
     def before_train(self, runner: Runner) -> None:
         """Removes what a killed run has left, and listens for signals from here on."""
@@ -93,9 +93,9 @@ class CheckpointHook(MMEngineCheckpointHook):
             self._stop(runner, runner.epoch, runner.iter + 1)
 
     def before_val_epoch(self, runner: Runner) -> None:
-        """Chooses the steps after which to ask for signals, of those that all ranks have: some may have one more."""
+        """Chooses the steps after which to all-reduce the stop flag, of those that all ranks have."""
         common_steps = min(all_gather_object(len(runner.val_loop.dataloader)))
-        self.val_steps = range(0, common_steps, ASK_INTERVAL if get_world_size() > 1 else 1)
+        self.val_steps = range(0, common_steps, ALL_REDUCE_INTERVAL if get_world_size() > 1 else 1)
 
     def after_val_iter(self, runner: Runner, batch_idx: int, *args: Any, **kwargs: Any) -> None:
         """Stops in the middle of an evaluation when a signal came; the resumed run evaluates again."""
@@ -256,10 +256,10 @@ def any_rank(*flags: bool | Tensor) -> list[bool]:
     return [bool(value) for value in together.cpu().tolist()]
 
 
-def counts_to_cpu(state: Any) -> None:
+def step_counts_to_cpu(state: Any) -> None:
     """Moves the step counts in the state dict of an optimizer, or of several by name, to the CPU, in place."""
     for name, value in state.items() if isinstance(state, dict) else ():
         if name == 'step' and isinstance(value, Tensor):
             state[name] = value.cpu()
         else:
-            counts_to_cpu(value)
+            step_counts_to_cpu(value)

@@ -40,7 +40,7 @@ class FiniteHook(Hook):
 
     A total norm that overflows while every gradient is finite is fine. With a dynamic loss scale the scaler skips
     overflowing gradients itself, so only the loss is checked. All ranks decide alike. A check makes the CPU wait for
-    the GPU once; with :class:`CheckpointHook` it also asks the ranks for signals, in the same reduction.
+    the GPU once; with :class:`CheckpointHook` it also all-reduces the stop flag, in the same reduction.
     """
 
     def __init__(self, max_skips: int = 0):
