@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from mmcv import _ext
 from mmcv.ops import DeformConv2dPack, RoIAlign
+from mmdet.models.dense_heads import tood_head
 from mmdet.models.losses import focal_loss as mmdets_focal_loss
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
@@ -157,6 +158,20 @@ def test_operators_return_bfloat16_and_losses_float32(boxes):
     assert torch.equal(outputs[0], align(features.float(), rois).bfloat16())
     assert torch.equal(outputs[1], convolve(features.float()).bfloat16())
     assert torch.equal(outputs[2], focal_loss(scores.float(), labels))
+
+
+def test_the_operator_that_toods_head_calls_as_a_function_gets_float32(monkeypatch):
+    def deform_conv2d(features, offset, weight, *args):
+        got.update([features.dtype, offset.dtype, weight.dtype])
+        return features
+
+    got = set()
+    monkeypatch.setattr(tood_head, 'deform_conv2d', deform_conv2d)
+    strides = dict(type='AnchorGenerator', ratios=[1.0], octave_base_scale=8, scales_per_octave=1, strides=[8])
+    head = tood_head.TOODHead(2, 8, feat_channels=8, stacked_convs=1, norm_cfg=None, anchor_generator=strides)
+    with float32_ops(head), torch.autocast('cpu', torch.bfloat16):
+        scores, boxes = head([torch.randn(1, 8, 8, 8).bfloat16()])
+    assert got == {scores[0].dtype, boxes[0].dtype} == {torch.float32}
 
 
 def test_autocast_is_on_again_after_an_error():
