@@ -73,8 +73,14 @@ def test_a_model_trains_without_synchronizations(results, name):
     assert found['synchronizations'] == []
 
 
+def test_hooks_of_linear_layers_run(results):
+    found = result(results, 'hooks')
+    assert len(found['layers']) == 20
+    assert found['called'] == found['layers']
+
+
 def test_a_training_step_moves_and_keeps_few_bytes(results):
-    # 213 GB, 24 GB and 1,364 kernels with PyTorch's own layers
+    # python -m tests.simulated_cuda.counts: 213 GB, 24.1 GB and 1,365 kernels with the layers of pvt.py
     small = result(results, 'count of small in bfloat16')
     assert small['forward_gb'] + small['backward_gb'] < 190
     assert small['saved_gb'] < 17

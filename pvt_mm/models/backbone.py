@@ -9,11 +9,11 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from pvt_mm.checkpoint.loading import load_pretrained
-from pvt_mm.models.chunked_ffn import chunk_ffn
-from pvt_mm.models.mixed_precision import use_mixed_layers
-from pvt_mm.models.padded_heads import use_padded_heads
-from pvt_mm.models.pvt import PyramidVisionTransformer
-from pvt_mm.models.residual import add_in_one_pass
+from pvt_mm.models.eager import replace_layers
+from pvt_mm.models.mixed_precision import MixedFFN, MixedSRA
+from pvt_mm.models.padded_heads import PaddedSRA
+from pvt_mm.models.pvt import FFN, SRA, EncoderLayer, PyramidVisionTransformer
+from pvt_mm.models.residual import OnePassLayer
 from pvt_mm.registry import MODELS
 
 
@@ -131,8 +131,9 @@ class PVT(PyramidVisionTransformer, BaseModule):
         self.out_indices = out_indices
         self.frozen_stages = frozen_stages
         self.min_size = minimum_size(arch)
-        for use_faster_layers in (add_in_one_pass, chunk_ffn, use_mixed_layers, use_padded_heads):
-            use_faster_layers(self)
+        for stage, C, heads in zip(self.stages, built.embed_dims, built.num_heads, strict=True):
+            attention = PaddedSRA if C // heads % 8 else MixedSRA
+            replace_layers(stage, {EncoderLayer: OnePassLayer, SRA: attention, FFN: MixedFFN})
         for module in self._frozen_modules():
             module.requires_grad_(False)
         self.train()

@@ -8,7 +8,7 @@ inputs on a CPU are cut.
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from pvt_mm.models.eager import is_eager_cpu
@@ -29,13 +29,6 @@ class ChunkedFFN(FFN):
         if torch.is_grad_enabled():
             run = partial(checkpoint, run, use_reentrant=False)
         return torch.cat([run(chunk) for chunk in chunks]).view(x.shape)
-
-
-def chunk_ffn(model: nn.Module) -> None:
-    """Makes every :class:`FFN` in a model a :class:`ChunkedFFN`, in place."""
-    for module in model.modules():
-        if type(module) is FFN:
-            module.__class__ = ChunkedFFN
 
 
 def _chunk_length(hidden_dims: int, element_size: int) -> int:

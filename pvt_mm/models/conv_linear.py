@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pvt_mm.models.eager import is_eager_cpu
+from pvt_mm.models.eager import is_eager_cpu, replace_layers
 
 MIN_VALUES = 20481  # PyTorch gives smaller convolutions to another library
 
@@ -38,6 +38,4 @@ def use_conv_linear(model: nn.Module) -> None:
     Parameters and their names do not change. Compiled and exported models, other devices and other types keep
     PyTorch's own product.
     """
-    for module in model.modules():
-        if type(module) is nn.Linear:
-            module.__class__ = ConvLinear
+    replace_layers(model, {nn.Linear: ConvLinear})

@@ -7,6 +7,7 @@ back to whole matrices of attention. Here the weights are padded, so that heads 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pvt_mm.models.eager import is_plain
 from pvt_mm.models.mixed_precision import MixedSRA
 
 
@@ -14,7 +15,9 @@ class PaddedSRA(MixedSRA):
     """An SRA whose heads are padded on CUDA; d' is the padded d_head."""
 
     def attend(self, x: Tensor, reduced: Tensor) -> Tensor:
-        return self.attend_padded(x, reduced) if x.device.type == 'cuda' else super().attend(x, reduced)
+        if x.device.type != 'cuda' or not all(is_plain(layer, nn.Linear) for layer in (self.q, self.kv, self.proj)):
+            return super().attend(x, reduced)
+        return self.attend_padded(x, reduced)
 
     def attend_padded(self, x: Tensor, reduced: Tensor) -> Tensor:
         """As :meth:`SRA.attend`, on any device."""
@@ -34,10 +37,3 @@ def pad_heads(layer: nn.Linear, d: int) -> tuple[Tensor, Tensor]:
     weight = F.pad(layer.weight.unflatten(0, (-1, d)), (0, 0, 0, -d % 8))  # (heads, d', C)
     bias = F.pad(layer.bias.unflatten(0, (-1, d)), (0, -d % 8))  # (heads, d')
     return weight.flatten(0, 1), bias.flatten()
-
-
-def use_padded_heads(model: nn.Module) -> None:
-    """Makes every :class:`MixedSRA` in a model whose heads need it a :class:`PaddedSRA`, in place."""
-    for module in model.modules():
-        if type(module) is MixedSRA and module.q.out_features // module.num_heads % 8:
-            module.__class__ = PaddedSRA

@@ -3,22 +3,28 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pvt_mm.models.eager import is_eager
-from pvt_mm.models.pvt import EncoderLayer
+from pvt_mm.models.eager import is_eager, is_plain
+from pvt_mm.models.pvt import DropPath, EncoderLayer
 
 
 class OnePassLayer(EncoderLayer):
     """An :class:`EncoderLayer` that scales a branch by its samples' masks while it adds it."""
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        drop_prob = self.drop_path.drop_prob
-        if drop_prob == 0 or not self.training or x.dtype not in (torch.float32, torch.float64) or not is_eager():
+        if not self.is_supported(x):
             return super().forward(x, size)
-        x = add_kept(x, self.attn(self.norm1(x), size), 1 - drop_prob)
-        return add_kept(x, self.ffn(self.norm2(x)), 1 - drop_prob)
+        keep_prob = 1 - self.drop_path.drop_prob
+        x = add_kept(x, self.attn(self.norm1(x), size), keep_prob)
+        return add_kept(x, self.ffn(self.norm2(x)), keep_prob)
+
+    def is_supported(self, x: Tensor) -> bool:
+        """Returns whether stochastic depth scales branches of ``x``, and nothing but :class:`DropPath` would do it."""
+        if not is_eager() or x.dtype not in (torch.float32, torch.float64) or not is_plain(self.drop_path, DropPath):
+            return False
+        return self.drop_path.training and self.drop_path.drop_prob > 0
 
 
 def add_kept(x: Tensor, branch: Tensor, keep_prob: float) -> Tensor:
@@ -42,10 +48,3 @@ class _AddScaled(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         (scale,) = ctx.saved_tensors
         return grad, torch.mul(grad, scale, out=torch.empty_like(grad, dtype=ctx.dtype)), None
-
-
-def add_in_one_pass(model: nn.Module) -> None:
-    """Makes every :class:`EncoderLayer` in a model a :class:`OnePassLayer`, in place."""
-    for module in model.modules():
-        if type(module) is EncoderLayer:
-            module.__class__ = OnePassLayer

@@ -83,6 +83,19 @@ def train_backbone(dtype: torch.dtype, arch: dict = ARCH, **settings: Any) -> di
     return report(training, inference)
 
 
+def train_with_hooks(dtype: torch.dtype) -> dict[str, Any]:
+    """Trains a backbone by a step, and returns which linear layers it has and of which it called the hooks."""
+    model, called = place(PVT(WIDE, drop_path_rate=0.1)), []
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    for name, layer in layers.items():
+        layer.register_forward_hook(lambda *_, name=name: called.append(name))
+    with autocast(dtype):
+        outputs = model(torch.empty(2, 3, 96, 64, device=DEVICE))
+    torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])
+    step(list(model.parameters()))
+    return dict(layers=sorted(layers), called=sorted(called))
+
+
 def step(parameters: list[nn.Parameter]) -> None:
     assert all(parameter.grad.device == parameter.device for parameter in parameters)
     assert all(parameter.grad.dtype == parameter.dtype for parameter in parameters)
@@ -127,11 +140,10 @@ def train_trans2seg(dtype: torch.dtype) -> dict[str, Any]:
     return report(count)
 
 
-def count_step(arch: str, dtype: torch.dtype, batch: int) -> dict[str, Any]:
+def count_step(build: Callable[[], nn.Module], dtype: torch.dtype, batch: int) -> dict[str, Any]:
     """Counts a training step of a backbone at 800 x 1344, in GB, without a GPU's memory."""
-    with torch.device('meta'):
-        model = PVT(arch)
-    to_fake_cuda(model)
+    model = to_fake_cuda(build())
+    parameters = sum(parameter.nbytes for parameter in model.parameters())
     image = torch.empty(batch, 3, 800, 1344, device=DEVICE)
     saved = SavedBytes(model)
     with autocast(dtype), Count() as forward, saved:
@@ -139,10 +151,13 @@ def count_step(arch: str, dtype: torch.dtype, batch: int) -> dict[str, Any]:
     gradients = [torch.empty_like(output) for output in outputs]
     with Count() as backward:
         torch.autograd.backward(outputs, gradients)
-    passes = dict(forward=forward, backward=backward)
+    with torch.no_grad(), autocast(dtype), Count() as inference:
+        model.eval()(image)
+    passes = dict(forward=forward, backward=backward, inference=inference)
     counted = {f'{name}_gb': sum(count.moved.values()) / 1e9 for name, count in passes.items()}
     kernels = {f'{name}_kernels': sum(count.kernels.values()) for name, count in passes.items()}
-    return dict(report(forward, backward), **counted, **kernels, saved_gb=saved.total / 1e9)
+    peak = saved.total + 2 * parameters + image.nbytes  # with the gradients, and without what is freed within a layer
+    return dict(report(forward, backward), **counted, **kernels, saved_gb=saved.total / 1e9, peak_gb=peak / 1e9)
 
 
 CASES: dict[str, Callable[[], dict[str, Any]]] = {
@@ -155,12 +170,13 @@ CASES: dict[str, Callable[[], dict[str, Any]]] = {
     'frozen stages': partial(train_backbone, BF16, frozen_stages=2),
     'wide in float32': partial(train_backbone, FP32, WIDE),
     'wide in bfloat16': partial(train_backbone, BF16, WIDE),
+    'hooks': partial(train_with_hooks, BF16),
     'classifier': partial(train_classifier, BF16),
     'trans2seg': partial(train_trans2seg, BF16),
 }
 COUNTS: dict[str, Callable[[], dict[str, Any]]] = {
-    'count of small in bfloat16': partial(count_step, 'small', BF16, 16),
-    'count of small_wide in float32': partial(count_step, 'small_wide', FP32, 2),
+    'count of small in bfloat16': partial(count_step, partial(PVT, 'small'), BF16, 16),
+    'count of small_wide in float32': partial(count_step, partial(PVT, 'small_wide'), FP32, 2),
 }
 
 

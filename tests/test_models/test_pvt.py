@@ -2,23 +2,28 @@
 
 import ast
 import copy
+import runpy
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from mmengine.optim import OptimWrapper
 from torch import nn
+from torch.nn.utils import prune
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 from pvt_mm.apis.launch import leave_process_group
 from pvt_mm.checkpoint.formats import backbone_weights
-from pvt_mm.models import chunked_ffn, mixed_precision
+from pvt_mm.models import chunked_ffn, eager, mixed_precision
 from pvt_mm.models.backbone import ARCHS, PVT
 from pvt_mm.models.chunked_ffn import ChunkedFFN
 from pvt_mm.models.conv_linear import ConvLinear, use_conv_linear
+from pvt_mm.models.eager import replace_layers
 from pvt_mm.models.mixed_precision import MixedFFN, MixedSRA
 from pvt_mm.models.padded_heads import PaddedSRA
 from pvt_mm.models.pvt import FFN, SRA, DropPath, EncoderLayer, PositionEmbedding, PyramidVisionTransformer
@@ -259,7 +264,7 @@ def test_position_embeddings_are_resampled_with_half_pixel_centers():
 def test_ffn_in_chunks_equals_ffn_whole(training, rate, monkeypatch):
     whole = FFN(8, 32, rate).train(training)
     chunked = copy.deepcopy(whole)
-    chunked_ffn.chunk_ffn(chunked)
+    replace_layers(chunked, {FFN: ChunkedFFN})
     assert type(chunked) is ChunkedFFN
     length = 50
     monkeypatch.setattr(chunked_ffn, '_chunk_length', lambda *_: length)
@@ -284,7 +289,7 @@ def test_ffn_in_chunks_equals_ffn_whole(training, rate, monkeypatch):
 def test_chunks_keep_no_hidden_values(monkeypatch):
     monkeypatch.setattr(chunked_ffn, 'CHUNK_BYTES', 2**12)
     whole, chunked, x = FFN(8, 64, 0.0), FFN(8, 64, 0.0), torch.randn(1, 500, 8, requires_grad=True)
-    chunked_ffn.chunk_ffn(chunked)
+    replace_layers(chunked, {FFN: ChunkedFFN})
     kept = []
     for ffn in (whole, chunked):
         saved = []
@@ -336,9 +341,7 @@ def test_the_backbone_has_faster_layers_and_the_plain_model_has_not():
 def test_residuals_in_one_pass_are_the_same():
     one_pass, image = PVT(TINY_ARCH, drop_path_rate=0.3), torch.randn(8, 3, 96, 64)
     plain = copy.deepcopy(one_pass)
-    for module in plain.modules():
-        if isinstance(module, OnePassLayer):
-            module.__class__ = EncoderLayer
+    replace_layers(plain, {OnePassLayer: EncoderLayer})
     outputs = []
     for model in (one_pass, plain):
         torch.manual_seed(1)
@@ -398,13 +401,96 @@ def test_gelu_of_a_linear_layer_has_the_gradients_of_autograd(channels):
 
 def test_one_cast_for_two_readers_adds_their_gradients_in_float32():
     x = torch.randn(5, 7, requires_grad=True)
-    one, other = mixed_precision._CastForTwo.apply(x, torch.bfloat16)
-    assert torch.equal(one, x.bfloat16())
-    assert torch.equal(other, one)
-    assert other.data_ptr() == one.data_ptr()
+    for_q, for_kv = mixed_precision._CastForTwo.apply(x, torch.bfloat16)
+    assert torch.equal(for_q, x.bfloat16())
+    assert torch.equal(for_kv, for_q)
+    assert for_kv.data_ptr() == for_q.data_ptr()
     gradients = torch.randn(2, 5, 7).bfloat16()
-    torch.autograd.backward([one, other], list(gradients))
+    torch.autograd.backward([for_q, for_kv], list(gradients))
     assert torch.equal(x.grad, gradients[0].float() + gradients[1].float())
+
+
+class DoubledLinear(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
+def double(layer: nn.Linear) -> None:
+    layer.__class__ = DoubledLinear
+
+
+def double_by_a_hook(layer: nn.Linear) -> None:
+    layer.register_forward_hook(lambda module, inputs, output: 2 * output)
+
+
+def prune_and_train(layer: nn.Linear) -> None:
+    prune.l1_unstructured(layer, 'weight', 0.5)
+    with torch.no_grad():
+        layer.weight_orig.mul_(2)  # a hook multiplies by the mask
+
+
+@pytest.mark.parametrize('change', [double, double_by_a_hook, prune_and_train])
+def test_what_changes_a_linear_layer_works_under_mixed_precision(change, monkeypatch):
+    monkeypatch.setattr(mixed_precision, 'mixed_dtype', lambda x: torch.float32)
+    ffn, x = PVT(TINY_ARCH).stages[0].layers[0].ffn, torch.randn(2, 9, 8)
+    change(ffn.fc1)
+    output = ffn.expand(x)
+    assert torch.equal(output, F.gelu(ffn.fc1(x)))
+    output.sum().backward()
+    assert all(parameter.grad is not None for parameter in ffn.fc1.parameters())
+
+
+def test_a_replaced_drop_path_is_called():
+    layer = PVT(TINY_ARCH, drop_path_rate=0.3).stages[3].layers[-1]
+    assert layer.is_supported(torch.randn(1, 1, 1))
+    layer.drop_path = nn.Identity()
+    x = torch.randn(2, 6, TINY_ARCH['embed_dims'][3])
+    expected = x + layer.attn(layer.norm1(x), (2, 3))
+    torch.testing.assert_close(layer(x, (2, 3)), expected + layer.ffn(layer.norm2(expected)))
+
+
+def test_transforms_of_torch_func():
+    model, image = PVT(TINY_ARCH, drop_path_rate=0.3), torch.randn(2, 3, 96, 64)
+    parameters = dict(model.named_parameters())
+
+    def loss(parameters: dict[str, nn.Parameter]) -> torch.Tensor:
+        torch.manual_seed(1)
+        return sum(output.square().mean() for output in torch.func.functional_call(model, parameters, (image,)))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunked_ffn, 'CHUNK_BYTES', 2**12)
+        gradients = torch.func.grad(loss)(parameters)
+    expected = torch.autograd.grad(loss(parameters), list(parameters.values()))
+    for (name, one), other in zip(gradients.items(), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize(('frozen', 'products'), [('', 4), ('x', 3), ('fc1', 2)])
+def test_gradients_of_what_is_frozen_are_not_computed(frozen, products):
+    fc1, x = nn.Linear(8, 32).requires_grad_(frozen != 'fc1'), torch.randn(1, 10, 8, requires_grad=frozen != 'x')
+    output = mixed_precision._GELULinear.apply(x, *fc1.parameters(), torch.float32).sum()
+    with FlopCounterMode(display=False) as counter:
+        output.backward()
+    # fc1's product again, the gradient of x, and twice as wide, since 8 ones follow x, those of the parameters
+    assert counter.get_total_flops() == products * 2 * 10 * 8 * 32
+
+
+def test_only_float32_on_cuda_under_autocast_is_cast_once(monkeypatch):
+    def dtype(given: torch.dtype, device: str = 'cuda') -> torch.dtype | None:
+        return eager.mixed_dtype(SimpleNamespace(dtype=given, device=torch.device(device)))
+
+    assert dtype(torch.float32) is None
+    monkeypatch.setattr(torch, 'is_autocast_enabled', lambda: True)
+    assert dtype(torch.float32) == torch.float16
+    assert [dtype(given) for given in (torch.float64, torch.float16, torch.bfloat16)] == [None] * 3
+    assert dtype(torch.float32, 'cpu') is None
+
+
+@pytest.mark.skipif(not hasattr(torch.compiler, 'is_compiling'), reason='torch has it under the old name only')
+def test_old_names_of_torch_are_not_needed(monkeypatch):
+    monkeypatch.delattr(torch._utils, 'is_compiling', raising=False)
+    monkeypatch.delattr(torch._C, '_are_functorch_transforms_active')
+    assert runpy.run_path(eager.__file__)['is_eager']()
 
 
 @pytest.mark.parametrize('drop_rate', [0.0, 0.3])

@@ -591,7 +591,7 @@ def test_what_was_expected_is_next_to_what_was_measured(gpu_measured):
     benchmark = gpu.Benchmark('cuda', (800, 1344), (2, 16), 1, 280, gpu_tool.RETINANET, lambda line: None)
     assert set(gpu.EXPECTED) <= set(benchmark.figures())
     text = re.sub(' +', ' ', benchmark.report())
-    assert '| peak memory, batch 16: ours / MMDetection | 0.34 | not measured |' in text
+    assert '| peak memory, batch 16: ours / MMDetection | 0.23 | not measured |' in text
 
 
 def test_a_gpus_benchmark_ends_in_time(gpu_measured, monkeypatch):
