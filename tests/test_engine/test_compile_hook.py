@@ -15,6 +15,7 @@ from torch import nn
 
 from pvt_mm.apis.config import load_config
 from pvt_mm.engine import CompileHook
+from pvt_mm.models import PVT
 from pvt_mm.utils.errors import InputError
 from tests.conftest import ROOT
 
@@ -96,6 +97,21 @@ class Doubled(nn.Module):
         self.auxiliary_head = nn.ModuleList([nn.Identity(), nn.Identity()])
         self.roi_head = nn.Sequential(nn.Identity())
         self.test_step = None  # which a TTA model asks for
+
+
+@pytest.mark.skipif(torch.__version__ < '2.6', reason='not tried with the Inductor of older versions')
+@pytest.mark.filterwarnings('ignore:.*:DeprecationWarning')
+def test_inductor_trains_a_pvt():
+    # Two stages: the map between them is what Inductor cannot lay out by itself.
+    model, eager = (PVT(TWO_STAGES, out_indices=(0, 1), drop_path_rate=0.0) for _ in range(2))
+    eager.load_state_dict(model.state_dict())
+    hook = CompileHook()
+    hook.before_run(runner_of(nn.ModuleDict(dict(backbone=model))))
+    images = torch.randn(2, 3, 160, 96)
+    for net in (model, eager):
+        torch.stack([output.square().mean() for output in net(images)]).sum().backward()
+    for (name, weight), reference in zip(model.named_parameters(), eager.parameters(), strict=True):
+        torch.testing.assert_close(weight.grad, reference.grad, rtol=1e-3, atol=1e-6, msg=name)
 
 
 def test_weights_their_names_and_copies_stay_the_models_own():

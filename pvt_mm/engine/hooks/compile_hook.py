@@ -21,11 +21,13 @@ PARTS = ('backbone', 'neck', 'rpn_head', 'bbox_head', 'decode_head', 'auxiliary_
 class CompileHook(Hook):
     """Compiles the ``forward`` of backbone, neck and dense heads, each as one graph for images of any size.
 
-    A part is compiled at its first batch, which takes up to minutes, and once more for its first batch in eval mode.
-    It is compiled again where the batch size becomes 1, or where two sizes that were equal in the first batch by chance
-    are not. Weights, the names in checkpoints, EMA and resuming are those of an eager run. Dropout and stochastic depth
-    draw other random numbers than in an eager run, of the same distribution. Activation checkpointing (``with_cp``)
-    needs torch 2.4 or later here.
+    A part is compiled at its first batch, which takes up to minutes, and once more for its first batch in eval mode. It
+    is compiled again where the batch size becomes 1, or where two sizes that were equal in the first batch by chance
+    are not. With Inductor, as of torch 2.13 on a CPU, one graph for all sizes holds in eval mode only: in training the
+    backward passes of its convolutions are compiled again for each new size, and after 8 sizes a part runs eagerly. So
+    train at few sizes, or measure first. Weights, the names in checkpoints, EMA and resuming are those of an eager run.
+    Dropout and stochastic depth draw other random numbers than in an eager run, of the same distribution. Activation
+    checkpointing (``with_cp``) needs torch 2.4 or later here.
 
     MMEngine's own setting, ``compile=True``, compiles the whole training step instead. There the losses, the assignment
     of targets and the samplers have shapes that depend on the boxes of each image: the step falls into many graphs,
@@ -38,7 +40,7 @@ class CompileHook(Hook):
         backend: As in ``torch.compile``, like the arguments below.
         mode: ``'reduce-overhead'`` and ``'max-autotune'`` use CUDA graphs, one for each size of the images: they are
             for images of one size.
-        options: Options of the backend.
+        options: Options of the backend. Inductor's ``layout_optimization`` is off unless it is set here or by ``mode``.
         dynamic: True for any size; False compiles again for every size; None tries False and then True.
         fullgraph: Whether a part that is not one graph is an error.
 
@@ -55,6 +57,10 @@ class CompileHook(Hook):
         dynamic: bool | None = True,
         fullgraph: bool = False,
     ):
+        if backend == 'inductor' and mode is None:
+            # NOTE: with it, PyTorch 2.13 cannot compile the training of maps of any size ("cannot determine truth value
+            # of Relational"). It would make convolutions channels-last, as PVT's maps are.
+            options = {'layout_optimization': False, **(options or {})}
         self.parts = parts
         self.arguments = dict(backend=backend, mode=mode, options=options, dynamic=dynamic, fullgraph=fullgraph)
         self.compiled: list[nn.Module] = []
