@@ -31,6 +31,9 @@ case "$*" in
     '-m venv '*) mkdir -p "$3/bin" && touch "$3/pyvenv.cfg" && cp {fake} "$3/bin/python" ;;
     '-m pip cache list'*) echo "${{FAKE_CACHE-onedl_mmcv-{mmcv}-cp311-cp311-any.whl}}" ;;
     '-m pip uninstall'*) rm -f $torch $mmcv ;;
+    '-m pip install --dry-run --report '*)
+        [[ ${{FAKE_PYPI:-cpu}} == cpu ]] || name=nvidia-cublas
+        echo "\\"name\\": \\"${{name:-sympy}}\\"" > "$6" && exit "${{FAKE_DRY_RUN:-0}}" ;;
     '-m pip install torch=='*)
         case "$*" in
             *+cpu*) [[ ! ${{FAKE_NO_INDEX:-}} ]] && echo cpu > $torch ;;
@@ -260,9 +263,21 @@ def test_gpu_whose_driver_is_too_old_for_pypis_torch(install):
     assert '--force-reinstall' in install.calls('FORCE_CUDA')[0]
 
 
+def test_torch_for_the_cpu_next_to_nvcc(install):
+    install.add_nvcc('13.0')
+    done = install()
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-1].endswith(': torch 2.13.0+cpu and mmcv 2.3.6, for the CPU.')
+
+
 def test_node_without_gpu(install):
     install.add_nvcc('13.0')
     done = install(FAKE_PYPI='13.0')
+    assert done.returncode == 2
+    assert "pip's torch==2.13.0 is built for CUDA and nvcc is here, but no GPU is visible" in done.stderr
+    assert install.calls('-m pip install torch') == []
+
+    done = install(FAKE_PYPI='13.0', FAKE_DRY_RUN='2')  # pip before 22.2
     assert done.returncode == 2
     assert 'torch is built for CUDA 13.0 and nvcc is here, but no GPU is visible' in done.stderr
     assert 'set CUDA=cpu, or CUDA=13.0 and TORCH_CUDA_ARCH_LIST=' in done.stderr
@@ -418,12 +433,12 @@ def test_wrong_compute_capabilities(builds, monkeypatch, archs, words):
 def test_what_nvidia_smi_says(builds, monkeypatch):
     answers = {}
     monkeypatch.setattr(builds, 'output', lambda *command: answers.get(command[1] if command[1:] else ''))
-    monkeypatch.setattr(builds.Path, 'exists', lambda path: False)
+    monkeypatch.setattr(builds.glob, 'glob', lambda pattern: [])
     assert builds.find_gpus() is None
     answers['--query-gpu=driver_version'] = 'No devices were found\n'
     assert builds.find_gpus() is None
-    monkeypatch.setattr(builds.Path, 'exists', lambda path: True)
-    with pytest.raises(builds.CannotChooseError, match='nvidia-smi does not show a GPU'):
+    monkeypatch.setattr(builds.glob, 'glob', lambda pattern: ['/dev/nvidia3'])
+    with pytest.raises(builds.CannotChooseError, match='^/dev/nvidia3 exists, but nvidia-smi does not show a GPU'):
         builds.find_gpus()
     answers['--query-gpu=driver_version'] = '470.82.01\n470.82.01\n'
     assert builds.find_gpus() == ('470.82.01', '11.8', [])  # by the driver's minimum

@@ -106,6 +106,11 @@ check_compiler() {
 # CUDA version of the installed PyTorch, "cpu" for a build without
 torch_cuda() { "$venv/bin/python" -c 'import torch; print(torch.version.cuda or "cpu")'; }
 
+refuse_to_guess() {  # WHAT VERSION
+    fail "$1 and nvcc is here, but no GPU is visible (a login node?): set CUDA=cpu, or CUDA=$2 and TORCH_CUDA_ARCH_LIST= to" \
+        "the compute capabilities of your GPUs, such as 9.0"
+}
+
 check_torch() {  # sets `device` to the CUDA version to build mmcv for, or to cpu
     local found
     found=$(torch_cuda 2>> "$log") || fail "the installed torch cannot be imported: see the end of $log"
@@ -114,8 +119,7 @@ check_torch() {  # sets `device` to the CUDA version to build mmcv for, or to cp
         export CUDA_VISIBLE_DEVICES=  # mmcv is also built for CUDA if torch sees a GPU
         unset FORCE_CUDA
         if [[ ! $cuda && $found != cpu && $nvcc ]]; then
-            fail "torch is built for CUDA $found and nvcc is here, but no GPU is visible (a login node?): set CUDA=cpu, or" \
-                "CUDA=$found and TORCH_CUDA_ARCH_LIST= to the compute capabilities of your GPUs, such as 9.0"
+            refuse_to_guess "torch is built for CUDA $found" "$found"
         fi
         return
     fi
@@ -215,6 +219,13 @@ install_torch() {
     if [[ $cuda ]] && found=$(torch_cuda 2> /dev/null) && [[ $found != "$cuda" ]]; then
         say "  replacing torch for $found"
         "$venv/bin/python" -m pip uninstall --yes torch onedl-mmcv >> "$log" 2>&1
+    fi
+    if [[ ! $cuda && $nvcc ]]; then  # before gigabytes are downloaded; older versions of pip have no --report
+        local report=$venv/torch.json
+        if attempt 'build of torch' pip install --dry-run --report "$report" "$torch" "${options[@]}" &&
+            grep -Eq '"name": "(cuda|nvidia)-' "$report"; then
+            refuse_to_guess "pip's $torch is built for CUDA" VERSION
+        fi
     fi
     if [[ $cuda == cpu ]]; then  # smaller than PyPI's build for CUDA, which runs on a CPU too
         attempt torch pip install "$torch" "${options[@]}" --extra-index-url "$index" && return
