@@ -17,7 +17,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import FlexibleRunner, Runner
 from torch import nn
 
-from pvt_mm.utils.errors import InputError, config_errors, report_import_errors
+from pvt_mm.utils.errors import InputError, config_errors
 from pvt_mm.utils.text import shorten
 
 # Settings that take effect in addition to those that MMEngine's runners read.
@@ -73,12 +73,17 @@ def import_scope(config: Config) -> None:
     """Imports the package that a config is for; MMEngine would pass over the failure of an import.
 
     Raises:
-        SystemExit: It fails. The message names tools/doctor.py.
+        InputError: It fails. The message names tools/doctor.py.
     """
     scope = config.get('default_scope')
-    if scope in ('mmdet', 'mmseg'):
-        with report_import_errors():
-            importlib.import_module(f'{scope}.models')
+    if scope not in ('mmdet', 'mmseg'):
+        return
+    try:
+        importlib.import_module(f'{scope}.models')
+    except Exception as error:  # a wrong MMCV raises AssertionError, a wrong NumPy ValueError
+        raise InputError(
+            f'{scope} cannot be imported: {type(error).__name__}: {error}; tools/doctor.py says how to fix it'
+        ) from error
 
 
 def check_file(kind: str, path: str) -> None:
@@ -104,9 +109,9 @@ def innermost_dataset(dataset: dict) -> dict:
 
 
 def settings_of(runner: type) -> set[str]:
-    """Returns the top-level settings that a runner of MMEngine reads: its and its bases' arguments, and what they ask for.
+    """Returns the top-level settings that a runner and its bases read: arguments, and what they ask the config for.
 
-    The latter, such as ``compile`` and ``find_unused_parameters``, are in its source only.
+    The latter, such as ``compile`` and ``find_unused_parameters``, are in their source only.
     """
     bases = [base for base in runner.__mro__ if base is not object]
     arguments = {name for base in bases for name in inspect.signature(base).parameters}
