@@ -128,7 +128,7 @@ def _read_local(path: str, map_location: str) -> Any:
         )
     _warn_of_trust(path, shorten(asked))
     try:
-        return load_trusted(path, map_location, allowed)
+        return load_trusted(path, map_location)
     except Exception as error:  # it runs anything
         raise CheckpointError(f'{path} cannot be read: {type(error).__name__}: {_one_line(error)}') from error
 

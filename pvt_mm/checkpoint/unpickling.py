@@ -1,7 +1,7 @@
-"""Reading a pickle that finds and calls nothing but what is on a list: that of what checkpoints hold next to tensors.
+"""Reading a pickle that finds, calls and changes nothing but what is on a list: that of what checkpoints hold.
 
-PyTorch's ``weights_only=True`` can be given such a list from 2.6 on. Before, and for pickle protocols that it does not
-know, :class:`AllowListUnpickler` does what it does.
+PyTorch's ``weights_only=True`` can be given such a list from 2.6 on. But a file can change what was found in any way
+that its ``__setstate__`` has, and the list holds for all threads. :class:`AllowListUnpickler` is for every version.
 """
 
 import argparse
@@ -10,27 +10,28 @@ import functools
 import importlib
 import os
 import pickle
+import re
 import tarfile
+import types
 import zipfile
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection
 from types import SimpleNamespace
 from typing import IO, Any, ClassVar
-from unittest import mock
 
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.optim import OneCycleParamScheduler
 
-CAN_EXTEND_TORCH = torch.__version__ >= '2.6'  # from when on `safe_globals` takes names
+FORCED = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
 # What PyTorch writes for tensors, as far as this version has it; torch.load finds the types of storages on its own.
+# Not `torch._tensor._rebuild_from_type_v2`, which calls whatever it is given: tensors with attributes are refused.
 TORCH_NAMES = (
     *(f'torch._utils._rebuild_{kind}' for kind in ('tensor', 'tensor_v2', 'tensor_v3', 'sparse_tensor', 'qtensor')),
     *(f'torch._utils._rebuild_{kind}' for kind in ('parameter', 'parameter_with_state', 'meta_tensor_no_storage')),
-    *('torch._tensor._rebuild_from_type_v2', 'torch.nn.parameter.Parameter', 'torch.Tensor', 'torch.Size'),
-    *('torch.device', 'torch.serialization._get_layout', 'torch.storage.UntypedStorage', 'torch.per_tensor_affine'),
-    *('collections.OrderedDict', 'collections.Counter', '_codecs.encode'),
+    *('torch.Size', 'torch.device', 'torch.serialization._get_layout', 'torch.storage.UntypedStorage'),
+    *('torch.per_tensor_affine', 'collections.OrderedDict', 'collections.Counter', '_codecs.encode'),
     *('builtins.bytearray', 'builtins.complex', 'builtins.set'),
 )
 
@@ -42,60 +43,103 @@ def allowed_globals() -> dict[str, Any]:
     authors' training its command line. NumPy 2 writes ``numpy._core`` where NumPy 1 wrote ``numpy.core``; whichever is
     installed, both names are found.
     """
-    arrays = {
-        f'numpy.{core}.multiarray.{name}': value.__reduce__()[0]
-        for name, value in {'_reconstruct': np.empty(0), 'scalar': np.float64(0)}.items()
-        for core in ('core', '_core')
-    }
-    dtypes = {type(np.dtype(kind)) for kind in f'?{np.typecodes["AllInteger"]}{np.typecodes["AllFloat"]}'}
-    owners = [bytes, argparse.Namespace, HistoryBuffer, OneCycleParamScheduler, np.ndarray, np.dtype, *dtypes]
+    arrays = {name: _empty_array if 'reconstruct' in name else value for name, value in _numpy_functions().items()}
+    owners = (bytes, argparse.Namespace, HistoryBuffer, OneCycleParamScheduler, np.ndarray)
     classes = {f'{owner.__module__}.{owner.__qualname__}': owner for owner in owners}
-    return {**classes, **arrays, 'builtins.getattr': _method_of_mmengine}
+    return {**classes, **arrays, 'numpy.dtype': _numeric_dtype, 'builtins.getattr': _attribute_of_mmengine}
 
 
-def _method_of_mmengine(owner: Any, name: str) -> Any:
-    """The uses that MMEngine's checkpoints have for ``getattr``, which reaches everything if left alone."""
-    annealing = owner is OneCycleParamScheduler and name in ('_annealing_cos', '_annealing_linear')
-    if not annealing and (owner is not HistoryBuffer or name.startswith('_')):
-        raise pickle.UnpicklingError('GLOBAL builtins.getattr')
-    return getattr(owner, name)
+def _numpy_functions() -> dict[str, Any]:
+    found = {'_reconstruct': np.empty(0).__reduce__()[0], 'scalar': np.float64(0).__reduce__()[0]}
+    return {
+        f'numpy.{core}.multiarray.{name}': function for name, function in found.items() for core in ('core', '_core')
+    }
+
+
+def _empty_array(*_: Any) -> np.ndarray:
+    return np.empty(0)  # its state follows
+
+
+def _numeric_dtype(kind: Any, *_: Any) -> np.dtype:
+    """Only types of numbers: in an array of objects, the bytes of a file would be taken for addresses."""
+    if type(kind) is not str or not re.fullmatch(r'[biufc][0-9]{1,2}', kind):
+        raise pickle.UnpicklingError('GLOBAL numpy.dtype')
+    return np.dtype(kind, copy=True)  # not the one shared by all
+
+
+def _attribute_of_mmengine(owner: Any, name: str) -> Any:
+    """The uses that MMEngine's checkpoints have for ``getattr``, which reaches everything if left alone.
+
+    They are the methods of HistoryBuffer for statistics, of which a resumed one has its own, and functions of numbers.
+    """
+    if owner is HistoryBuffer and not name.startswith('_'):
+        return None
+    if owner is OneCycleParamScheduler and name in ('_annealing_cos', '_annealing_linear'):
+        return getattr(owner, name)
+    raise pickle.UnpicklingError('GLOBAL builtins.getattr')
 
 
 def load(path: str, map_location: str, allowed: dict[str, Any]) -> Any:
     """Returns the content of a file of ``torch.save`` that asks for what PyTorch writes and ``allowed``, and no more.
 
+    Where the user has set TORCH_FORCE_WEIGHTS_ONLY_LOAD, PyTorch's own reader takes it, without ``allowed``.
+
     Raises:
         pickle.UnpicklingError: It asks for more, or is damaged. More is named as ``GLOBAL module.name``.
+        RuntimeError: It is a TorchScript archive, was written by PyTorch 0.1.9, or needs that variable to be unset.
         Exception: It is damaged, or not a checkpoint, which raises anything.
     """
-    if CAN_EXTEND_TORCH:
-        names: list[Any] = [(value, name) for name, value in allowed.items()]
+    _check_format(path)
+    if _is_forced():
         try:
-            with torch.serialization.safe_globals(names):
-                return torch.load(path, map_location=map_location, weights_only=True)
+            return torch.load(path, map_location=map_location, weights_only=True)
         except pickle.UnpicklingError as error:
-            if 'Unsupported operand' not in str(error):
+            if foreign_globals(path, allowed):
                 raise
+            raise RuntimeError(f'PyTorch refuses more than weights, as {FORCED} is set; unset it') from error
 
     class Unpickler(AllowListUnpickler):
         found: ClassVar = {**_torch_globals(), **allowed}
 
-    # What torch.load would read without the unpickler: TorchScript, and the files of PyTorch 0.1.9.
-    script, archive = RuntimeError('it is a TorchScript archive'), tarfile.ReadError('not read')
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.object(torch.jit, 'load', side_effect=script))
-        stack.enter_context(mock.patch.object(tarfile, 'open', side_effect=archive))
-        stack.enter_context(mock.patch.dict(os.environ, TORCH_FORCE_WEIGHTS_ONLY_LOAD='0'))
-        return torch.load(path, map_location, _pickle_module(Unpickler), weights_only=False)
+    return torch.load(path, map_location, _pickle_module(Unpickler), weights_only=False)
 
 
-def load_trusted(path: str, map_location: str, allowed: dict[str, Any]) -> Any:
-    """Returns the content of a file of ``torch.save``, running what it asks for. NumPy has the names of ``allowed``."""
-    arrays = {name: value for name, value in allowed.items() if name.startswith('numpy.')}
+def _check_format(path: str) -> None:
+    """Refuses what torch.load would read without the unpickler: TorchScript, and the files of PyTorch 0.1.9."""
+    with open(path, 'rb') as file:
+        is_zip = file.read(4) == b'PK\3\4'  # as torch.load tells
+    if is_zip:
+        # PyTorch's own reader, where there is one, as another could be shown other records.
+        reader = getattr(torch._C, 'PyTorchFileReader', None)
+        records = reader(path).get_all_records() if reader else zipfile.ZipFile(path).namelist()
+        if any(name.endswith('constants.pkl') for name in records):
+            raise RuntimeError('it is a TorchScript archive')
+        return
+    try:
+        tarfile.open(path, 'r:').close()
+    except tarfile.TarError:
+        return
+    raise RuntimeError('it was written by PyTorch 0.1.9')
+
+
+def _is_forced() -> bool:
+    return os.getenv(FORCED, '0').lower() in ('1', 'y', 'yes', 'true')  # as PyTorch reads it
+
+
+def load_trusted(path: str, map_location: str) -> Any:
+    """Returns the content of a file of ``torch.save``, running what it asks for. It has the names of either NumPy.
+
+    Raises:
+        RuntimeError: TORCH_FORCE_WEIGHTS_ONLY_LOAD is set, which forbids that.
+        Exception: It runs anything.
+    """
+    if _is_forced():
+        raise RuntimeError(f'{FORCED} is set, which forbids --trust; unset it')
+    functions = _numpy_functions()
 
     class Unpickler(pickle.Unpickler):
         def find_class(self, module: str, name: str) -> Any:
-            return arrays.get(f'{module}.{name}') or super().find_class(module, name)
+            return functions.get(f'{module}.{name}') or super().find_class(module, name)
 
     return torch.load(path, map_location, _pickle_module(Unpickler), weights_only=False)
 
@@ -121,7 +165,7 @@ class AllowListUnpickler(pickle._Unpickler):
     """An unpickler that finds, calls, creates and changes nothing but what is in ``found``, by name.
 
     ``find_class`` alone would not do: the methods of what is found could be called, and its classes changed for the
-    rest of the process. PyTorch's reader is as strict. It takes Python's own unpickler, as the one in C has no hooks.
+    rest of the process. It takes Python's own unpickler, as the one in C has no hooks.
     """
 
     found: ClassVar[dict[str, Any]] = {}
@@ -132,16 +176,59 @@ class AllowListUnpickler(pickle._Unpickler):
             raise pickle.UnpicklingError(f'GLOBAL {path}')
         return self.found[path]
 
-    def has_found(self, value: Any) -> bool:
-        return any(value is one for one in self.found.values())
+    def may_call(self, value: Any) -> bool:
+        """Whether it was found, and is a function or a class of plain values; not, say, a method of one."""
+        is_callable = isinstance(value, types.FunctionType | types.BuiltinFunctionType) or _is_one(value, CALLED)
+        return is_callable and _is_one(value, self.found.values())
 
 
+def _is_one(value: Any, of: Collection[Any]) -> bool:
+    return any(value is one for one in of)  # by identity: to compare would ask the value
+
+
+def _set_attributes(target: Any, state: Any) -> None:
+    # Python and NumPy ask objects for names with two underscores, such as `__array_interface__`, a memory address.
+    if type(state) is not dict or any(type(name) is not str or name.startswith('__') for name in state):
+        raise pickle.UnpicklingError('no attributes')
+    vars(target).update(state)
+
+
+def _set_history(target: HistoryBuffer, state: Any) -> None:
+    """Without the methods in it, which MMEngine would register for the whole process, or which hide those there."""
+    if type(state) is not dict:
+        raise pickle.UnpicklingError('no history')
+    target.__setstate__({name: value for name, value in state.items() if type(value) in (np.ndarray, int)})
+
+
+def _set_array(target: np.ndarray, state: Any) -> None:
+    target.__setstate__(state)  # NumPy checks that it is a dtype, which is one of numbers, and that many bytes
+
+
+def _set_byte_order(target: Any, state: Any) -> None:
+    """Nothing else: not its flags, nor fields."""
+    if type(state) is not tuple or [type(value) for value in state] != [type(value) for value in DTYPE_STATE]:
+        raise pickle.UnpicklingError('GLOBAL numpy.dtype')
+    if state[1] not in ('<', '>', '|', '=') or (state[0], *state[2:]) != (DTYPE_STATE[0], *DTYPE_STATE[2:]):
+        raise pickle.UnpicklingError('GLOBAL numpy.dtype')
+    target.__setstate__(state)
+
+
+DTYPE_STATE = (3, '<', None, None, None, -1, -1, 0)
 DICTS = (dict, OrderedDict, Counter)
+CALLED = (OrderedDict, Counter, set, bytes, bytearray, complex, torch.Size, torch.device)
+CREATED = (argparse.Namespace, HistoryBuffer)  # empty, before they get their state
+SETTERS: dict[type, Callable[[Any, Any], None]] = {
+    argparse.Namespace: _set_attributes,
+    OrderedDict: _set_attributes,
+    HistoryBuffer: _set_history,
+    np.ndarray: _set_array,
+    np.dtype: _set_byte_order,
+}
 # By opcode, whether it may run on what is on the stack; those with None never run.
 GUARDS: dict[bytes, Callable[[Any], bool] | None] = {
-    pickle.REDUCE: lambda self: self.has_found(self.stack[-2]),
-    pickle.NEWOBJ: lambda self: self.has_found(self.stack[-2]),
-    pickle.BUILD: lambda self: self.has_found(type(self.stack[-2])),
+    pickle.REDUCE: lambda self: self.may_call(self.stack[-2]),
+    pickle.NEWOBJ: lambda self: _is_one(self.stack[-2], CREATED) and self.stack[-1] == (),
+    pickle.BUILD: lambda self: _setter(self.stack[-2]) is not None,
     pickle.APPEND: lambda self: type(self.stack[-2]) is list,
     pickle.APPENDS: lambda self: type(self.metastack[-1][-1]) is list,
     pickle.ADDITEMS: lambda self: type(self.metastack[-1][-1]) is set,
@@ -153,8 +240,20 @@ GUARDS: dict[bytes, Callable[[Any], bool] | None] = {
 }
 
 
+def _setter(target: Any) -> Callable[[Any, Any], None] | None:
+    return SETTERS.get(np.dtype if isinstance(target, np.dtype) else type(target))
+
+
+def _build(self: Any) -> None:
+    state, target = self.stack.pop(), self.stack[-1]
+    _setter(target)(target, state)  # type: ignore[misc]
+
+
+RUN = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: _build}
+
+
 def _guarded(code: int) -> Callable[[Any], None]:
-    run, is_allowed = pickle._Unpickler.dispatch.get(code), GUARDS.get(bytes([code]), lambda self: True)
+    run, is_allowed = RUN.get(code), GUARDS.get(bytes([code]), lambda self: True)
 
     def guarded(self: Any) -> None:
         if run is None or is_allowed is None or not is_allowed(self):
