@@ -67,7 +67,7 @@ test-soak: setup  ## train for 2,000 steps and check that memory, open files and
 test-upstream:  ## run the tests with upstream's OpenMMLab on torch 2.1.2, or TORCH=2.4.1: compiles mmcv once, about 30 minutes
 	@TORCH='$(TORCH)' VENV='$(VENV)' PYTHON='$(PYTHON)' tests/upstream/run.sh
 
-test-gpu: setup  ## test parity with the CPU, kernels, training and NCCL on the GPUs there are: under 5 minutes
+test-gpu: setup  ## test parity with the CPU, kernels, training and NCCL on the GPUs there are: written for under 5 minutes
 	$(PY) -m pytest tests/gpu --device cuda
 
 check: setup  ## lint, and check formatting, imports between packages and types: about 15 s
@@ -79,7 +79,7 @@ check: setup  ## lint, and check formatting, imports between packages and types:
 bench: setup  ## measure and write docs/benchmarks.md: about 15 minutes on two idle cores
 	$(PY) tools/benchmark_report.py
 
-bench-gpu: setup  ## measure training on a GPU and write docs/benchmarks_gpu.md: under 5 minutes
+bench-gpu: setup  ## measure training on a GPU and write docs/benchmarks_gpu.md: written for under 5 minutes
 	$(PY) tools/benchmark_gpu.py
 
 format: setup  ## format, and apply the linter's fixes
