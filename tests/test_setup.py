@@ -438,7 +438,7 @@ def test_what_nvidia_smi_says(builds, monkeypatch):
     answers['--query-gpu=driver_version'] = 'No devices were found\n'
     assert builds.find_gpus() is None
     monkeypatch.setattr(builds.glob, 'glob', lambda pattern: ['/dev/nvidia3'])
-    with pytest.raises(builds.CannotChooseError, match='^/dev/nvidia3 exists, but nvidia-smi does not show a GPU'):
+    with pytest.raises(builds.CannotChooseError, match=r'^/dev/nvidia3 exists, but nvidia-smi does not show a GPU'):
         builds.find_gpus()
     answers['--query-gpu=driver_version'] = '470.82.01\n470.82.01\n'
     assert builds.find_gpus() == ('470.82.01', '11.8', [])  # by the driver's minimum
