@@ -15,7 +15,7 @@ with report_import_errors():
     from pvt_mm.apis import checks
     from pvt_mm.apis.config import check_file
     from pvt_mm.apis.flags import add_common_arguments, draw_predictions, dump_predictions, use_compile, use_tta
-    from pvt_mm.apis.launch import build_runner, prepare_config, report_lost_ranks
+    from pvt_mm.apis.launch import build_runner, prepare_config, report_lost_ranks, report_unknown_arguments
     from pvt_mm.apis.ranks import on_each_machine, on_first_rank
     from pvt_mm.checkpoint.reader import safe_reading
     from pvt_mm.datasets.image_io import report_unreadable_images
@@ -67,7 +67,7 @@ def test(args: argparse.Namespace) -> dict:
     on_first_rank(checks.check_data, config, 'test')
     runner = build_runner(config)
     checks.check_checkpoint_of_ranks(runner.model, args.checkpoint, strict=True)
-    with report_unreadable_images(), report_lost_ranks():
+    with report_unreadable_images(), report_lost_ranks(), report_unknown_arguments():
         return runner.test()
 
 

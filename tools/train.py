@@ -22,7 +22,7 @@ with report_import_errors():
         use_compile,
         warn_of_other_run,
     )
-    from pvt_mm.apis.launch import build_runner, prepare_config, report_lost_ranks
+    from pvt_mm.apis.launch import build_runner, prepare_config, report_lost_ranks, report_unknown_arguments
     from pvt_mm.apis.ranks import on_each_machine, on_first_rank
     from pvt_mm.checkpoint.reader import safe_reading
     from pvt_mm.datasets.image_io import report_unreadable_images
@@ -98,7 +98,7 @@ def train(args: argparse.Namespace) -> None:
     on_first_rank(checks.check_pretrained, runner.model)
     if config.get('load_from'):
         checks.check_checkpoint_of_ranks(runner.model, config.load_from, strict=bool(config.get('resume')))
-    with report_unreadable_images(), report_lost_ranks():
+    with report_unreadable_images(), report_lost_ranks(), report_unknown_arguments():
         runner.train()
 
 

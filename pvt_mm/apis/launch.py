@@ -56,6 +56,20 @@ def report_lost_ranks() -> Iterator[None]:
         exit_after_another_rank()
 
 
+@contextlib.contextmanager
+def report_unknown_arguments() -> Iterator[None]:
+    """Turns the error of a class that does not know an argument of its config into an InputError.
+
+    MMEngine builds optimizers, data loaders and loops only when training or testing starts.
+    """
+    try:
+        yield
+    except TypeError as error:
+        if '__init__() got an unexpected keyword argument' not in str(error):
+            raise
+        raise InputError(f'the config cannot be built: {error}') from error
+
+
 def warn_of_unused_gpu() -> None:
     """Warns in one line that everything runs on the CPU if the machine has an NVIDIA GPU which torch cannot use.
 

@@ -217,6 +217,11 @@ def test_a_mask_rcnn_is_tested_flipped_at_several_scales(shapes, capsys):
         ),
         (
             train_tool,
+            ['detector.py', '--cfg-options', 'optim_wrapper.optimzer.lr=1', 'DATA'],
+            "OptimWrapper.__init__() got an unexpected keyword argument 'optimzer'",
+        ),
+        (
+            train_tool,
             [
                 'detector.py',
                 '--cfg-options',
