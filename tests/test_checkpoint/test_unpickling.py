@@ -161,6 +161,7 @@ def entries(**content: bytes) -> bytes:
 
 
 NAMESPACE, HISTORY = found('argparse.Namespace'), found('mmengine.logging.history_buffer.HistoryBuffer')
+SCHEDULER = found(f'{OneCycleParamScheduler.__module__}.OneCycleParamScheduler')
 METHOD = called(found('__builtin__.getattr'), HISTORY, text('register_statistics'))
 GIVEN = created(NAMESPACE, entries(__name__=text('given'), as_subclass=METHOD))
 DTYPE = found('numpy.dtype')
@@ -172,7 +173,14 @@ PROOFS = {
         *(found('torch._tensor._rebuild_from_type_v2'), METHOD, found('torch.Tensor'), b'(' + GIVEN + b't'),
         entries(canary=b'K\x2a'),
     ),
+    'an object created by a function of PyTorch': called(
+        *(found('torch._tensor._rebuild_from_type_v2'), NAMESPACE, NAMESPACE, b')'),
+        entries(__array_interface__=ADDRESS),
+    ),
     'a method called': called(METHOD, GIVEN),
+    'a function of a scheduler called': called(
+        called(found('__builtin__.getattr'), SCHEDULER, text('_annealing_linear')), b'K\1K\2K\3'
+    ),
     'an attribute of a class': NAMESPACE + b'N}' + text('a') + b'K\1s\x86b',
     'an entry of a function': found('torch._utils._rebuild_tensor') + text('a') + b'K\1s',
     'an object with an append of its own': created(NAMESPACE, entries(append=METHOD)) + b'K\1a',
@@ -182,6 +190,9 @@ PROOFS = {
     'an address read by NumPy': called(
         HISTORY, b']' + created(NAMESPACE, entries(__array_interface__=ADDRESS)) + b'a', b']K\1a'
     ),
+    'an address for NumPy': created(NAMESPACE, entries(__array_interface__=ADDRESS)),
+    'attributes that are no dict': created(NAMESPACE, b']'),
+    'flags that are no number': called(DTYPE, text('f8'), b'\x89\x88') + FLAGS_CLEARED.replace(b'K\0tb', b'\x89tb'),
     'an array of addresses': called(DTYPE, text('O8'), b'\x89\x88') + FLAGS_CLEARED,
     'flags of a dtype': called(DTYPE, text('f8'), b'\x89\x88') + FLAGS_CLEARED.replace(b'K\0tb', b'K\1tb'),
     'fields of a dtype': called(DTYPE, text('V8'), b'\x89\x88') + FLAGS_CLEARED,
@@ -207,7 +218,7 @@ def test_what_was_found_is_not_changed_or_used_otherwise(what, forced):
 
 def test_a_history_brings_no_methods_of_its_own():
     """A file could replace those of the process, or hide those of the class."""
-    torch.save({}, 'a.pth')
+    torch.save({'a': HistoryBuffer()}, 'a.pth')  # which registers its own methods
     methods = HistoryBuffer._statistics_methods.copy()
     state = entries(
         statistics_methods=entries(mean=found('__builtin__.set')), mean=found('__builtin__.set'), max_length=b'K\5'
@@ -216,6 +227,8 @@ def test_a_history_brings_no_methods_of_its_own():
     read = read_file('a.pth')
     assert HistoryBuffer._statistics_methods == methods
     assert vars(read) == {'max_length': 5}
+    change_pickle('a.pth', lambda _: b'\x80\2' + METHOD + b'.')
+    assert read_file('a.pth') is None
 
 
 def test_a_history_that_was_read_works_and_is_saved_again():
