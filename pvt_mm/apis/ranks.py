@@ -147,7 +147,7 @@ def exit_after_another_rank() -> NoReturn:
 
 
 def _exit_later(code: int) -> NoReturn:
-    time.sleep(1)  # torchrun reports the rank that it sees exit first
+    time.sleep(5)  # torchrun reports the rank that it sees exit first, and the other may take seconds to end
     raise SystemExit(code)
 
 
