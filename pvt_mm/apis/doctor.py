@@ -37,8 +37,6 @@ REMOVE_FORKS = f'pip uninstall -y {" ".join(STACK)}'
 BUILD_TOOLS = "pip install 'setuptools<82' wheel ninja"
 COMPILE = 'MMCV_WITH_OPS=1 pip install --no-build-isolation --no-deps --no-cache-dir --force-reinstall '
 FORKS_NEED, UPSTREAM_NEEDS = (2, 6), (2, 1)  # torch
-# The oldest CUDA version for which PyTorch's own index has a version of torch, and those after it.
-OLDEST_CUDA = {(2, 1): '11.8', (2, 8): '12.6'}
 DATA = {
     'COCO': 'data/coco',
     'ADE20K': 'data/ade/ADEChallengeData2016',
@@ -183,7 +181,7 @@ def check_gpu() -> Line:
     hidden = os.environ.get('CUDA_VISIBLE_DEVICES', 'all')
     if hidden.strip() in ('', '-1'):
         return Line('GPU', 'note', f'hidden by CUDA_VISIBLE_DEVICES={hidden}', 'unset CUDA_VISIBLE_DEVICES')
-    oldest = [build for since, build in OLDEST_CUDA.items() if numbers(found) >= since][-1]
+    oldest = '12.6' if numbers(found) >= (2, 8) else '11.8'  # that PyTorch's own index has for this torch
     index = f'https://download.pytorch.org/whl/cu{oldest.replace(".", "")}'
     fix = f'pip install --force-reinstall {torch_requirement()} --index-url {index}'
     if cuda == 'None':

@@ -125,6 +125,7 @@ def test_numpy_abi(error, fix, plant):
     [
         ('2.1.2', '12.1', 'torch==2.1.2 --index-url https://download.pytorch.org/whl/cu118, or install a newer driver'),
         ('2.1.2', '11.8', 'install a newer driver'),
+        ('2.0.1', None, 'torch==2.1.2 --index-url https://download.pytorch.org/whl/cu118'),
         ('2.1.2', None, 'torch==2.1.2 --index-url https://download.pytorch.org/whl/cu118'),
         (
             '2.13.0',
@@ -135,7 +136,7 @@ def test_numpy_abi(error, fix, plant):
     ],
 )
 def test_the_torch_for_a_gpu_has_the_version_that_is_there(torch, cuda, fix, plant, installed, monkeypatch):
-    installed(**(UPSTREAM if torch == '2.1.2' else FORKS), torch=torch)
+    installed(**(FORKS if torch == '2.13.0' else UPSTREAM), torch=torch)
     plant(torch=WORKING_TORCH.format(cuda=cuda, gpus=0).replace('2.13.0', torch))
     monkeypatch.setattr(doctor, 'has_nvidia_gpu', lambda: True)
     monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
