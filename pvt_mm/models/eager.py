@@ -23,7 +23,8 @@ def is_plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
 
     It may not for subclasses, adapters in its place, parametrizations, pruning and other hooks.
     """
-    return type(layer) is kind and not any(getattr(layer, name) for name in _HOOKS)
+    # NOTE: nn.Module has no public question for hooks. One that lacks these names is not plain.
+    return type(layer) is kind and not any(getattr(layer, name, True) for name in _HOOKS)
 
 
 def is_eager() -> bool:

@@ -440,6 +440,12 @@ def test_what_changes_a_linear_layer_works_under_mixed_precision(change, monkeyp
     assert all(parameter.grad is not None for parameter in ffn.fc1.parameters())
 
 
+def test_no_layer_is_plain_where_its_hooks_cannot_be_seen(monkeypatch):
+    assert eager.is_plain(nn.Linear(1, 1), nn.Linear)
+    monkeypatch.setattr(eager, '_HOOKS', ('_renamed_in_another_version',))
+    assert not eager.is_plain(nn.Linear(1, 1), nn.Linear)
+
+
 def test_a_replaced_drop_path_is_called():
     layer = PVT(TINY_ARCH, drop_path_rate=0.3).stages[3].layers[-1]
     assert layer.is_supported(torch.randn(1, 1, 1))
