@@ -218,7 +218,7 @@ class CheckedLabels:
         return False
 
     def record(self) -> None:
-        """Records that they are in order."""
+        """Records that they are valid."""
         if self.digest is None:
             return
         with contextlib.suppress(OSError):
