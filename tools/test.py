@@ -12,7 +12,7 @@ with report_import_errors():
     from mmengine.dist import is_main_process
 
     import pvt_mm.models  # noqa: F401  # imports MMDetection and MMSegmentation, which may be broken
-    from pvt_mm.apis import checks
+    from pvt_mm.apis import data_checks, weight_checks
     from pvt_mm.apis.config import check_file
     from pvt_mm.apis.flags import add_common_arguments, draw_predictions, dump_predictions, use_compile, use_tta
     from pvt_mm.apis.launch import build_runner, prepare_config, report_lost_ranks, report_unknown_arguments
@@ -63,10 +63,10 @@ def test(args: argparse.Namespace) -> dict:
     if args.out:
         dump_predictions(config, args.out)
     config.load_from = args.checkpoint
-    on_each_machine(checks.check_paths, config, 'test')
-    on_first_rank(checks.check_data, config, 'test')
+    on_each_machine(data_checks.check_paths, config, 'test')
+    on_first_rank(data_checks.check_data, config, 'test')
     runner = build_runner(config)
-    checks.check_checkpoint_of_ranks(runner.model, args.checkpoint, strict=True)
+    weight_checks.check_checkpoint_of_ranks(runner.model, args.checkpoint, strict=True)
     with report_unreadable_images(), report_lost_ranks(), report_unknown_arguments():
         return runner.test()
 

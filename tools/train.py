@@ -10,7 +10,7 @@ from pvt_mm.utils.errors import command, report_import_errors
 
 with report_import_errors():
     import pvt_mm.models  # noqa: F401  # imports MMDetection and MMSegmentation, which may be broken
-    from pvt_mm.apis import checks
+    from pvt_mm.apis import data_checks, weight_checks
     from pvt_mm.apis.config import check_submodules
     from pvt_mm.apis.flags import (
         add_common_arguments,
@@ -86,18 +86,18 @@ def train(args: argparse.Namespace) -> None:
         resume(config, args.resume)
     else:
         on_first_rank(warn_of_other_run, config.work_dir)
-    on_each_machine(checks.check_paths, config, 'train', 'val')
-    on_first_rank(checks.check_data, config, 'train', 'val')
-    on_first_rank(checks.check_init_weights, config)
+    on_each_machine(data_checks.check_paths, config, 'train', 'val')
+    on_first_rank(data_checks.check_data, config, 'train', 'val')
+    on_first_rank(weight_checks.check_init_weights, config)
     if config.get('resume'):
-        on_first_rank(checks.check_resumable, config.load_from)
+        on_first_rank(weight_checks.check_resumable, config.load_from)
     runner = build_runner(config)
     check_submodules(config, runner.model)
     report_batch_size(config, runner.world_size, runner.logger)
     check_deterministic(runner.model)
-    on_first_rank(checks.check_pretrained, runner.model)
+    on_first_rank(weight_checks.check_pretrained, runner.model)
     if config.get('load_from'):
-        checks.check_checkpoint_of_ranks(runner.model, config.load_from, strict=bool(config.get('resume')))
+        weight_checks.check_checkpoint_of_ranks(runner.model, config.load_from, strict=bool(config.get('resume')))
     with report_unreadable_images(), report_lost_ranks(), report_unknown_arguments():
         runner.train()
 

@@ -14,7 +14,7 @@ from mmengine.registry import DATASETS, init_default_scope
 from mmengine.runner.checkpoint import find_latest_checkpoint
 
 from pvt_mm.analysis.figures import CLASS_COLORS, add_class_legend, draw_box, space_evenly
-from pvt_mm.apis.checks import check_data
+from pvt_mm.apis.data_checks import check_data
 from pvt_mm.apis.inference import load_model
 from pvt_mm.datasets.image_io import read_image, report_unreadable_images
 from pvt_mm.utils.errors import CheckpointError, InputError, config_errors

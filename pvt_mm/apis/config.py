@@ -108,6 +108,29 @@ def innermost_dataset(dataset: dict) -> dict:
     return next(leaf_datasets(dataset))
 
 
+def annotation_steps(dataset: dict) -> list[dict]:
+    """Returns the transforms of a data set that load annotations."""
+    return [step for step in dataset.get('pipeline') or () if type_name(step) == 'LoadAnnotations']
+
+
+def settings_in(config: dict, where: str) -> Iterator[tuple[str, Any]]:
+    """Yields the dotted name and the value of each setting in a part of a config."""
+    for name, value in config.items():
+        yield f'{where}.{name}', value
+        if isinstance(value, dict):
+            yield from settings_in(value, f'{where}.{name}')
+
+
+def type_name(config: dict) -> str:
+    """Returns the class name in a config, without its scope; ``type`` may be a class."""
+    return getattr(config['type'], '__name__', config['type']).split('.')[-1]
+
+
+def as_list(value: list | dict | None) -> list:
+    """Returns a setting that may be one dict, several or None as a list."""
+    return value if isinstance(value, list) else [value] if value else []
+
+
 def settings_of(runner: type) -> set[str]:
     """Returns the top-level settings that a runner and its bases read: arguments, and what they ask the config for.
 

@@ -12,9 +12,9 @@ from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
 from mmengine.runner.checkpoint import find_latest_checkpoint
 
-from pvt_mm.apis.checks import check_resumable
 from pvt_mm.apis.config import add_cfg_options, check_file, innermost_dataset
 from pvt_mm.apis.ranks import on_first_rank
+from pvt_mm.apis.weight_checks import check_resumable
 from pvt_mm.utils.errors import CheckpointError, InputError
 
 

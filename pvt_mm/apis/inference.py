@@ -10,8 +10,8 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
 from torch import nn
 
-from pvt_mm.apis.checks import check_checkpoint
 from pvt_mm.apis.config import import_scope, innermost_dataset
+from pvt_mm.apis.weight_checks import check_checkpoint
 from pvt_mm.utils.errors import InputError, config_errors
 
 

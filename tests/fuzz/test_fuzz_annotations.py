@@ -17,7 +17,8 @@ from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
 
 from pvt_mm.analysis import dataset_check
-from pvt_mm.apis import checks
+from pvt_mm.analysis.dataset_check.coco import decode_run_lengths, mask_fault
+from pvt_mm.apis import data_checks
 from pvt_mm.datasets.shapes import CLASSES
 from pvt_mm.utils.errors import InputError
 from tests.conftest import ROOT
@@ -97,7 +98,7 @@ def assert_refused_or_passed(config: Config) -> bool:
     """Returns whether the checks of tools/train.py before a training pass."""
     init_default_scope(config.default_scope)
     try:
-        checks.check_data(copy.deepcopy(config), 'train')
+        data_checks.check_data(copy.deepcopy(config), 'train')
     except InputError as refused:
         assert_clear(' '.join(str(refused).split()), limit=900)
         return False
@@ -433,14 +434,12 @@ MASK_SIZE = st.tuples(st.integers(1, 9), st.integers(1, 9))
 def test_masks_without_a_fault_decode_to_the_image(size, mask):
     from pycocotools import mask as coco_mask
 
-    fault = dataset_check.mask_fault(mask, size)
+    fault = mask_fault(mask, size)
     if fault:
         assert_clear(fault)
         return
     if isinstance(mask, dict):
-        lengths = (
-            mask['counts'] if isinstance(mask['counts'], list) else dataset_check.decode_run_lengths(mask['counts'])
-        )
+        lengths = mask['counts'] if isinstance(mask['counts'], list) else decode_run_lengths(mask['counts'])
         assert all(isinstance(length, int) and length >= 0 for length in lengths)
         assert sum(lengths) == math.prod(size)
         mask = coco_mask.frPyObjects(mask, *size) if isinstance(mask['counts'], list) else mask

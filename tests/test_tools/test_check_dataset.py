@@ -13,6 +13,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from pvt_mm.analysis import dataset_check, samples
+from pvt_mm.analysis.dataset_check.coco import decode_run_lengths, mask_fault
 from pvt_mm.apis.config import load_config
 from tests.conftest import ROOT
 from tools import check_dataset
@@ -368,7 +369,7 @@ def test_an_image_that_exif_rotates_has_the_size_after_rotation(configs, root):
     ],
 )
 def test_masks(mask, fault):
-    found = dataset_check.mask_fault(mask, (8, 16))
+    found = mask_fault(mask, (8, 16))
     assert fault in found
     assert bool(fault) == bool(found)
 
@@ -381,8 +382,8 @@ def test_run_lengths_are_those_of_pycocotools():
         mask = np.asfortranarray(rng.random((37, 120)) < threshold, np.uint8)
         mask[:, 40:90] = 0
         encoded = coco.encode(mask)
-        assert dataset_check.mask_fault(encoded, (37, 120)) == ''
-        counts = dataset_check.decode_run_lengths(encoded['counts'])
+        assert mask_fault(encoded, (37, 120)) == ''
+        counts = decode_run_lengths(encoded['counts'])
         assert sum(counts[1::2]) == mask.sum()
         decoded = np.repeat(np.arange(len(counts)) % 2, counts).reshape(120, 37).T
         assert (decoded == mask).all()

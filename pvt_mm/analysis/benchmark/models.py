@@ -324,7 +324,7 @@ def _prepare_end2end(contender: Contender) -> Prepared:
     """Prepares a step that loads the next batch of a config's test data and predicts."""
     if contender.model in ARCHS or contender.peer == 'hf':
         raise InputError('--mode end2end takes the path of a config, and no --peers but mmdet')
-    from pvt_mm.apis.checks import check_data  # imports MMCV, which a backbone alone does without
+    from pvt_mm.apis.data_checks import check_data  # imports MMCV, which a backbone alone does without
 
     config = _load_config(contender)
     with DefaultScope.overwrite_default_scope(config.get('default_scope', 'mmengine')):

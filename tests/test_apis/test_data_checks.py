@@ -1,4 +1,4 @@
-"""What is found wrong with data, weights and checkpoints before a run starts."""
+"""What is found wrong with data before a run starts."""
 
 import copy
 import json
@@ -8,17 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from mmengine.config import Config
-from mmengine.model import BaseModule
 from mmengine.registry import TRANSFORMS, init_default_scope
 from PIL import Image
-from torch import nn
 
-from pvt_mm.apis import checks
-from pvt_mm.models import PVT
-from pvt_mm.utils.errors import CheckpointError, InputError
-from tests.conftest import TINY_ARCH
+from pvt_mm.apis import coco_checks, data_checks
+from pvt_mm.utils.errors import InputError
 
 CLASSES = ('circle', 'square', 'triangle')
 
@@ -87,7 +82,7 @@ def folder_data(root: Path, split: str) -> dict:
 
 def refuses(config: Config, split: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        checks.check_data(config, split)
+        data_checks.check_data(config, split)
 
 
 # ---------------------------------------------------------------------------------------------------------------- data
@@ -96,8 +91,8 @@ def refuses(config: Config, split: str, message: str) -> None:
 @pytest.mark.parametrize('kind', ['coco', 'maps', 'folders'])
 def test_valid_data_passes(kind, request):
     config = request.getfixturevalue(kind)
-    checks.check_data(config, 'train', 'val', 'test')
-    checks.check_data(Config(dict(model=config.model, train_dataloader=None)), 'train')
+    data_checks.check_data(config, 'train', 'val', 'test')
+    data_checks.check_data(Config(dict(model=config.model, train_dataloader=None)), 'train')
 
 
 def test_missing_files_are_named_with_the_layout(coco, folders, root):
@@ -159,18 +154,18 @@ def test_annotations_without_the_masks_that_the_pipeline_loads(coco, root):
     for annotation in content['annotations']:
         del annotation['segmentation']
     coco.train_dataloader.dataset.pipeline[1].with_mask = True
-    checks.check_data(coco, 'train')
+    data_checks.check_data(coco, 'train')
     path.write_text(json.dumps(content))
     refuses(coco, 'train', r'instances_train2017.json has no "segmentation", which the pipeline loads')
     coco.train_dataloader.dataset.pipeline[1].with_mask = False
-    checks.check_data(coco, 'train')
+    data_checks.check_data(coco, 'train')
 
 
 @pytest.mark.parametrize('text', ['', 'text', '{"categories": 3}', '{"categories": [{"id": 1}]}', '{"images": []}'])
 def test_files_that_are_not_coco_annotations(text, tmp_path):
     (tmp_path / 'a.json').write_text(text)
     with pytest.raises(InputError, match=r'a.json is not a COCO annotation file'):
-        checks.coco_categories(str(tmp_path / 'a.json'))
+        coco_checks.coco_categories(str(tmp_path / 'a.json'))
 
 
 def test_categories_are_found_anywhere_in_the_file(tmp_path):
@@ -178,7 +173,7 @@ def test_categories_are_found_anywhere_in_the_file(tmp_path):
     long = {'categories': [{'id': 7, 'name': 'ö'}, {'id': 9, 'name': 'b'}], 'captions': 'x' + 'ö' * 6_000_000}
     for text in (json.dumps(content, indent=2), json.dumps(long, ensure_ascii=False)):  # the read part cuts a letter
         (tmp_path / 'a.json').write_text(text)
-        assert checks.coco_categories(str(tmp_path / 'a.json')) == ['ö', 'b']
+        assert coco_checks.coco_categories(str(tmp_path / 'a.json')) == ['ö', 'b']
 
 
 # ---------------------------------------------------------------------------------------------------------- label maps
@@ -193,12 +188,12 @@ def label(path: Path, value: int) -> None:
 def test_labels_outside_of_the_classes(maps, root):
     path = sorted((root / 'annotations/training').iterdir())[1]
     label(path, 255)
-    checks.check_data(maps, 'train')
+    data_checks.check_data(maps, 'train')
     label(path, 4)
     message = f'{path} has the label 3 after reduce_zero_label, and the 3 classes are 0 to 2: fix the label map'
     refuses(maps, 'train', message)
-    checks.check_data(maps, 'val')
-    checks.check_data(Config({**maps, 'resume': True}), 'train')  # they were read when the run began
+    data_checks.check_data(maps, 'val')
+    data_checks.check_data(Config({**maps, 'resume': True}), 'train')  # they were read when the run began
     maps.train_dataloader.dataset = dict(type='RepeatDataset', times=2, dataset=maps.train_dataloader.dataset)
     maps.model = dict(type='SegTTAModel', module=dict(decode_head=[dict(num_classes=3)]))  # a list in cascades
     refuses(maps, 'train', message)
@@ -208,9 +203,9 @@ def test_labels_of_a_data_set_without_names_of_classes(maps, root):
     data = maps.train_dataloader.dataset
     data.metainfo, data.reduce_zero_label = None, False
     maps.model.decode_head.update(num_classes=4)
-    checks.check_data(maps, 'train')
+    data_checks.check_data(maps, 'train')
     maps.model.decode_head.update(num_classes=3, ignore_index=3)
-    checks.check_data(maps, 'train')
+    data_checks.check_data(maps, 'train')
     maps.model.decode_head.update(ignore_index=255)
     refuses(maps, 'train', 'has the label 3, and the 3 classes are 0 to 2: fix')
 
@@ -227,7 +222,7 @@ def test_label_maps_are_read_once_until_they_change(maps, root, tmp_path, monkey
     def read_by(config: Config) -> int:
         """Returns how many label maps a check reads."""
         before = len(read)
-        checks.check_data(config, 'train')
+        data_checks.check_data(config, 'train')
         return len(read) - before
 
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
@@ -264,11 +259,11 @@ def test_label_maps_are_read_once_until_they_change(maps, root, tmp_path, monkey
 
 def test_testing_needs_no_training_data(folders, root):
     shutil.rmtree(root / 'classification/train')
-    checks.check_data(folders, 'test')
+    data_checks.check_data(folders, 'test')
     (root / 'classification/train').mkdir()
-    checks.check_data(folders, 'test')
+    data_checks.check_data(folders, 'test')
     folders.train_dataloader = None
-    checks.check_data(folders, 'test')
+    data_checks.check_data(folders, 'test')
 
 
 def test_folders_without_classes_or_images(folders, root):
@@ -286,81 +281,19 @@ def test_folders_without_classes_or_images(folders, root):
 def test_classes_of_one_split_only(folders, root):
     train, val = root / 'classification/train', root / 'classification/val'
     (val / 'square').rename(val / 'star')
-    checks.check_data(folders, 'train')
+    data_checks.check_data(folders, 'train')
     refuses(folders, 'val', r'the train and the val data differ: .*/val has no square; give both')
     shutil.copytree(train / 'square', val / 'square')
     folders.train_dataloader.dataset = dict(type='RepeatDataset', times=2, dataset=folders.train_dataloader.dataset)
     refuses(folders, 'test', r'the train and the test data differ: .*/train has no star; give both')
     folders.test_dataloader.dataset.metainfo = dict(classes=CLASSES)
-    checks.check_data(folders, 'test')
+    data_checks.check_data(folders, 'test')
 
 
 def test_classes_that_are_given(folders):
     folders.train_dataloader.dataset.metainfo = dict(classes=['square', 'circle', 'triangle'])
     refuses(folders, 'val', r'metainfo.classes of the train and the val data differ in order')
     folders.val_dataloader.dataset.metainfo = dict(classes=('square', 'circle', 'triangle'))
-    checks.check_data(folders, 'train', 'val')
+    data_checks.check_data(folders, 'train', 'val')
     folders.train_dataloader.dataset.metainfo = dict(classes=('circle', 'star'))
     refuses(folders, 'train', r'train has no folder star: each of metainfo.classes')
-
-
-# --------------------------------------------------------------------------------------------- weights and checkpoints
-
-
-def test_initial_weights_that_are_missing(tmp_path, monkeypatch):
-    def config(checkpoint: str) -> Config:
-        return Config(dict(model=dict(backbone=dict(init_cfg=dict(type='Pretrained', checkpoint=checkpoint)))))
-
-    message = r'model.backbone.init_cfg names gone.pth, which does not exist: .*init_cfg=None'
-    with pytest.raises(InputError, match=message):
-        checks.check_init_weights(config('gone.pth'))
-    (tmp_path / 'there.pth').touch()
-    for fine in (str(tmp_path / 'there.pth'), 'https://example.com/a.pth'):
-        checks.check_init_weights(config(fine))
-    checks.check_init_weights(Config(dict(model=dict(backbone=dict(init_cfg=None)))))
-    monkeypatch.setattr(checks, 'find_spec', lambda name: None)
-    with pytest.raises(InputError, match=r'names torchvision://resnet50, and torchvision is not installed'):
-        checks.check_init_weights(config('torchvision://resnet50'))
-    monkeypatch.setattr(checks, 'find_spec', lambda name: object())
-    checks.check_init_weights(config('torchvision://resnet50'))
-    with pytest.raises(InputError, match=r"backbone.init_cfg is 'a.pth': it must be a dict; write --cfg-options"):
-        checks.check_init_weights(Config(dict(model=dict(backbone=dict(init_cfg='a.pth')))))
-
-
-class Backbone(BaseModule):
-    def __init__(self, checkpoint: str, **options):
-        super().__init__(dict(type='Pretrained', checkpoint=checkpoint, **options))
-        self.layers = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4))
-
-
-def test_initial_weights_of_another_model(tmp_path):
-    path = str(tmp_path / 'a.pth')
-    model = nn.Sequential(Backbone(path))
-    weights = model[0].state_dict()
-    for fitting in (weights, {**weights, 'head.weight': torch.zeros(2, 8)}):  # a classifier's
-        torch.save({'state_dict': fitting}, path)
-        checks.check_pretrained(model)
-    torch.save({f'backbone.{name}': value for name, value in weights.items()}, path)
-    checks.check_pretrained(Backbone(path, prefix='backbone'))
-    message = r'a.pth fills 1 of 4 parameters of Backbone: it has no layers.0.weight, layers.1.weight, layers.1.bias of'
-    wrong = {'layers.0.bias': weights['layers.0.bias'], 'layers.0.weight': torch.zeros(3, 3), 'blocks': torch.zeros(1)}
-    torch.save({'model': wrong}, path)
-    with pytest.raises(CheckpointError, match=f'{message} that shape; its keys are layers.0.bias, layers.0.weight, bl'):
-        checks.check_pretrained(model)
-    checks.check_pretrained(PVT(TINY_ARCH, init_cfg=dict(type='Pretrained', checkpoint=path)))  # loads strictly itself
-
-
-def test_checkpoints_of_another_model(tmp_path):
-    model, path = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4)), str(tmp_path / 'a.pth')
-    torch.save({'state_dict': {f'module.{name}': value for name, value in model.state_dict().items()}}, path)
-    weights = checks.check_checkpoint(model, path, strict=True)
-    assert list(weights) == list(model.state_dict())
-    torch.save({'state_dict': {**weights, '1.weight': torch.ones(5, 3)}}, path)
-    checks.check_checkpoint(model, path, strict=False)
-    with pytest.raises(CheckpointError, match=r'of another model: .*1.weight \(5, 3\), not \(4, 3\)'):
-        checks.check_checkpoint(model, path, strict=True)
-    torch.save({'other': torch.ones(1)}, path)
-    with pytest.raises(CheckpointError, match='has nothing for this model'):
-        checks.check_checkpoint(model, path, strict=False)
-    with pytest.raises(CheckpointError, match=r'a.pth has no meta, message_hub, optimizer, so no run can resume'):
-        checks.check_resumable(path)

@@ -1,0 +1,57 @@
+"""What a check of a data set finds."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+
+class Fault(NamedTuple):
+    """A fault: its kind, its split, and a line that says where and what it is."""
+
+    kind: str
+    split: str
+    text: str
+
+
+@dataclass
+class Findings:
+    """Faults and class counts of a split, or of one of its images."""
+
+    name: str  # of the split: train, val, test, or 'val, test' if both read the same data
+    faults: list[Fault] = field(default_factory=list)
+    # Annotations (images, for label maps and folders) by class index; by None for categories that are not trained on.
+    seen: Counter = field(default_factory=Counter)
+
+    def add(self, kind: str, text: str) -> None:
+        """Adds a fault."""
+        self.faults.append(Fault(kind, self.name, ' '.join(text.split())))
+
+
+@dataclass
+class Item:
+    """An image and its annotations."""
+
+    path: str
+    size: tuple[int, int] | None = None  # (H, W) in pixels according to the annotations
+    annotations: list[dict] = field(default_factory=list)  # as in COCO's json
+    seg_map: dict | None = None  # the input of MMSegmentation's LoadAnnotations
+    label: int | None = None  # the class index of the whole image
+    valid: list[tuple[int, dict]] = field(default_factory=list)  # class index and faultless annotation
+
+
+@dataclass
+class Split(Findings):
+    """A data set of a config with its findings."""
+
+    classes: list[str] = field(default_factory=list)  # that are trained on
+    items: list[Item] = field(default_factory=list)
+    labels: dict[int, int | None] = field(default_factory=dict)  # by COCO category id; None: not trained on
+    with_mask: bool = False  # whether the pipeline loads masks
+    load_map: Any = None  # the pipeline's transform that loads label maps
+    ignored: int = 255  # the label of ignored pixels
+    remarks: list[str] = field(default_factory=list)  # that are not faults
+
+
+def find_step(pipeline: Sequence[dict], name: str) -> dict | None:
+    return next((step for step in pipeline if step['type'].split('.')[-1] == name), None)

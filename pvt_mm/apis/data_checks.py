@@ -1,0 +1,84 @@
+"""Checks of the data of a config before a run starts."""
+
+import os
+
+from mmengine.config import Config
+from mmengine.registry import TRANSFORMS
+
+from pvt_mm.apis.coco_checks import check_annotations
+from pvt_mm.apis.config import as_list, leaf_datasets, settings_in, type_name
+from pvt_mm.apis.folder_checks import check_folders
+from pvt_mm.apis.label_map_checks import check_labels
+from pvt_mm.datasets.classes import classes_of
+from pvt_mm.utils.errors import InputError, config_errors
+
+LAYOUTS = {
+    'CocoDataset': 'COCO is laid out as annotations/instances_{train,val}2017.json, train2017/*.jpg and val2017/*.jpg',
+    'ADE20KDataset': 'ADE20K is laid out as {images,annotations}/{training,validation}/*.{jpg,png}',
+    'ImageFolder': 'ImageNet is laid out as {train,val}/<class>/*.jpg',
+}
+
+
+def check_data(config: Config, *splits: str) -> None:
+    """Checks that the data sets of the splits (``train``, ``val``, ``test``) exist and fit the model.
+
+    Raises:
+        InputError: A file or folder is missing (the message describes the layout), a pipeline cannot be built,
+            annotations lack a class of the config or the masks that the pipeline loads, a label map contains a value
+            outside of the classes, or a head predicts another number of classes than the data has.
+    """
+    check_paths(config, *splits)
+    for split in splits:
+        loader = config.get(f'{split}_dataloader')
+        size = loader.get('batch_size', 1) if loader else 1
+        if not isinstance(size, int) or size < 1:
+            raise InputError(f'{split}_dataloader.batch_size is {size}: it must be at least 1')
+        for dataset in leaf_datasets(loader.dataset) if loader else ():
+            _check_pipeline(dataset, split)
+            check_folders(dataset, config, split)
+            check_annotations(dataset, split)
+            _check_heads(dataset, config, split)
+            check_labels(dataset, config, split)
+
+
+def check_paths(config: Config, *splits: str) -> None:
+    """Checks that this machine has the files and folders of the data sets of the splits, or raises an InputError."""
+    for split in splits:
+        loader = config.get(f'{split}_dataloader')
+        for dataset in leaf_datasets(loader.dataset) if loader else ():
+            _check_paths(dataset, split)
+        for evaluator in as_list(config.get(f'{split}_evaluator')):
+            path = evaluator.get('ann_file')
+            if path and not os.path.exists(path):
+                raise InputError(f'{split}_evaluator.ann_file, {path}, does not exist')
+
+
+def _check_paths(dataset: dict, split: str) -> None:
+    root, prefix = dataset.get('data_root') or '', dataset.get('data_prefix') or {}
+    names = [dataset.get('ann_file'), *(prefix.values() if isinstance(prefix, dict) else [prefix])]
+    for name in names:
+        path = os.path.join(root, name) if isinstance(name, str) else ''
+        if path and '://' not in path and not os.path.exists(path):
+            layout = LAYOUTS.get(type_name(dataset), 'set data_root, ann_file and data_prefix')
+            raise InputError(
+                f'the {split} data is missing: {path} does not exist. {layout}, in {root or "data_root"}; if it is '
+                'elsewhere, add --cfg-options data_root=PATH'
+            )
+
+
+def _check_pipeline(dataset: dict, split: str) -> None:
+    """Checks that the transforms can be built, which MMEngine does only when training or testing starts."""
+    for i, step in enumerate(dataset.get('pipeline') or ()):
+        with config_errors(f'{split}_dataloader.dataset.pipeline.{i} ({step["type"]}) cannot be built'):
+            TRANSFORMS.build(step)
+
+
+def _check_heads(dataset: dict, config: Config, split: str) -> None:
+    """Checks that the heads predict as many classes as the data set has."""
+    classes = classes_of(dataset)
+    for where, number in settings_in(config.model, 'model') if classes else ():
+        of_a_head = where.endswith('.num_classes') and not {'backbone', 'rpn_head'} & set(where.split('.'))
+        if of_a_head and number != len(classes):
+            raise InputError(
+                f'{where} is {number}, and the {split} data has {len(classes)} classes: they must be equal'
+            )

@@ -1,0 +1,73 @@
+"""What is found wrong with weights and checkpoints before a run starts."""
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.model import BaseModule
+from torch import nn
+
+from pvt_mm.apis import weight_checks
+from pvt_mm.models import PVT
+from pvt_mm.utils.errors import CheckpointError, InputError
+from tests.conftest import TINY_ARCH
+
+
+def test_initial_weights_that_are_missing(tmp_path, monkeypatch):
+    def config(checkpoint: str) -> Config:
+        return Config(dict(model=dict(backbone=dict(init_cfg=dict(type='Pretrained', checkpoint=checkpoint)))))
+
+    message = r'model.backbone.init_cfg names gone.pth, which does not exist: .*init_cfg=None'
+    with pytest.raises(InputError, match=message):
+        weight_checks.check_init_weights(config('gone.pth'))
+    (tmp_path / 'there.pth').touch()
+    for fine in (str(tmp_path / 'there.pth'), 'https://example.com/a.pth'):
+        weight_checks.check_init_weights(config(fine))
+    weight_checks.check_init_weights(Config(dict(model=dict(backbone=dict(init_cfg=None)))))
+    monkeypatch.setattr(weight_checks, 'find_spec', lambda name: None)
+    with pytest.raises(InputError, match=r'names torchvision://resnet50, and torchvision is not installed'):
+        weight_checks.check_init_weights(config('torchvision://resnet50'))
+    monkeypatch.setattr(weight_checks, 'find_spec', lambda name: object())
+    weight_checks.check_init_weights(config('torchvision://resnet50'))
+    with pytest.raises(InputError, match=r"backbone.init_cfg is 'a.pth': it must be a dict; write --cfg-options"):
+        weight_checks.check_init_weights(Config(dict(model=dict(backbone=dict(init_cfg='a.pth')))))
+
+
+class Backbone(BaseModule):
+    def __init__(self, checkpoint: str, **options):
+        super().__init__(dict(type='Pretrained', checkpoint=checkpoint, **options))
+        self.layers = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4))
+
+
+def test_initial_weights_of_another_model(tmp_path):
+    path = str(tmp_path / 'a.pth')
+    model = nn.Sequential(Backbone(path))
+    weights = model[0].state_dict()
+    for fitting in (weights, {**weights, 'head.weight': torch.zeros(2, 8)}):  # a classifier's
+        torch.save({'state_dict': fitting}, path)
+        weight_checks.check_pretrained(model)
+    torch.save({f'backbone.{name}': value for name, value in weights.items()}, path)
+    weight_checks.check_pretrained(Backbone(path, prefix='backbone'))
+    message = r'a.pth fills 1 of 4 parameters of Backbone: it has no layers.0.weight, layers.1.weight, layers.1.bias of'
+    wrong = {'layers.0.bias': weights['layers.0.bias'], 'layers.0.weight': torch.zeros(3, 3), 'blocks': torch.zeros(1)}
+    torch.save({'model': wrong}, path)
+    with pytest.raises(CheckpointError, match=f'{message} that shape; its keys are layers.0.bias, layers.0.weight, bl'):
+        weight_checks.check_pretrained(model)
+    weight_checks.check_pretrained(
+        PVT(TINY_ARCH, init_cfg=dict(type='Pretrained', checkpoint=path))
+    )  # loads strictly itself
+
+
+def test_checkpoints_of_another_model(tmp_path):
+    model, path = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4)), str(tmp_path / 'a.pth')
+    torch.save({'state_dict': {f'module.{name}': value for name, value in model.state_dict().items()}}, path)
+    weights = weight_checks.check_checkpoint(model, path, strict=True)
+    assert list(weights) == list(model.state_dict())
+    torch.save({'state_dict': {**weights, '1.weight': torch.ones(5, 3)}}, path)
+    weight_checks.check_checkpoint(model, path, strict=False)
+    with pytest.raises(CheckpointError, match=r'of another model: .*1.weight \(5, 3\), not \(4, 3\)'):
+        weight_checks.check_checkpoint(model, path, strict=True)
+    torch.save({'other': torch.ones(1)}, path)
+    with pytest.raises(CheckpointError, match='has nothing for this model'):
+        weight_checks.check_checkpoint(model, path, strict=False)
+    with pytest.raises(CheckpointError, match=r'a.pth has no meta, message_hub, optimizer, so no run can resume'):
+        weight_checks.check_resumable(path)
