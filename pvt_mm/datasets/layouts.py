@@ -1,0 +1,84 @@
+"""What lies in a folder of a user's data: its files, the splits that their names say, and formats of other tools."""
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+from pvt_mm.datasets.image_io import EXTENSIONS
+from pvt_mm.utils.errors import InputError
+
+SPLITS = ('train', 'val', 'test')
+_SPLIT_WORDS = {
+    'train': ('train', 'training', 'trn'),
+    'val': ('val', 'valid', 'validation', 'eval', 'dev'),
+    'test': ('test', 'testing', 'tst'),
+}
+_SPLIT_OF = {word: split for split, words in _SPLIT_WORDS.items() for word in words}
+_IGNORED = ('__MACOSX', '__pycache__')
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The files of a folder and its subfolders: ``files`` are relative paths, sorted; hidden ones are left out."""
+
+    root: Path
+    files: tuple[PurePosixPath, ...]
+
+    @cached_property
+    def images(self) -> tuple[PurePosixPath, ...]:
+        """The files with an image's suffix."""
+        return tuple(file for file in self.files if file.name.lower().endswith(EXTENSIONS))
+
+    def matching(self, pattern: str) -> list[PurePosixPath]:
+        """Returns the files whose name is ``pattern`` or ends with it (``'*.json'``), in any case."""
+        pattern = pattern.lower()
+        if pattern.startswith('*'):
+            return [file for file in self.files if file.name.lower().endswith(pattern[1:])]
+        return [file for file in self.files if file.name.lower() == pattern]
+
+    def below(self, folder: str) -> 'Tree':
+        """Returns the part below a folder, given by its path in this one."""
+        files = (file.relative_to(folder) for file in self.files if file.is_relative_to(folder))
+        return Tree(self.root / folder, tuple(files))
+
+
+def read_tree(root: str | os.PathLike) -> Tree:
+    """Lists a folder, following links; hidden files and folders are left out.
+
+    Raises:
+        InputError: ``root`` is not a folder that can be read.
+    """
+    root = Path(os.path.abspath(root))
+    return Tree(root, tuple(PurePosixPath(path) for path in sorted(_walk(root, '', (os.path.realpath(root),)))))
+
+
+def _walk(folder: Path, prefix: str, parents: tuple[str, ...]) -> Iterator[str]:
+    try:
+        with os.scandir(folder) as entries:
+            found = [entry for entry in entries if not entry.name.startswith('.') and entry.name not in _IGNORED]
+    except OSError as error:
+        raise InputError(f'{folder} cannot be read: {error.strerror}') from None
+    for entry in found:
+        if not entry.is_dir():
+            yield prefix + entry.name
+        elif (real := os.path.realpath(entry.path)) not in parents:  # a link to a folder above it
+            yield from _walk(Path(entry.path), f'{prefix}{entry.name}/', (*parents, real))
+
+
+def split_of(name: str) -> str | None:
+    """Returns the split that a file's or folder's name says, or None: 'train' for ``instances_train2017``."""
+    found = {_SPLIT_OF[word] for word in re.findall('[a-z]+', name.lower()) if word in _SPLIT_OF}
+    return found.pop() if len(found) == 1 else None
+
+
+def split_of_path(path: PurePosixPath) -> str | None:
+    """Returns the split that a path says: its file's name, or the folder nearest to it."""
+    return next((split for part in (path.stem, *reversed(path.parts[:-1])) if (split := split_of(part))), None)
+
+
+def common_folder(paths: Iterable[PurePosixPath]) -> PurePosixPath:
+    """Returns the folder that all files are in or below."""
+    return PurePosixPath(os.path.commonpath([path.parent for path in paths]) or '.')
