@@ -1,10 +1,6 @@
 """Checks of label maps before a run starts."""
 
-import contextlib
-import hashlib
-import os
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.registry import DATASETS, TRANSFORMS
@@ -12,6 +8,7 @@ from rich.console import Console
 from rich.progress import track
 
 from pvt_mm.apis.config import annotation_steps, as_list
+from pvt_mm.apis.remembered import Remembered
 from pvt_mm.utils.errors import InputError, config_errors
 
 
@@ -25,8 +22,10 @@ def check_labels(dataset: dict, config: Config, split: str) -> None:
         infos = [info for info in DATASETS.build({**dataset, 'pipeline': []}) if 'seg_map_path' in info]
         load = TRANSFORMS.build(steps[0])
     classes, ignored = heads[-1].num_classes, heads[-1].get('ignore_index', 255)
-    checked = CheckedLabels(infos, (classes, ignored, steps[0]), dataset.get('data_root') or '')
-    if checked.was_checked():
+    settings = (classes, ignored, steps[0], [sorted(info.items()) for info in infos])
+    maps = [info['seg_map_path'] for info in infos]
+    checked = Remembered('labels', dataset.get('data_root') or '', maps, settings)
+    if checked.has_passed():
         return
 
     def greatest_label(info: dict) -> int:
@@ -48,45 +47,3 @@ def check_labels(dataset: dict, config: Config, split: str) -> None:
                     f'{classes - 1}: fix the label map, or set num_classes and metainfo.classes'
                 )
     checked.record()
-
-
-class CheckedLabels:
-    """Remembers label maps that were checked, by their paths, sizes and times of change, in the user's cache folder.
-
-    That is ``$XDG_CACHE_HOME/pvt_mm``, or ``~/.cache/pvt_mm``; if it cannot be written, nothing is remembered. Nor are
-    label maps that are not on this machine's disks.
-
-    Args:
-        infos: MMSegmentation's description of each image.
-        settings: What else the outcome depends on.
-        data_root: The folder of the data set, which has a file of its own in the cache.
-    """
-
-    def __init__(self, infos: list[dict], settings: tuple, data_root: str):
-        cache = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
-        root = hashlib.sha256(os.fsencode(os.path.abspath(data_root))).hexdigest()[:16]
-        self.file = Path(cache, 'pvt_mm', f'checked_labels_{root}')
-        digest = hashlib.sha256(repr(settings).encode())
-        try:
-            with ThreadPoolExecutor() as threads:
-                states = threads.map(os.stat, [info['seg_map_path'] for info in infos])
-                for info, state in zip(infos, states, strict=True):
-                    digest.update(repr((sorted(info.items()), state.st_size, state.st_mtime_ns)).encode())
-            self.digest = digest.hexdigest() if os.path.isabs(cache) else None
-        except OSError:
-            self.digest = None
-
-    def was_checked(self) -> bool:
-        """Returns whether they were checked before."""
-        with contextlib.suppress(OSError, ValueError):
-            return self.digest in self.file.read_text().split()
-        return False
-
-    def record(self) -> None:
-        """Records that they are valid."""
-        if self.digest is None:
-            return
-        with contextlib.suppress(OSError):
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.file, 'a') as records:
-                records.write(f'{self.digest}\n')
