@@ -5,32 +5,16 @@ import argparse
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 
-from pvt_mm.utils.errors import command, report_import_errors
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone's package, whichever is installed
 
-with report_import_errors():
-    import pvt_mm.models  # noqa: F401  # imports MMDetection and MMSegmentation, which may be broken
-    from pvt_mm.apis import data_checks, weight_checks
-    from pvt_mm.apis.config import check_submodules
-    from pvt_mm.apis.flags import (
-        add_common_arguments,
-        report_batch_size,
-        resume,
-        scale_lr,
-        set_randomness,
-        use_amp,
-        use_compile,
-        warn_of_other_run,
-    )
-    from pvt_mm.apis.launch import build_runner, prepare_config, report_lost_ranks, report_unknown_arguments
-    from pvt_mm.apis.ranks import on_each_machine, on_first_rank
-    from pvt_mm.checkpoint.reader import safe_reading
-    from pvt_mm.datasets.image_io import report_unreadable_images
-    from pvt_mm.engine.randomness import check_deterministic
+from pvt_mm.apis.command_line import Parser, add_common_arguments, starting
+from pvt_mm.utils.errors import command
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__,
         epilog='Example: tools/train.py configs/retinanet/pvt_s_1x.py --cfg-options data_root=/data/coco',
     )
@@ -61,6 +45,26 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         if flag == '--amp' and value not in ('fp16', 'bf16'):
             argv[i] = '--amp=fp16'  # argparse would take CONFIG in `--amp CONFIG` for the value
     return parser.parse_args(argv)
+
+
+with starting(__name__, parse_args):
+    import pvt_mm.models  # noqa: F401  # imports MMDetection and MMSegmentation, which may be broken
+    from pvt_mm.apis import data_checks, weight_checks
+    from pvt_mm.apis.config import check_submodules
+    from pvt_mm.apis.flags import (
+        report_batch_size,
+        resume,
+        scale_lr,
+        set_randomness,
+        use_amp,
+        use_compile,
+        warn_of_other_run,
+    )
+    from pvt_mm.apis.launch import build_runner, prepare_config, report_lost_ranks, report_unknown_arguments
+    from pvt_mm.apis.ranks import on_each_machine, on_first_rank
+    from pvt_mm.checkpoint.reader import safe_reading
+    from pvt_mm.datasets.image_io import report_unreadable_images
+    from pvt_mm.engine.randomness import check_deterministic
 
 
 @command

@@ -1,6 +1,5 @@
-"""The command-line flags of tools/train.py and tools/test.py, and what each changes in the config."""
+"""What the command-line flags of tools/train.py and tools/test.py change in the config."""
 
-import argparse
 import logging
 import math
 import os
@@ -12,36 +11,10 @@ from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
 from mmengine.runner.checkpoint import find_latest_checkpoint
 
-from pvt_mm.apis.config import add_cfg_options, check_file, innermost_dataset
+from pvt_mm.apis.config import check_file, innermost_dataset
 from pvt_mm.apis.ranks import on_first_rank
 from pvt_mm.apis.weight_checks import check_resumable
 from pvt_mm.utils.errors import CheckpointError, InputError
-
-
-def add_trust(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--trust``, which lifts the allow-list of :func:`pvt_mm.checkpoint.reader.safe_reading`."""
-    parser.add_argument(
-        '--trust',
-        action='store_true',
-        help='read checkpoints without the allow-list: a file may then run any code on this machine; use it only for '
-        'files whose author you trust',
-    )
-
-
-def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags that training and testing share."""
-    parser.add_argument('--work-dir', help='folder for logs and results (default: work_dirs/<name of the config>)')
-    more = ', e.g. model.backbone.drop_path_rate=0.2; lists as key="[a,b]" or key=a,b; '
-    add_cfg_options(parser, more + 'data_root=PATH moves all data sets of the config')
-    add_trust(parser)
-    parser.add_argument(
-        '--compile',
-        action='store_true',
-        help='compile backbone, neck and dense heads with torch.compile: pvt_mm.CompileHook',
-    )
-    parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none', help='job launcher')
-    # torchrun and torch.distributed.launch pass it in either spelling
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
 
 
 def set_randomness(config: Config, seed: int | None, deterministic: bool) -> None:
