@@ -35,6 +35,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar='PATH|auto',
         help="resume from a checkpoint; 'auto' or no value: from the last one in the work directory",
     )
+    parser.add_argument(
+        '--vis',
+        action='append',
+        default=[],
+        choices=('tensorboard', 'wandb', 'mlflow'),
+        help='also log to TensorBoard, Weights & Biases or MLflow; may be repeated',
+    )
     parser.add_argument('--no-validate', action='store_true', help='do not evaluate during training')
     parser.add_argument(
         '--seed', type=int, help="seed of all random numbers (default: the config's, or else a random one, logged)"
@@ -58,6 +65,7 @@ with starting(__name__, parse_args):
         set_randomness,
         use_amp,
         use_compile,
+        use_trackers,
         warn_of_other_run,
     )
     from pvt_mm.apis.launch import build_runner, prepare_config, report_lost_ranks, report_unknown_arguments
@@ -83,6 +91,7 @@ def train(args: argparse.Namespace) -> None:
         scale_lr(config)
     if args.compile:
         use_compile(config)
+    use_trackers(config, args.vis)
     if args.no_validate:
         config.val_cfg = config.val_dataloader = config.val_evaluator = None
     set_randomness(config, args.seed, args.deterministic)

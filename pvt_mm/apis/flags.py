@@ -1,9 +1,11 @@
 """What the command-line flags of tools/train.py and tools/test.py change in the config."""
 
+import importlib.util
 import logging
 import math
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,6 +17,9 @@ from pvt_mm.apis.config import check_file, innermost_dataset
 from pvt_mm.apis.ranks import on_first_rank
 from pvt_mm.apis.weight_checks import check_resumable
 from pvt_mm.utils.errors import CheckpointError, InputError
+
+# The experiment trackers of ``--vis``: MMEngine's backend of each, which needs the package of that name.
+TRACKERS = dict(tensorboard='TensorboardVisBackend', wandb='WandbVisBackend', mlflow='MLflowVisBackend')
 
 
 def set_randomness(config: Config, seed: int | None, deterministic: bool) -> None:
@@ -50,6 +55,22 @@ def use_compile(config: Config) -> None:
     if config.get('compile'):
         raise InputError('--compile: compile is set in the config, which compiles the whole training step: use either')
     _add_hook(config, 'pvt_mm.CompileHook')
+
+
+def use_trackers(config: Config, names: Sequence[str]) -> None:
+    """Adds MMEngine's backends of experiment trackers, keys of :data:`TRACKERS`, to the visualizer (``--vis``).
+
+    Raises:
+        InputError: The package of one is not installed.
+    """
+    visualizer = config.get('visualizer') or dict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend')])
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise InputError(f'--vis {name}: {name} is not installed: pip install {name}')
+        backend = dict(type=TRACKERS[name])
+        if backend not in visualizer['vis_backends']:
+            visualizer['vis_backends'] = [*visualizer['vis_backends'], backend]
+    config.visualizer = visualizer
 
 
 def _add_hook(config: Config, kind: str) -> None:
