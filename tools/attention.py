@@ -2,20 +2,19 @@
 """Plot the attention of a point of an image in one layer of a trained PVT."""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pvt_mm.analysis import figures
-from pvt_mm.apis.config import add_cfg_options, load_config
-from pvt_mm.apis.flags import add_trust
-from pvt_mm.checkpoint.reader import safe_reading
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone's package, whichever is installed
+
+from pvt_mm.apis.command_line import Parser, add_cfg_options, add_trust, starting
 from pvt_mm.utils.errors import command
+from pvt_mm.utils.text import json_text
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__ + ' The last line of the output is JSON.',
         epilog='Example: tools/attention.py street.jpg configs/retinanet/pvt_s_1x.py epoch_12.pth --query 310 180 '
         '--stage 3 --head each --out attention.png',
@@ -37,6 +36,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add_trust(parser)
     parser.add_argument('--out', default='attention.png', help='a .png, .svg, .pdf or .jpg file (default: %(default)s)')
     return parser.parse_args(argv)
+
+
+with starting(__name__, parse_args):
+    from pvt_mm.analysis import figures
+    from pvt_mm.apis.config import load_config
+    from pvt_mm.checkpoint.reader import safe_reading
 
 
 @command
@@ -68,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     results['on_padding'] = round(float(found.padding[kept].mean()), 5)
     if found.class_token is not None:
         results['on_class_token'] = round(float(found.class_token[kept].mean()), 5)
-    print(json.dumps(results))
+    print(json_text(results))
 
 
 if __name__ == '__main__':

@@ -2,27 +2,33 @@
 """Measure the time, memory and arithmetic rate of models side by side, in turns."""
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-import torch
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone's package, whichever is installed
 
-from pvt_mm.analysis import figures, latency
-from pvt_mm.analysis.benchmark.contender import FORMATS, MODES, PEERS, Contender, table
-from pvt_mm.analysis.benchmark.machine import machine
-from pvt_mm.analysis.benchmark.measure import measure
-from pvt_mm.analysis.benchmark.models import products
-from pvt_mm.apis.config import add_cfg_options, load_config
-from pvt_mm.models.backbone import ARCHS
+from pvt_mm.apis.command_line import Parser, add_cfg_options, starting
 from pvt_mm.utils.errors import InputError, command
+from pvt_mm.utils.text import json_text
+
+with starting(__name__):
+    import torch
+
+    from pvt_mm.analysis import figures, latency
+    from pvt_mm.analysis.benchmark.contender import FORMATS, MODES, PEERS, Contender, table
+    from pvt_mm.analysis.benchmark.machine import machine
+    from pvt_mm.analysis.benchmark.measure import measure
+    from pvt_mm.analysis.benchmark.models import products
+    from pvt_mm.apis.config import load_config
+    from pvt_mm.models.backbone import ARCHS
 
 MODE_HELP = '; '.join(f'{name}: {what}' for name, what in MODES.items())
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__ + ' The last line of the output is JSON.',
         epilog='Example: tools/benchmark.py --model small configs/retinanet/r50_1x.py --peers mmdet --mode train',
     )
@@ -85,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         draw = latency.plot_scales if args.scales else latency.plot_times
         figures.save_figure(draw(models, where), args.plot)
     rates = {result.contender.model: round(result.rate, 1) for result in results[len(group) :]}
-    print(json.dumps({'machine': where, 'products_gflop_per_s': rates, 'results': [r.summary() for r in models]}))
+    print(json_text({'machine': where, 'products_gflop_per_s': rates, 'results': [r.summary() for r in models]}))
 
 
 def contenders(args: argparse.Namespace) -> list[list[Contender]]:

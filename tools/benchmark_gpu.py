@@ -3,21 +3,17 @@
 
 import argparse
 import datetime
-import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from rich.console import Console
-from rich.markdown import Markdown
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone's package, whichever is installed
 
-from pvt_mm.analysis.benchmark.contender import replace_section
-from pvt_mm.analysis.benchmark.gpu import Benchmark
-from pvt_mm.analysis.benchmark.machine import gpu_facts, machine
+from pvt_mm.apis.command_line import Parser, starting
 from pvt_mm.utils.errors import InputError, command
 from pvt_mm.utils.files import atomic_write
+from pvt_mm.utils.text import json_text
 
 ROOT = Path(__file__).resolve().parents[1]
 RETINANET = {key: str(ROOT / f'configs/retinanet/{name}_1x.py') for key, name in dict(pvt='pvt_s', r50='r50').items()}
@@ -37,7 +33,7 @@ products do. Expected figures were computed before anything was measured.
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__ + ' Takes under 5 minutes; the last line of the output is JSON.',
         epilog='To try it on a CPU: tools/benchmark_gpu.py --device cpu --shape 224 96 --batches 1 2 --rounds 2',
     )
@@ -55,6 +51,16 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add('--out', type=Path, help='the file to write (default: docs/benchmarks_gpu.md; on a CPU none)')
     return parser.parse_args(argv)
+
+
+with starting(__name__, parse_args):
+    import torch
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    from pvt_mm.analysis.benchmark.contender import replace_section
+    from pvt_mm.analysis.benchmark.gpu import Benchmark
+    from pvt_mm.analysis.benchmark.machine import gpu_facts, machine
 
 
 @command
@@ -89,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f'written to {out}')
     measured = [result.summary() for results in benchmark.results.values() for result in results.values()]
     kernels = {name: [one._asdict() for one in found] for name, found in benchmark.attention.items()}
-    print(json.dumps({
+    print(json_text({
         'machine': where, **facts, 'figures': benchmark.figures(), 'attention': kernels,
         'new_sizes': {name: one._asdict() for name, one in benchmark.new_sizes.items()},
         'results': measured, 'not_run': benchmark.not_run,

@@ -2,7 +2,6 @@
 """Measure this project's speed and memory on a CPU, and write this processor's section of docs/benchmarks.md."""
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -10,18 +9,43 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from pvt_mm.analysis.benchmark.contender import Contender, Result, markdown, replace_section, table
-from pvt_mm.analysis.benchmark.machine import Processor, find_processor, machine
-from pvt_mm.analysis.benchmark.measure import measure, time_by_kind
-from pvt_mm.analysis.benchmark.models import products
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone's package, whichever is installed
+
+from pvt_mm.apis.command_line import Parser, starting
 from pvt_mm.utils.errors import InputError, command
 from pvt_mm.utils.files import atomic_write
+from pvt_mm.utils.text import json_text
 
 ROOT = Path(__file__).resolve().parents[1]
 PVT_S, R50 = (str(ROOT / f'configs/retinanet/{name}_1x.py') for name in ('pvt_s', 'r50'))
 TRAINING_ROUNDS = 3  # at most: a step takes up to half a minute
 # The bounds of MMDetection's time / ours by vendor: forward and training.
 BOUNDS = {'AMD': (2.4, 1.6), 'Intel': (3.2, 2.6)}
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(
+        description=__doc__ + ' Takes about 15 minutes on two cores; the last line of the output is JSON.',
+        epilog='Example: tools/benchmark_report.py --rounds 5',
+    )
+    add = parser.add_argument
+    add('--rounds', type=int, default=5, metavar='N', help='steps of each model (default: %(default)s)')
+    add('--size', type=float, default=1.0, help='of the images, as a share of 800 x 1344 (default: 1)')
+    add(
+        '--prepare',
+        default='pvt_mm.models.conv_linear:use_conv_linear',
+        metavar='MODULE:FUNCTION',
+        help="a function to apply to our backbone for comparison, or '' for none (default: %(default)s)",
+    )
+    add('--out', type=Path, default=ROOT / 'docs', help='the folder of benchmarks.md (default: docs)')
+    return parser.parse_args(argv)
+
+
+with starting(__name__, parse_args):
+    from pvt_mm.analysis.benchmark.contender import Contender, Result, markdown, replace_section, table
+    from pvt_mm.analysis.benchmark.machine import Processor, find_processor, machine
+    from pvt_mm.analysis.benchmark.measure import measure, time_by_kind
+    from pvt_mm.analysis.benchmark.models import products
 
 
 class Reach(NamedTuple):
@@ -44,24 +68,6 @@ class Reach(NamedTuple):
         bound = '' if self.bound is None else f'{">=" if self.is_minimum else "<="} {self.bound:.2f}'
         value = 'not measured' if self.value is None else f'{self.value:.2f}'
         return [self.what, bound, value, {None: '', True: 'holds', False: 'missed'}[self.holds]]
-
-
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__ + ' Takes about 15 minutes on two cores; the last line of the output is JSON.',
-        epilog='Example: tools/benchmark_report.py --rounds 5',
-    )
-    add = parser.add_argument
-    add('--rounds', type=int, default=5, metavar='N', help='steps of each model (default: %(default)s)')
-    add('--size', type=float, default=1.0, help='of the images, as a share of 800 x 1344 (default: 1)')
-    add(
-        '--prepare',
-        default='pvt_mm.models.conv_linear:use_conv_linear',
-        metavar='MODULE:FUNCTION',
-        help="a function to apply to our backbone for comparison, or '' for none (default: %(default)s)",
-    )
-    add('--out', type=Path, default=ROOT / 'docs', help='the folder of benchmarks.md (default: docs)')
-    return parser.parse_args(argv)
 
 
 @command
@@ -92,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         path.write_text(replace_section(text, processor.name, section))
     print(f'## {processor.name}\n\n{section}\n\nwritten to {out}')
     claims = [{**reach._asdict(), 'holds': reach.holds} for reach in reaches]
-    print(json.dumps({'machine': machine('cpu'), 'reaches': claims}))
+    print(json_text({'machine': machine('cpu'), 'reaches': claims}))
 
 
 def plan(args: argparse.Namespace, processor: Processor) -> dict[str, dict[str, Contender]]:

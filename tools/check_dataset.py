@@ -2,22 +2,20 @@
 """Check all data that training and testing with a config would read, and report all faults at once."""
 
 import argparse
-import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone's package, whichever is installed
 
-from pvt_mm.analysis import dataset_check, figures, samples
-from pvt_mm.apis.config import add_cfg_options, load_config
+from pvt_mm.apis.command_line import Parser, add_cfg_options, starting
 from pvt_mm.utils.errors import command
+from pvt_mm.utils.text import json_text
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__ + ' The exit code is 1 if there are faults. The last line of the output is JSON.',
         epilog='Example: tools/check_dataset.py configs/retinanet/pvt_s_1x.py --cfg-options data_root=/data/coco',
     )
@@ -26,6 +24,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--out', default='dataset.png', help='figure of annotated images (default: %(default)s)')
     parser.add_argument('--all', action='store_true', help='list all faults, not 10 of each kind')
     return parser.parse_args(argv)
+
+
+with starting(__name__, parse_args):
+    from rich.console import Console
+    from rich.table import Table
+
+    from pvt_mm.analysis import dataset_check, figures, samples
+    from pvt_mm.apis.config import load_config
 
 
 def print_summary(splits: Sequence[dataset_check.Split]) -> None:
@@ -68,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f'\n{args.out}')
     kinds = dict(Counter(fault.kind for fault in faults))
     images = {split.name: len(split.items) for split in splits}
-    print(json.dumps({'faults': len(faults), 'kinds': kinds, 'images': images, 'out': args.out if figure else None}))
+    print(json_text({'faults': len(faults), 'kinds': kinds, 'images': images, 'out': args.out if figure else None}))
     return int(bool(faults))
 
 

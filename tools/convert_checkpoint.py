@@ -2,20 +2,20 @@
 """Convert PVT weights from any known format to ours, MMDetection's or the authors'."""
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from pvt_mm.apis.flags import add_trust
-from pvt_mm.checkpoint.formats import convert, find_backbone
-from pvt_mm.checkpoint.reader import read_checkpoint, safe_reading
-from pvt_mm.checkpoint.writer import save_checkpoint
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone's package, whichever is installed
+
+from pvt_mm.apis.command_line import Parser, add_trust, starting
 from pvt_mm.utils.errors import CheckpointError, InputError, command
+from pvt_mm.utils.text import json_text
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__ + " It reads the authors' releases, MMDetection's PVT, Hugging Face's, ours, and any "
         'classifier, detector or segmentor that contains one of them; its other parts are kept. The last line of the '
         'output is JSON.',
@@ -36,6 +36,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add_trust(parser)
     return parser.parse_args(argv)
+
+
+with starting(__name__, parse_args):
+    from pvt_mm.checkpoint.formats import convert, find_backbone
+    from pvt_mm.checkpoint.reader import read_checkpoint, safe_reading
+    from pvt_mm.checkpoint.writer import save_checkpoint
 
 
 @command
@@ -62,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f'  dropped {key}')
     print(f'{args.target}: {args.to} format, {len(converted)} tensors, {os.path.getsize(args.target) / 1e6:.1f} MB')
     summary = dict(source=layout, target=args.to, prefix=prefix, tensors=len(converted), dropped=len(dropped))
-    print(json.dumps(summary))
+    print(json_text(summary))
 
 
 if __name__ == '__main__':

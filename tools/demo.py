@@ -2,20 +2,20 @@
 """Draw a trained model's predictions on an image, the images of a folder, or the frames of a video."""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pvt_mm.apis.config import add_cfg_options, load_config
-from pvt_mm.apis.flags import add_trust
-from pvt_mm.checkpoint.reader import safe_reading
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone's package, whichever is installed
+
+from pvt_mm.apis.command_line import Parser, add_cfg_options, add_trust, starting
 from pvt_mm.utils.errors import InputError, command
 from pvt_mm.utils.files import write_json
+from pvt_mm.utils.text import json_text
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__
         + ' It takes detectors of boxes and masks, segmentors and classifiers. The predictions are written to '
         'predictions.json next to the images. The last line of the output is JSON.',
@@ -29,6 +29,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add_cfg_options(parser)
     add_trust(parser)
     return parser.parse_args(argv)
+
+
+with starting(__name__, parse_args):
+    from pvt_mm.apis.config import load_config
+    from pvt_mm.checkpoint.reader import safe_reading
 
 
 @command
@@ -59,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         count = {'images': len(content['images'])}
     write_json(out / 'predictions.json', content)
     print(out)
-    print(json.dumps({'out': args.out, **count, 'skipped': len(skipped)}))
+    print(json_text({'out': args.out, **count, 'skipped': len(skipped)}))
 
 
 if __name__ == '__main__':

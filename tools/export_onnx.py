@@ -2,23 +2,20 @@
 """Export a trained backbone, or a whole Semantic FPN, to ONNX with dynamic height, width and batch."""
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from rich.console import Console
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone's package, whichever is installed
 
-from pvt_mm.apis import export
-from pvt_mm.apis.config import add_cfg_options, check_file, load_config
-from pvt_mm.apis.flags import add_trust
-from pvt_mm.apis.inference import load_model
-from pvt_mm.checkpoint.reader import safe_reading
+from pvt_mm.apis.command_line import Parser, add_cfg_options, add_trust, starting
 from pvt_mm.utils.errors import InputError, command
+from pvt_mm.utils.text import json_text
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__
         + ' The file is written only if the outputs of onnxruntime and PyTorch agree at three sizes. '
         'Its input is a normalised image; the metadata contain mean and std. The last line of the output is JSON.',
@@ -33,6 +30,15 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add_cfg_options(parser)
     add_trust(parser)
     return parser.parse_args(argv)
+
+
+with starting(__name__, parse_args):
+    from rich.console import Console
+
+    from pvt_mm.apis import export
+    from pvt_mm.apis.config import check_file, load_config
+    from pvt_mm.apis.inference import load_model
+    from pvt_mm.checkpoint.reader import safe_reading
 
 
 @command
@@ -51,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with Console(stderr=True).status(f'exporting the {name} and comparing it, about a minute'):
         results = export.export(part, args.out, about)
     print(args.out)
-    print(json.dumps({'out': args.out, 'part': name, **results, 'sizes': export.SIZES}))
+    print(json_text({'out': args.out, 'part': name, **results, 'sizes': export.SIZES}))
 
 
 if __name__ == '__main__':

@@ -2,24 +2,21 @@
 """Count parameters and multiply-adds of the model of a config, in total and by part, without data or weights."""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone's package, whichever is installed
 
-from pvt_mm.analysis import flops
-from pvt_mm.apis.config import add_cfg_options, load_config
+from pvt_mm.apis.command_line import Parser, add_cfg_options, starting
 from pvt_mm.utils.errors import InputError, command
+from pvt_mm.utils.text import json_text
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__ + ' The last line of the output is JSON.',
         epilog='Example: tools/flops.py configs/retinanet/pvt_s_1x.py --shape 800 1344',
     )
@@ -36,6 +33,15 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add_cfg_options(parser)
     return parser.parse_args(argv)
+
+
+with starting(__name__, parse_args):
+    from rich.console import Console
+    from rich.progress import track
+    from rich.table import Table
+
+    from pvt_mm.analysis import flops
+    from pvt_mm.apis.config import load_config
 
 
 @command
@@ -70,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         print(f'{Path(args.config).stem} on one image of {shape[0]} x {shape[1]} pixels (H x W)')
     Console(width=None if sys.stdout.isatty() else 100).print(table)
-    print(json.dumps(results))
+    print(json_text(results))
 
 
 if __name__ == '__main__':

@@ -10,12 +10,17 @@ import re
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from torch.distributed import run
-from torch.distributed.elastic.multiprocessing import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone's package, whichever is installed
 
+from pvt_mm.apis.command_line import starting
 from pvt_mm.utils.errors import is_port_in_use
+
+with starting(__name__):
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,15 +3,15 @@
 
 import argparse
 import functools
-import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from rich.console import Console
-from rich.progress import track
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone's package, whichever is installed
 
-from pvt_mm.datasets.shapes import make_shapes
+from pvt_mm.apis.command_line import Parser, starting
 from pvt_mm.utils.errors import command
+from pvt_mm.utils.text import json_text
 
 EXAMPLE = """Examples:
   tools/make_shapes.py data/shapes
@@ -23,9 +23,7 @@ OUT/classification/{train,val} are image folders. The last line of the output is
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('out', metavar='OUT', help='folder to write; created if missing')
     parser.add_argument(
         '--image-size',
@@ -45,6 +43,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+with starting(__name__, parse_args):
+    from rich.console import Console
+    from rich.progress import track
+
+    from pvt_mm.datasets.shapes import make_shapes
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
@@ -59,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     if not summary['written']:
         print(f'{args.out} is complete; nothing written', file=sys.stderr)
-    print(json.dumps(dict(out=args.out, **summary)))
+    print(json_text(dict(out=args.out, **summary)))
 
 
 if __name__ == '__main__':

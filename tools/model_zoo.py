@@ -6,12 +6,23 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone's package, whichever is installed
 
+from pvt_mm.apis.command_line import Parser, starting
 from pvt_mm.utils.errors import InputError, command
 
 ROOT = Path(__file__).resolve().parents[1]
 START, END = '<!-- model zoo -->', '<!-- /model zoo -->'
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(description=__doc__, epilog='Example: tools/model_zoo.py --check')
+    parser.add_argument('--check', action='store_true', help='write nothing; fail if a table is out of date')
+    return parser.parse_args(argv)
+
+
+with starting(__name__, parse_args):
+    import yaml
 
 
 def model_table(metafile: Path) -> str:
@@ -41,9 +52,7 @@ def with_table(readme: str, table: str) -> str:
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, epilog='Example: tools/model_zoo.py --check')
-    parser.add_argument('--check', action='store_true', help='write nothing; fail if a table is out of date')
-    args = parser.parse_args(argv)
+    args = parse_args(argv)
     for metafile in sorted(ROOT.glob('configs/*/metafile.yml')):
         readme = metafile.with_name('README.md')
         text = readme.read_text()

@@ -2,18 +2,16 @@
 """Print Tables 2 to 11 of the paper with the parameters and GFLOPs of the configs and the metrics of runs."""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone's package, whichever is installed
 
-from pvt_mm.analysis import tables
+from pvt_mm.apis.command_line import Parser, starting
 from pvt_mm.utils.errors import InputError, command
 from pvt_mm.utils.files import atomic_write, check_writable
+from pvt_mm.utils.text import json_text
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAD = """# The tables of the paper
@@ -30,7 +28,7 @@ paper does not count the frozen stem and first stage (0.2 to 0.4 M).
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__ + ' Writes docs/tables.md; the last line of the output is JSON.',
         epilog='Example: tools/paper_tables.py --results work_dirs',
     )
@@ -41,6 +39,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument('--out', type=Path, default=ROOT / 'docs/tables.md', help='(default: docs/tables.md)')
     return parser.parse_args(argv)
+
+
+with starting(__name__, parse_args):
+    from rich.console import Console
+    from rich.progress import track
+    from rich.table import Table
+
+    from pvt_mm.analysis import tables
 
 
 @command
@@ -71,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if unexplained:
         raise InputError(f'out of bounds without a Difference in the metafile: {"; ".join(unexplained)}')
     figures = {str(number): {row.name: row.computed for row in rows if row.computed} for number, rows in made.items()}
-    print(json.dumps(figures))
+    print(json_text(figures))
 
 
 def document(made: dict[int, list[tables.Row]]) -> str:

@@ -2,70 +2,18 @@
 """Plot training curves, predictions next to the ground truth, GFLOPs against scale, or accuracy against size."""
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pvt_mm.analysis import curves, figures
-from pvt_mm.apis.config import add_cfg_options, load_config
-from pvt_mm.apis.flags import add_trust
-from pvt_mm.checkpoint.reader import safe_reading
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone's package, whichever is installed
+
+from pvt_mm.apis.command_line import Parser, add_cfg_options, add_trust, starting
 from pvt_mm.utils.errors import InputError, command
+from pvt_mm.utils.text import json_text
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
-
-
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__ + ' The last line of the output is JSON.',
-        epilog='Example: tools/plot.py curves work_dirs/pvt_t_1x work_dirs/pvt_s_1x --out curves.svg',
-    )
-    commands = parser.add_subparsers(required=True, metavar='curves|predictions|scale|accuracy')
-
-    part = commands.add_parser('curves', help='the loss and a metric over training', description=plot_curves.__doc__)
-    part.add_argument('logs', nargs='+', metavar='LOG', help='a work directory or a scalars.json; several are overlaid')
-    part.add_argument('--metric', help=f'its name in the log (default: the first of {", ".join(curves.METRICS)})')
-    part.add_argument('--out', default='curves.png', help='a .png, .svg, .pdf or .jpg file (default: %(default)s)')
-    part.set_defaults(plot=plot_curves)
-
-    part = commands.add_parser(
-        'predictions', help='a grid of test images with their boxes', description=plot_predictions.__doc__
-    )
-    part.add_argument('config', help='the config of a detector')
-    part.add_argument('checkpoint', help='the checkpoint, or a work directory for its last checkpoint')
-    part.add_argument('--images', type=int, default=8, metavar='N', help='number of images (default: %(default)s)')
-    part.add_argument('--score-thr', type=float, default=0.5, help='minimum score of boxes (default: %(default)s)')
-    add_cfg_options(part, ', e.g. data_root=/data/coco')
-    add_trust(part)
-    part.add_argument('--out', default='predictions.png', help='a .png, .svg, .pdf or .jpg file (default: %(default)s)')
-    part.set_defaults(plot=plot_predictions)
-
-    part = commands.add_parser('scale', help='GFLOPs against the input (Figure 6)', description=plot_scale.__doc__)
-    part.add_argument(
-        '--sides', nargs='+', type=int, metavar='PIXELS', help='sides of the square images (default: 224 to 1024)'
-    )
-    part.add_argument('--out', default='scale.png', help='a .png, .svg, .pdf or .jpg file (default: %(default)s)')
-    part.set_defaults(plot=plot_scale)
-
-    part = commands.add_parser(
-        'accuracy', help='accuracy against parameters (Figure 2)', description=plot_accuracy.__doc__
-    )
-    part.add_argument(
-        '--models',
-        default='retinanet',
-        choices=('retinanet', 'mask_rcnn', 'semantic_fpn'),
-        help='the folder of configs (default: %(default)s)',
-    )
-    part.add_argument(
-        '--results',
-        default='work_dirs',
-        help='the folder of work directories (default: %(default)s)',
-    )
-    part.add_argument('--out', default='accuracy.png', help='a .png, .svg, .pdf or .jpg file (default: %(default)s)')
-    part.set_defaults(plot=plot_accuracy)
-    return parser.parse_args(argv)
 
 
 def plot_curves(args: argparse.Namespace) -> dict:
@@ -127,13 +75,70 @@ def plot_accuracy(args: argparse.Namespace) -> dict:
     }
 
 
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(
+        description=__doc__ + ' The last line of the output is JSON.',
+        epilog='Example: tools/plot.py curves work_dirs/pvt_t_1x work_dirs/pvt_s_1x --out curves.svg',
+    )
+    commands = parser.add_subparsers(required=True, metavar='curves|predictions|scale|accuracy')
+
+    part = commands.add_parser('curves', help='the loss and a metric over training', description=plot_curves.__doc__)
+    part.add_argument('logs', nargs='+', metavar='LOG', help='a work directory or a scalars.json; several are overlaid')
+    part.add_argument('--metric', help='its name in the log (default: box AP, mIoU or top-1, the first that a run has)')
+    part.add_argument('--out', default='curves.png', help='a .png, .svg, .pdf or .jpg file (default: %(default)s)')
+    part.set_defaults(plot=plot_curves)
+
+    part = commands.add_parser(
+        'predictions', help='a grid of test images with their boxes', description=plot_predictions.__doc__
+    )
+    part.add_argument('config', help='the config of a detector')
+    part.add_argument('checkpoint', help='the checkpoint, or a work directory for its last checkpoint')
+    part.add_argument('--images', type=int, default=8, metavar='N', help='number of images (default: %(default)s)')
+    part.add_argument('--score-thr', type=float, default=0.5, help='minimum score of boxes (default: %(default)s)')
+    add_cfg_options(part, ', e.g. data_root=/data/coco')
+    add_trust(part)
+    part.add_argument('--out', default='predictions.png', help='a .png, .svg, .pdf or .jpg file (default: %(default)s)')
+    part.set_defaults(plot=plot_predictions)
+
+    part = commands.add_parser('scale', help='GFLOPs against the input (Figure 6)', description=plot_scale.__doc__)
+    part.add_argument(
+        '--sides', nargs='+', type=int, metavar='PIXELS', help='sides of the square images (default: 224 to 1024)'
+    )
+    part.add_argument('--out', default='scale.png', help='a .png, .svg, .pdf or .jpg file (default: %(default)s)')
+    part.set_defaults(plot=plot_scale)
+
+    part = commands.add_parser(
+        'accuracy', help='accuracy against parameters (Figure 2)', description=plot_accuracy.__doc__
+    )
+    part.add_argument(
+        '--models',
+        default='retinanet',
+        choices=('retinanet', 'mask_rcnn', 'semantic_fpn'),
+        help='the folder of configs (default: %(default)s)',
+    )
+    part.add_argument(
+        '--results',
+        default='work_dirs',
+        help='the folder of work directories (default: %(default)s)',
+    )
+    part.add_argument('--out', default='accuracy.png', help='a .png, .svg, .pdf or .jpg file (default: %(default)s)')
+    part.set_defaults(plot=plot_accuracy)
+    return parser.parse_args(argv)
+
+
+with starting(__name__, parse_args):
+    from pvt_mm.analysis import curves, figures
+    from pvt_mm.apis.config import load_config
+    from pvt_mm.checkpoint.reader import safe_reading
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     figures.check_out(args.out)
     results = args.plot(args)
     print(args.out)
-    print(json.dumps({'out': args.out, **results}))
+    print(json_text({'out': args.out, **results}))
 
 
 if __name__ == '__main__':

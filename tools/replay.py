@@ -2,21 +2,21 @@
 """Repeat the iteration at which training stopped on NaN/Inf, and show where NaN/Inf starts."""
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone's package, whichever is installed
 
-from pvt_mm.apis.config import add_cfg_options, load_config
+from pvt_mm.apis.command_line import Parser, add_cfg_options, starting
 from pvt_mm.utils.errors import command
+from pvt_mm.utils.text import json_text
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__ + ' The exit code is 0 if NaN/Inf was there again, and 1 if everything was finite. The '
         'last line of the output is JSON.',
         epilog='Example: tools/replay.py work_dirs/pvt_s_1x/pvt_s_1x.py work_dirs/pvt_s_1x/nonfinite_iter_4711.pth',
@@ -25,6 +25,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('file', help='the nonfinite_iter_N.pth that training saved')
     add_cfg_options(parser)
     return parser.parse_args(argv)
+
+
+with starting(__name__, parse_args):
+    from rich.console import Console
+    from rich.table import Table
+
+    from pvt_mm.apis.config import load_config
 
 
 def print_losses(batches: Sequence[dict], losses: Sequence[dict[str, float]]) -> None:
@@ -94,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         gradients=dict(bad=len(bad), all=len(result.gradients), first=bad[:10]),
         images=images,
     )
-    print(json.dumps(quote_nonfinite(results)))
+    print(json_text(quote_nonfinite(results)))
     return int(result.finite)
 
 

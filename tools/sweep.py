@@ -2,7 +2,6 @@
 """Run a sweep, configs x options x seeds, on this machine or under Slurm, and report its results."""
 
 import argparse
-import json
 import re
 import shlex
 import sys
@@ -10,12 +9,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pvt_mm.sweep.display import display
-from pvt_mm.sweep.executors import Local, Slurm
-from pvt_mm.sweep.report import write_report
-from pvt_mm.sweep.spec import load_sweep
-from pvt_mm.sweep.trials import Trials, last_lines
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone's package, whichever is installed
+
+from pvt_mm.apis.command_line import Parser, starting
 from pvt_mm.utils.errors import InputError, command
+from pvt_mm.utils.text import json_text
 
 RESERVED = ('--seed', '--work-dir', '--launcher', '--resume', '--cfg-options')
 
@@ -44,8 +42,8 @@ def at_least(minimum: int) -> Callable[[str], int]:
     return parse
 
 
-def parse_args(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(
         description=__doc__ + ' When run again, it skips finished trials, resumes interrupted ones and restarts failed '
         'ones. Arguments after -- are passed to every tools/train.py. The last line of the output is JSON.',
         epilog='Example: tools/sweep.py configs/sweeps/retinanet_backbones.py --executor slurm --partition gpu '
@@ -86,10 +84,21 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     slurm.add_argument(
         '--slurm', nargs='+', type=key_value, default=[], metavar='KEY=VALUE', help='other options of sbatch'
     )
-    args = parser.parse_args(argv)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    split = argv.index('--') if '--' in argv else len(argv)
+    args = parser.parse_args(argv[:split])
+    args.flags = argv[split + 1 :]
     if args.executor == 'local' and (args.partition or args.slurm or args.nodes > 1):
         parser.error('--partition, --nodes and --slurm need --executor slurm')
     return args
+
+
+with starting(__name__, parse_args):
+    from pvt_mm.sweep.display import display
+    from pvt_mm.sweep.executors import Local, Slurm
+    from pvt_mm.sweep.report import write_report
+    from pvt_mm.sweep.spec import load_sweep
+    from pvt_mm.sweep.trials import Trials, last_lines
 
 
 def warn_of_batch_size(trials: Trials) -> None:
@@ -121,23 +130,21 @@ def note_what_is_missing(executor: Local | Slurm) -> None:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    argv = list(sys.argv[1:] if argv is None else argv)
-    split = argv.index('--') if '--' in argv else len(argv)
-    args, flags = parse_args(argv[:split]), argv[split + 1 :]
-    if reserved := [flag for flag in flags if flag.split('=')[0] in RESERVED]:
+    args = parse_args(argv)
+    if reserved := [flag for flag in args.flags if flag.split('=')[0] in RESERVED]:
         raise InputError(f'-- {reserved[0]}: the sweep sets it for each trial; see --help for flags before the --')
     sweep = load_sweep(args.sweep, args.cfg_options, args.seeds)
     folder = Path(args.work_dir or Path('work_dirs/sweeps') / sweep.name)
     train = Path(__file__).with_name('train.py')
     executor = None if args.report else make_executor(args)
-    trials = Trials(sweep, folder, train, executor, flags)
+    trials = Trials(sweep, folder, train, executor, args.flags)
     if args.dry_run:
         note_what_is_missing(executor)
         warn_of_batch_size(trials)
         for trial, status in trials.statuses().items():
             print(f'{trial.name} ({status.state})\n  {shlex.join(trials.commands[trial])}')
         print(executor.request)
-        print(json.dumps({'trials': len(sweep.trials)}))
+        print(json_text({'trials': len(sweep.trials)}))
         return 0
     if args.report:
         statuses = trials.statuses()
@@ -154,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     counts = Counter(status.state for status in statuses.values())
     if counts['finished'] and results['best'] is None:
         sys.stderr.write(f'no finished trial has a {sweep.metric}: see {folder / "sweep.md"} for the reasons\n')
-    print(json.dumps({'folder': str(folder), **counts, **results}))
+    print(json_text({'folder': str(folder), **counts, **results}))
     return 0 if args.report or counts['finished'] == len(statuses) else 1
 
 

@@ -2,27 +2,19 @@
 """Test a checkpoint on the test data of its config, and print the metrics."""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from pvt_mm.utils.errors import command, report_import_errors
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone's package, whichever is installed
 
-with report_import_errors():
-    from mmengine.dist import is_main_process
-
-    import pvt_mm.models  # noqa: F401  # imports MMDetection and MMSegmentation, which may be broken
-    from pvt_mm.apis import data_checks, weight_checks
-    from pvt_mm.apis.config import check_file
-    from pvt_mm.apis.flags import add_common_arguments, draw_predictions, dump_predictions, use_compile, use_tta
-    from pvt_mm.apis.launch import build_runner, prepare_config, report_lost_ranks, report_unknown_arguments
-    from pvt_mm.apis.ranks import on_each_machine, on_first_rank
-    from pvt_mm.checkpoint.reader import safe_reading
-    from pvt_mm.datasets.image_io import report_unreadable_images
+from pvt_mm.apis.command_line import Parser, add_common_arguments, starting
+from pvt_mm.utils.errors import command
+from pvt_mm.utils.text import json_text
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__ + ' The last line of the output is the metrics as JSON.',
         epilog='Example: tools/test.py configs/retinanet/pvt_s_1x.py work_dirs/pvt_s_1x/epoch_12.pth',
     )
@@ -39,6 +31,19 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+with starting(__name__, parse_args):
+    from mmengine.dist import is_main_process
+
+    import pvt_mm.models  # noqa: F401  # imports MMDetection and MMSegmentation, which may be broken
+    from pvt_mm.apis import data_checks, weight_checks
+    from pvt_mm.apis.config import check_file
+    from pvt_mm.apis.flags import draw_predictions, dump_predictions, use_compile, use_tta
+    from pvt_mm.apis.launch import build_runner, prepare_config, report_lost_ranks, report_unknown_arguments
+    from pvt_mm.apis.ranks import on_each_machine, on_first_rank
+    from pvt_mm.checkpoint.reader import safe_reading
+    from pvt_mm.datasets.image_io import report_unreadable_images
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
@@ -48,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if is_main_process():
         if not metrics:
             print('no metrics: the model predicts nothing on any image, or test_evaluator only writes results')
-        print(json.dumps(metrics, default=float))  # IoUMetric's are NumPy floats
+        print(json_text(metrics))
 
 
 def test(args: argparse.Namespace) -> dict:

@@ -1,6 +1,5 @@
 """Reading a config file and overriding settings in it."""
 
-import argparse
 import difflib
 import importlib
 import inspect
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, ConfigDict
 from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import FlexibleRunner, Runner
@@ -23,22 +22,6 @@ from pvt_mm.utils.text import shorten
 # Settings that take effect in addition to those that MMEngine's runners read.
 READ_BY_TOOLS = ('data_root', 'auto_scale_lr', 'runner_type', 'tta_model', 'tta_pipeline')
 SPLITS = ('train', 'val', 'test')
-
-
-class CfgOptions(DictAction):
-    """MMEngine's ``--cfg-options`` action, with a usage error in place of a traceback."""
-
-    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option_string: str | None = None):
-        try:
-            super().__call__(parser, namespace, values, option_string)
-        except (ValueError, AssertionError, RecursionError) as error:
-            parser.error(f'--cfg-options takes KEY=VALUE pairs, got {" ".join(values)!r} ({error})')
-
-
-def add_cfg_options(parser: argparse.ArgumentParser, more: str = '') -> None:
-    """Adds ``--cfg-options``, with ``more`` at the end of its help."""
-    what = f'override settings of the config{more}'
-    parser.add_argument('--cfg-options', nargs='+', action=CfgOptions, metavar='KEY=VALUE', help=what)
 
 
 def load_config(path: str, options: dict | None = None, needs: tuple[str, ...] = ('model',)) -> Config:

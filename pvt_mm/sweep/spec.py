@@ -1,6 +1,5 @@
 """The definition of a sweep: its file, and the trials it consists of."""
 
-import argparse
 import difflib
 import fnmatch
 import itertools
@@ -11,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pvt_mm.apis.config import CfgOptions, load_config
+from pvt_mm.apis.command_line import parse_options
+from pvt_mm.apis.config import load_config
 from pvt_mm.utils.errors import InputError
 from pvt_mm.utils.text import shorten
 
@@ -133,18 +133,11 @@ def _is_list(values: Any, kind: type) -> bool:
     return isinstance(values, (list, tuple, range)) and all(isinstance(value, kind) for value in values)
 
 
-class _OptionParser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise InputError(message)
-
-
 def _epochs_and_gpus(path: str, config: str, options: Sequence[str]) -> tuple[int | None, float | None]:
     """Returns a trial's ``epochs`` and ``gpus``, which also checks that its options fit its config."""
-    parser = _OptionParser()
-    parser.add_argument('--cfg-options', nargs='*', action=CfgOptions)
     try:
-        read = load_config(config, parser.parse_args(['--cfg-options', *options]).cfg_options)
-    except InputError as error:
+        read = load_config(config, parse_options(options))
+    except ValueError as error:  # or an InputError
         raise InputError(f'{path}: {error}') from error
     batch = (read.get('train_dataloader') or {}).get('batch_size')
     base = (read.get('auto_scale_lr') or {}).get('base_batch_size')

@@ -48,16 +48,6 @@ def import_errors(what: str, package: str) -> Iterator[None]:
         raise InputError(f"{what}: {type(error).__name__}: {error}; pip install '{package}'") from error
 
 
-@contextlib.contextmanager
-def report_import_errors() -> Iterator[None]:
-    """Turns what importing a broken installation raises into a SystemExit of one line that names tools/doctor.py."""
-    try:
-        yield
-    except Exception as error:  # a wrong MMCV raises AssertionError, a wrong NumPy ValueError
-        message = f'error: {type(error).__name__}: {error}\ntools/doctor.py says what is wrong and how to fix it'
-        raise SystemExit(message) from error
-
-
 def command(main: Callable) -> Callable[[Sequence[str] | None], int]:
     """Makes a tool's ``main(argv=None)`` print an :class:`InputError` as one line on stderr and return 2.
 

@@ -8,6 +8,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from pvt_mm.utils.text import json_text
+
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
@@ -67,4 +69,4 @@ def read_json(path: Path) -> dict:
 def write_json(path: Path, values: dict) -> None:
     """Writes an object to a file, atomically."""
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(values, indent=2) + '\n')
+        temporary.write_text(json_text(values, indent=2) + '\n')

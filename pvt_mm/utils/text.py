@@ -1,6 +1,9 @@
-"""Text of messages."""
+"""Text of messages, and JSON."""
 
+import json
+import math
 from collections.abc import Iterable
+from typing import Any
 
 
 def shorten(names: Iterable, limit: int = 5) -> str:
@@ -8,3 +11,18 @@ def shorten(names: Iterable, limit: int = 5) -> str:
     lines = [' '.join(str(name).split())[:200] for name in names]
     more = f' and {len(lines) - limit} more' if len(lines) > limit else ''
     return ', '.join(lines[:limit]) + more
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """Returns JSON of plain values, tensors and arrays; NaN and infinity, which JSON does not have, become null."""
+    return json.dumps(_plain(value), allow_nan=False, indent=indent)
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, 'tolist'):  # of NumPy and PyTorch
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {name: _plain(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pvt_mm.utils.errors import CheckpointError, InputError, command, config_errors, import_errors, report_import_errors
+from pvt_mm.utils.errors import CheckpointError, InputError, command, config_errors, import_errors
 from pvt_mm.utils.text import shorten
 
 
@@ -76,12 +76,6 @@ def test_errors_of_a_config():
         raise RuntimeError('out of memory')
     with pytest.raises(InputError, match='RecursionError'), config_errors('it', RecursionError):
         raise RecursionError
-
-
-def test_import_errors():
-    message = r'^error: AssertionError: wrong MMCV\ntools/doctor.py says'
-    with pytest.raises(SystemExit, match=message), report_import_errors():
-        raise AssertionError('wrong MMCV')
 
 
 def test_a_failed_import_of_something_optional():
