@@ -12,6 +12,7 @@ from pvt_mm.apis.command_line import Parser, starting
 from pvt_mm.utils.errors import InputError, command
 
 ROOT = Path(__file__).resolve().parents[1]
+WEIGHTS = 'weights, with their own figures'
 START, END = '<!-- model zoo -->', '<!-- /model zoo -->'
 
 
@@ -24,6 +25,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 with starting(__name__, parse_args):
     import yaml
 
+    from pvt_mm.apis.published import paper_results, published_in
+
 
 def model_table(metafile: Path) -> str:
     """Returns a metafile's models as a Markdown table, a column for each metric that one of them has."""
@@ -35,10 +38,16 @@ def model_table(metafile: Path) -> str:
         row = {'config': f'[{config.stem}]({config.name})', 'parameters (M)': metadata.get('Parameters (M)', '')}
         row |= {'GFLOPs': metadata['GFLOPs']} if has_gflops else {}
         row |= {length.lower(): metadata[length] for length in ('Epochs', 'Iterations') if length in metadata}
-        row |= {name: value for result in model.get('Results', ()) for name, value in result['Metrics'].items()}
+        row |= {name: value for result in paper_results(model) for name, value in result['Metrics'].items()}
         row |= {name: value for name, value in metadata.items() if name == 'box AP'}  # where only a difference is known
-        rows.append(row | {'source': metadata['Source']})
-    names = [*dict.fromkeys(name for row in rows for name in row if name != 'source'), 'source']
+        row['source'] = metadata['Source']
+        weights = [
+            f'[{one.source}]({one.url}) {", ".join(map(str, one.metrics.values()))}' for one in published_in(model)
+        ]
+        rows.append(row | ({WEIGHTS: '; '.join(weights)} if weights else {}))
+    last = ['source', WEIGHTS]
+    names = [*dict.fromkeys(name for row in rows for name in row if name not in last), *last]
+    names = [name for name in names if any(name in row for row in rows)]
     lines = [names, ['---'] * len(names), *([str(row.get(name, '')) for name in names] for row in rows)]
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 

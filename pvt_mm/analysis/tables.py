@@ -16,6 +16,7 @@ from mmengine.config import Config
 from pvt_mm.analysis import flops
 from pvt_mm.apis.config import load_config
 from pvt_mm.apis.flags import use_tta
+from pvt_mm.apis.published import paper_results
 
 PARAMS, GFLOPS, ERROR, TIME = 'parameters (M)', 'GFLOPs', 'top-1 error (%)', 'V100 (ms)'
 # The largest relative difference between a computed and a quoted figure before its row must explain it. Half a unit of
@@ -191,7 +192,7 @@ def entries(configs: Path) -> Iterator[tuple[str, dict]]:
 def _quoted(entry: dict, number: int) -> dict[str, float | str]:
     metadata = entry['Metadata']
     found = {PARAMS: metadata.get('Parameters (M)'), GFLOPS: metadata.get('GFLOPs'), TIME: metadata.get('V100 (ms)')}
-    for result in entry.get('Results', ()):
+    for result in paper_results(entry):
         found |= result['Metrics']
     return {key: value for key, value in found.items() if value is not None and key in COLUMNS[number]}
 
