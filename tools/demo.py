@@ -45,24 +45,33 @@ def main(argv: Sequence[str] | None = None) -> None:
     # The model's libraries take seconds to load.
     from pvt_mm.analysis import demo
     from pvt_mm.analysis.predictions import find_checkpoint
+    from pvt_mm.analysis.predictor import Predictor
 
     out, checkpoint = Path(args.out), find_checkpoint(args.checkpoint)
     paths = demo.find_inputs(args.input, out)
     with safe_reading(trust=args.trust):
-        predictor = demo.Predictor(config, checkpoint, args.score_thr)
+        predictor = Predictor(config, checkpoint, args.score_thr)
     content, skipped = dict(config=args.config, checkpoint=checkpoint), []
     if paths[0].suffix.lower() in demo.VIDEOS:
         content['frames'] = demo.run_video(predictor, paths[0], out)
         count = {'frames': len(content['frames'])}
+        write_json(out / 'predictions.json', content)
     else:
         root = Path(args.input) if Path(args.input).is_dir() else paths[0].parent
-        content['images'], skipped = demo.run_images(predictor, paths, root, out)
+        content['images'] = {}
+        try:
+            for name, objects, reason in demo.run_images(predictor, paths, root, out):
+                if objects is None:
+                    skipped.append(reason)
+                    sys.stderr.write(f'skipped: {reason}\n' if len(paths) > 1 else '')
+                else:
+                    content['images'][name] = objects
+        finally:  # also what was done before Ctrl-C
+            if content['images']:
+                write_json(out / 'predictions.json', content)
         if not content['images']:
-            raise InputError(skipped[0] if len(skipped) == 1 else f'no image can be read; the first: {skipped[0]}')
-        for reason in skipped:
-            sys.stderr.write(f'skipped: {reason}\n')
+            raise InputError(skipped[0] if len(skipped) == 1 else f'no image could be drawn; the first: {skipped[0]}')
         count = {'images': len(content['images'])}
-    write_json(out / 'predictions.json', content)
     print(out)
     print(json_text({'out': args.out, **count, 'skipped': len(skipped)}))
 

@@ -42,11 +42,13 @@ class Example(NamedTuple):
 
 
 def find_checkpoint(path: str) -> str:
-    """Returns the path of a checkpoint: ``path`` itself, or the last checkpoint in it if it is a work directory.
+    """Returns the path of a checkpoint: ``path`` itself, also a URL, or the last checkpoint in a work directory.
 
     Raises:
         CheckpointError: There is no checkpoint.
     """
+    if '://' in path:
+        return path
     checkpoint = find_latest_checkpoint(path) if os.path.isdir(path) else path
     if checkpoint is None or not os.path.isfile(checkpoint):
         raise CheckpointError(f'{path} has no checkpoint' if os.path.isdir(path) else f'{path} does not exist')

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 from mmengine.config import Config
 from mmengine.device import get_device
@@ -41,10 +42,28 @@ def image_steps(config: Config) -> list:
 
 
 def run_steps(steps: Sequence, image: np.ndarray, path: str = '') -> dict:
-    """Runs :func:`image_steps` after the one that loads on an image, (H, W, 3) BGR, or raises an InputError."""
-    shape = image.shape[:2]
-    results = dict(img=image, img_path=path, img_id=0, img_shape=shape, ori_shape=shape)
-    with config_errors('the test pipeline cannot take a single image'):
-        for step in steps:
-            results = step(results)
+    """Runs the transforms of :func:`image_steps` that follow the one that loads on an image.
+
+    Args:
+        steps: The transforms.
+        image: (H, W) or (H, W, C), as the transform that loads returns it.
+        path: Its file, if there is one.
+
+    Raises:
+        InputError: A transform cannot take the image.
+    """
+    height, width = shape = image.shape[:2]
+    results = dict(img=image, img_path=path, img_id=0, img_shape=shape, ori_shape=shape, height=height, width=width)
+    for step in steps:
+        name = type(step).__name__
+        try:
+            with config_errors('the test pipeline cannot take a single image'):
+                results = step(results)
+        except (cv2.error, ValueError) as error:  # OpenCV's, and Pillow's in an InputError
+            if 'Resize' not in name or max(width, height) < 2 * min(width, height):
+                raise
+            raise InputError(
+                f'{width} x {height} pixels are too thin for the test pipeline: its {name} makes the shorter side less '
+                'than a pixel'
+            ) from error
     return results

@@ -12,7 +12,8 @@ import torch
 from mmengine.registry import MODELS, DefaultScope
 from pycocotools import mask
 
-from pvt_mm.analysis.demo import MIN_SIDE, Predictor, encode_mask
+from pvt_mm.analysis.drawing import MIN_SIDE
+from pvt_mm.analysis.predictor import Predictor, encode_mask
 from pvt_mm.apis.config import load_config
 from tests.conftest import ROOT, TINY_ARCH
 from tests.test_tools.test_train_and_test import DETECTOR, MASKS, SEGMENTOR
