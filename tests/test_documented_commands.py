@@ -1,0 +1,267 @@
+"""The commands that README.md, tools/README.md and docs/ show: each is run, or parsed by its tool."""
+
+import ast
+import importlib
+import json
+import re
+import runpy
+import shlex
+import shutil
+import sys
+import types
+from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+
+from pvt_mm.apis import export
+from pvt_mm.apis.config import load_config
+from pvt_mm.checkpoint.integrity import verify
+from tests import layouts
+from tests.conftest import ROOT, TINY_ARCH, forget_visualizers
+
+PAGES = sorted(
+    [ROOT / 'README.md', ROOT / 'tools/README.md', *(ROOT / 'docs').glob('*.md'), *ROOT.glob('configs/*/README.md')]
+)
+# A detector of configs/ on the shapes, so small that an epoch takes a second.
+SMALL = """
+_base_ = '{config}'
+backbone = dict(arch=dict(_delete_=True, **{arch}), drop_path_rate=0.0, init_cfg=None)
+model = dict(
+    backbone=backbone,
+    neck=dict(in_channels=[8, 16, 24, 32], out_channels=8),
+    bbox_head=dict(in_channels=8, feat_channels=8, stacked_convs=1, num_classes=3),
+    test_cfg=dict(score_thr=0.0, max_per_img=5),
+)
+load, resize, pack = dict(type='LoadImageFromFile'), dict(type='Resize', scale=(64, 64)), dict(type='PackDetInputs')
+pipeline = [load, dict(type='LoadAnnotations', with_bbox=True), resize, pack]
+loading = dict(num_workers=0, persistent_workers=False)
+shapes = dict(data_root='{root}/', metainfo=dict(classes=('circle', 'square', 'triangle')), pipeline=pipeline)
+train_dataloader = dict(batch_size=2, dataset=dict(indices=4, **shapes), **loading)
+val_dataloader = dict(batch_size=2, dataset=dict(indices=2, **shapes), **loading)
+test_dataloader = val_dataloader
+val_evaluator = dict(ann_file='{root}/annotations/instances_val2017.json')
+test_evaluator = val_evaluator
+train_cfg = dict(max_epochs=1, val_interval=1)
+"""
+STAND_INS = (
+    'demo/retinanet_shapes',
+    'retinanet/pvt_s_640_1x',
+    'heads/pvt_s_atss_1x',
+)
+# What the capitals of the documented commands stand for.
+WORDS = dict(CONFIG='mine.py', CHECKPOINT='mine.pth', DIR='export', FOLDER='photos', IMAGE='photos/1.jpg')
+# Options that make a tool quick, where its own tests run it without.
+FASTER = {'tools/doctor.py': ['--fast']}
+# Commands that others need to have run.
+BEFORE = {'predictions.pkl': 'tools/test.py CONFIG CHECKPOINT --out predictions.pkl'}
+
+
+def readmes_commands() -> list[str]:
+    """Returns the commands of the table "I want to ..."."""
+    section = (ROOT / 'README.md').read_text().split('## I want to ...\n')[1].split('\n## ')[0]
+    rows = [line.split(' | ')[1] for line in section.splitlines() if line.startswith('| ') and '`' in line]
+    return [re.match(r'`(.+?)`', row)[1] for row in rows]
+
+
+COMMANDS = readmes_commands()
+
+
+def test_the_table_is_read():
+    assert len(COMMANDS) >= 18
+    assert {command.split()[0] for command in COMMANDS} >= {
+        'tools/train.py',
+        'tools/test.py',
+        'tools/demo.py',
+        'python',
+    }
+
+
+@pytest.fixture(scope='module')
+def folder(shapes, tmp_path_factory) -> Path:
+    """The working directory: configs of the same names that are small, data, images and weights."""
+    folder = tmp_path_factory.mktemp('commands')
+    shutil.copytree(ROOT / 'configs', folder / 'configs', ignore=shutil.ignore_patterns('__pycache__'))
+    for name in STAND_INS:
+        config = ROOT / f'configs/{name}.py'
+        small = SMALL.format(config=config, arch=TINY_ARCH, root=shapes)
+        (folder / f'configs/{name}.py').write_text(small)
+    shutil.copy(folder / 'configs/demo/retinanet_shapes.py', folder / 'mine.py')
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        model = MODELS.build(load_config(str(folder / 'mine.py')).model)
+    torch.save({'state_dict': model.state_dict()}, folder / 'mine.pth')
+    layouts.roboflow(shapes, folder / 'export')
+    (folder / 'photos').mkdir()
+    for i, image in enumerate(sorted((shapes / 'val2017').iterdir())[:2]):
+        shutil.copy(image, folder / f'photos/{i}.jpg')
+    return folder
+
+
+class Writer:
+    """In place of TensorBoard's, which need not be installed."""
+
+    scalars: list[str]
+
+    def __init__(self, folder: str):
+        Writer.scalars = []
+
+    def add_scalar(self, name: str, *_: object) -> None:
+        self.scalars.append(name)
+
+    def add_text(self, *_: object) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture(autouse=True)
+def _tensorboard(monkeypatch):
+    for name, content in {'tensorboard': {}, 'torch.utils.tensorboard': {'SummaryWriter': Writer}}.items():
+        module = types.ModuleType(name)
+        module.__spec__ = ModuleSpec(name, None)
+        vars(module).update(content)
+        monkeypatch.setitem(sys.modules, name, module)
+
+
+def run(command: str, monkeypatch: pytest.MonkeyPatch) -> int | None:
+    """Runs a command of README.md in this process, and returns its exit code."""
+    forget_visualizers()
+    words = [WORDS.get(word, word) for word in shlex.split(command)]
+    if words[0] == 'python':
+        import mmdet
+
+        tool = words[1].replace('$MM', f'{mmdet.__path__[0]}/.mim/tools/analysis_tools')
+        monkeypatch.setattr(sys, 'argv', words[1:])
+        runpy.run_path(tool, run_name='__main__')
+        return 0
+    tool = importlib.import_module(words[0].removesuffix('.py').replace('/', '.'))
+    return tool.main([*words[1:], *FASTER.get(words[0], ())])
+
+
+@pytest.mark.parametrize('command', COMMANDS, ids=range(len(COMMANDS)))
+def test_readmes_command_runs(command, folder, monkeypatch, capfd):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(plt, 'show', lambda *_, **__: None)
+    monkeypatch.setattr(export, 'export', lambda part, out, about: Path(out).touch() or {})  # takes 10 s
+    for needed, first in BEFORE.items():
+        if needed in command and '--out' not in command and not (folder / needed).exists():
+            assert run(first, monkeypatch) == 0
+    shutil.rmtree('work_dirs', ignore_errors=True)
+    capfd.readouterr()
+    assert run(command, monkeypatch) in ((0, 1) if 'doctor' in command else (0,))
+    printed = capfd.readouterr().out
+    check(command, folder, printed)
+
+
+def check(command: str, folder: Path, printed: str) -> None:
+    """Asserts that a command did what README.md says it does."""
+    work = next(iter(folder.glob('work_dirs/*')), None)
+    if 'tools/train.py' in command:
+        checkpoint = next(work.glob('epoch_*.pth'))
+        verify(checkpoint)
+        used = Config.fromfile(next(work.glob('*.py')))
+    if 'EMAHook' in command:
+        assert 'ema_state_dict' in torch.load(checkpoint, weights_only=False)
+    elif 'EarlyStoppingHook' in command:
+        assert 'EarlyStoppingHook' in printed  # in MMEngine's list of hooks
+        assert used.default_hooks.stop.patience == 3
+    elif '--vis' in command:
+        assert {'loss', 'coco/bbox_mAP'} <= set(Writer.scalars)
+    elif 'with_cp' in command:
+        assert used.model.backbone.with_cp
+        assert used.optim_wrapper.accumulative_counts == 2
+    elif '--data' in command:
+        assert set(used.train_dataloader.dataset.metainfo.classes) == {'circle', 'square', 'triangle'}
+    elif 'heads' in command:
+        assert used.model.type == 'ATSS'
+    elif 'classwise' in command:
+        assert all(f'coco/{name}_precision' in json.loads(printed.splitlines()[-1]) for name in ('circle', 'square'))
+    elif '--out predictions.pkl' in command:
+        assert (folder / 'predictions.pkl').exists()
+    elif 'confusion' in command:
+        assert (folder / 'matrix/confusion_matrix.png').exists()
+    elif 'browse' in command:
+        assert len(list((folder / 'browsed').glob('*'))) == 4
+    elif 'demo.py FOLDER' in command:
+        assert len(json.loads((folder / 'drawn/predictions.json').read_text())) == 2
+    elif 'onnx' in command:
+        assert (folder / 'backbone.onnx').exists()
+    elif 'dry-run' in command:
+        assert 'shapes-lr' in printed
+
+
+# ------------------------------------------------------------------------------------- the commands of all other pages
+
+
+def documented() -> Iterator[tuple[str, str]]:
+    """Yields the page and each command of a tool in Python that it shows in a block of code."""
+    for page in PAGES:
+        text = page.read_text().replace('\\\n', ' ')
+        for line in text.splitlines():
+            line = re.sub(r'^(\$ |    |sbatch )', '', line).split(' #')[0].strip()
+            if re.match(r'(python )?tools/[a-z_]+\.py( |$)', line):
+                yield str(page.relative_to(ROOT)), line.removeprefix('python ')
+
+
+DOCUMENTED = sorted(set(documented()))
+
+
+def test_the_pages_are_read():
+    assert len({page for page, _ in DOCUMENTED}) >= 8
+    assert len(DOCUMENTED) >= 30
+
+
+@pytest.mark.parametrize(('page', 'command'), DOCUMENTED, ids=range(len(DOCUMENTED)))
+def test_a_documented_command_is_what_its_tool_takes(page, command):
+    """A flag that was renamed ends the tool with a usage error; a config that was renamed is named here."""
+    tool, *arguments = shlex.split(command)
+    module = importlib.import_module(tool.removesuffix('.py').replace('/', '.'))
+    arguments = [word for part in arguments for word in (part.split(';') if ';' in part else [part]) if word]
+    module.parse_args(arguments)
+    for word in arguments:
+        if word.startswith('configs/') and word.endswith('.py') and '*' not in word:
+            assert (ROOT / word).exists(), f'{page} names {word}'
+
+
+# Parts of the messages of this project that docs/troubleshooting.md explains.
+OURS = (
+    ' cannot be downloaded (',
+    ' is refused: it asks to run ',
+    ' is damaged: ',
+    'it does not fit the model; ',
+    ' data is missing: ',
+    'metainfo.classes is the string ',
+    ' has the label ',
+    'an image cannot be read: ',
+    ' and the learning rate is for ',
+    ' has checkpoints of another run, which this one overwrites',
+    ' is in use by another program',
+    'another rank exited; see its error above',
+    'the ranks cannot connect by gloo ',
+)
+
+
+def test_troubleshooting_quotes_what_the_code_says():
+    page = re.sub(r'\s+', ' ', (ROOT / 'docs/troubleshooting.md').read_text())
+    said = [
+        node.value
+        for path in (ROOT / 'pvt_mm').rglob('*.py')
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    for message in OURS:
+        assert any(message in text for text in said), message
+        assert message.strip() in page, message
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    for target in re.findall(r'\]\(([^)#\s]+)(?:#[^)]*)?\)', page.read_text()):
+        if '://' not in target:
+            assert (page.parent / target).exists(), f'{page.relative_to(ROOT)} links to {target}'
