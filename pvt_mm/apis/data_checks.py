@@ -5,12 +5,14 @@ import os
 from mmengine.config import Config
 from mmengine.registry import TRANSFORMS
 
+from pvt_mm.apis.channel_checks import check_channels
 from pvt_mm.apis.coco_checks import check_annotations
 from pvt_mm.apis.config import as_list, leaf_datasets, settings_in, type_name
 from pvt_mm.apis.folder_checks import check_folders
 from pvt_mm.apis.label_map_checks import check_labels
 from pvt_mm.datasets.classes import classes_of
 from pvt_mm.utils.errors import InputError, config_errors
+from pvt_mm.utils.text import shorten
 
 LAYOUTS = {
     'CocoDataset': 'COCO is laid out as annotations/instances_{train,val}2017.json, train2017/*.jpg and val2017/*.jpg',
@@ -25,8 +27,10 @@ def check_data(config: Config, *splits: str) -> None:
     Raises:
         InputError: A file or folder is missing (the message describes the layout), a pipeline cannot be built,
             annotations lack a class of the config or the masks that the pipeline loads, a label map contains a value
-            outside of the classes, or a head predicts another number of classes than the data has.
+            outside of the classes, or a head predicts another number of classes than the data has, or other parts of
+            the config another number of channels.
     """
+    check_channels(config)
     check_paths(config, *splits)
     for split in splits:
         loader = config.get(f'{split}_dataloader')
@@ -36,8 +40,9 @@ def check_data(config: Config, *splits: str) -> None:
         for dataset in leaf_datasets(loader.dataset) if loader else ():
             _check_pipeline(dataset, split)
             check_folders(dataset, config, split)
-            check_annotations(dataset, split)
             _check_heads(dataset, config, split)
+            check_annotations(dataset, config, split)
+            _check_same_classes(dataset, config, split)
             check_labels(dataset, config, split)
 
 
@@ -59,11 +64,26 @@ def _check_paths(dataset: dict, split: str) -> None:
     for name in names:
         path = os.path.join(root, name) if isinstance(name, str) else ''
         if path and '://' not in path and not os.path.exists(path):
-            layout = LAYOUTS.get(type_name(dataset), 'set data_root, ann_file and data_prefix')
-            raise InputError(
-                f'the {split} data is missing: {path} does not exist. {layout}, in {root or "data_root"}; if it is '
-                'elsewhere, add --cfg-options data_root=PATH'
-            )
+            raise InputError(f'the {split} data is missing: {describe_missing(path, root, type_name(dataset))}')
+
+
+def describe_missing(path: str, root: str, kind: str) -> str:
+    """Returns that a path of a data set of a type does not exist, what is there instead, and what to do."""
+    layout = LAYOUTS.get(kind)
+    text = f'{path} does not exist' + (f'. {layout}, in {root or "data_root"}' if layout else '')
+    if root and not os.path.isdir(root):
+        return f'{text}; {_listed(os.path.dirname(os.path.abspath(root)))}: set data_root=PATH in --cfg-options'
+    folder = os.path.dirname(os.path.abspath(path.rstrip('/')))
+    there = '; '.join(dict.fromkeys((_listed(root or '.'), _listed(folder) if os.path.isdir(folder) else '')))
+    own = f', or train with --data {root or "FOLDER"}' if kind in LAYOUTS else ''
+    return f'{text}; {there.strip("; ")}: set data_root, ann_file and data_prefix of the data sets{own}'
+
+
+def _listed(folder: str) -> str:
+    while not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
+    names = sorted(name for name in os.listdir(folder) if not name.startswith('.'))
+    return f'{folder} has {shorten(names)}' if names else f'{folder} is empty'
 
 
 def _check_pipeline(dataset: dict, split: str) -> None:
@@ -81,4 +101,18 @@ def _check_heads(dataset: dict, config: Config, split: str) -> None:
         if of_a_head and number != len(classes):
             raise InputError(
                 f'{where} is {number}, and the {split} data has {len(classes)} classes: they must be equal'
+            )
+
+
+def _check_same_classes(dataset: dict, config: Config, split: str) -> None:
+    """Checks that COCO data has the classes of the training data, in their order."""
+    if split == 'train' or not config.get('train_dataloader') or type_name(dataset) != 'CocoDataset':
+        return
+    classes = classes_of(dataset)
+    for other in leaf_datasets(config.train_dataloader.dataset):
+        trained = classes_of(other) if type_name(other) == 'CocoDataset' else classes
+        if trained != classes:
+            raise InputError(
+                f'the classes of the train data are {shorten(trained, 10)}, and those of the {split} data are '
+                f'{shorten(classes, 10)}: they must be the same, in the same order'
             )

@@ -11,6 +11,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
 from torch import nn
 
+from pvt_mm.apis.channel_checks import check_channels
 from pvt_mm.apis.config import import_scope, innermost_dataset
 from pvt_mm.apis.weight_checks import check_checkpoint
 from pvt_mm.utils.errors import InputError, config_errors
@@ -22,6 +23,7 @@ def load_model(config: Config, checkpoint: str) -> nn.Module:
     Raises:
         InputError: The model cannot be built, or the checkpoint cannot be read or is of another model.
     """
+    check_channels(config)
     import_scope(config)
     init_default_scope(config.get('default_scope', 'mmengine'))
     with config_errors('the config cannot be built'):

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import torch
 from mmengine.dist import get_rank
-from mmengine.model import ImgDataPreprocessor
 from torch import Tensor
 
+from pvt_mm.models.any_channels import AnyChannels
 from pvt_mm.registry import MODELS
 from pvt_mm.structures import DataSample
 from pvt_mm.utils.errors import import_errors
@@ -17,7 +17,7 @@ KORNIA = 'pvt_mm[classification]' if torch.__version__ >= '2.5.1' else 'kornia==
 
 
 @MODELS.register_module()
-class ClsDataPreprocessor(ImgDataPreprocessor):
+class ClsDataPreprocessor(AnyChannels):
     """Normalises images; in training also augments them and mixes their labels (section 5.1).
 
     The order is RandAugment, normalisation, random erasing, then mixup or CutMix, which write soft labels to each
@@ -27,17 +27,18 @@ class ClsDataPreprocessor(ImgDataPreprocessor):
     Args:
         num_classes: Number of classes; :class:`ImageClassifier` passes its head's.
         mean, std: Per channel, in the range 0 to 255; in RGB order if ``bgr_to_rgb``.
-        rand_augment: Keyword arguments of :func:`batch_augments.rand_augment`.
+        rand_augment: Keyword arguments of :func:`batch_augments.rand_augment`; only for 3 channels.
         erasing: Probability that a rectangle of an image is replaced by noise.
         mixup, cutmix, switch_prob: See :func:`batch_augments.mix`.
-        kwargs: Arguments of MMEngine's ``ImgDataPreprocessor``: ``bgr_to_rgb``, ``non_blocking``.
+        kwargs: ``bgr_to_rgb``, ``rgb_to_bgr``, ``non_blocking``.
 
     Shape:
-        - Input: ``inputs``, images (3, H, W) of one size in the range 0 to 255, and ``data_samples`` with ``gt_label``.
-        - Output: ``inputs`` (B, 3, H, W), and the samples.
+        - Input: ``inputs``, images (C, H, W) of one size in the range 0 to 255, and ``data_samples`` with ``gt_label``.
+        - Output: ``inputs`` (B, C, H, W), and the samples.
 
     Raises:
-        ValueError: A rate is out of range, or an augmentation is on and kornia cannot be imported.
+        ValueError: A rate is out of range, or an augmentation is on and kornia cannot be imported, or the images do not
+            have 3 channels for ``rand_augment``.
         TypeError: ``rand_augment`` has an unknown key.
     """
 
@@ -60,6 +61,8 @@ class ClsDataPreprocessor(ImgDataPreprocessor):
         for name, rate in dict(erasing=self.erasing, **self.mixing).items():
             if not isinstance(rate, (int, float)) or rate < 0 or (name in ('erasing', 'switch_prob') and rate > 1):
                 raise ValueError(f'{name} must be None or not negative, and a probability at most 1; got {rate!r}')
+        if rand_augment and len(mean) not in (1, 3):
+            raise ValueError(f'rand_augment changes colours, and mean has {len(mean)} channels: set it to None')
         self.augments = bool(rand_augment or erasing or mixup or cutmix)
         if self.augments:
             with import_errors('the augmentations need kornia (or set all to None)', KORNIA):
@@ -70,11 +73,9 @@ class ClsDataPreprocessor(ImgDataPreprocessor):
         data = self.cast_data(data)
         images, samples = data['inputs'], data.get('data_samples')
         images = images if isinstance(images, Tensor) else torch.stack(images)
-        if self._channel_conversion:
-            images = images[:, [2, 1, 0]]
-        images = images.float()
         if not training or not self.augments:
-            return dict(inputs=(images - self.mean) / self.std, data_samples=samples)
+            return dict(inputs=self.normalize(images, samples or ()), data_samples=samples)
+        images = self.in_order(images).float()
         # All ranks have one seed. Without its rank, each would augment the repeats of an image in the same way.
         seed = torch.randint(2**31, ()).item() + get_rank()
         forked = torch.random.fork_rng([images.device] if images.is_cuda else [])

@@ -1,0 +1,57 @@
+"""Whether the parts of a config agree on the number of channels of an image."""
+
+from collections.abc import Iterator
+
+from mmengine.config import Config
+
+from pvt_mm.apis.config import SPLITS, leaf_datasets, type_name
+from pvt_mm.utils.errors import InputError
+
+# The preprocessors that take 1 or 3 channels, and ours that take any number.
+OURS = {'DetDataPreprocessor': 'pvt_mm.DetDataPreprocessor', 'SegDataPreProcessor': 'pvt_mm.SegDataPreProcessor'}
+# Transforms that change colours: they fail on other numbers of channels than 3.
+COLOR_ONLY = ('PhotoMetricDistortion', 'YOLOXHSVRandomAug', 'ColorTransform', 'Color', 'Grayscale', 'RandomGrayscale')
+
+
+def check_channels(config: Config) -> None:
+    """Raises an InputError where a config for images that do not have 3 channels cannot work.
+
+    The number of channels is the backbone's ``in_channels``, or else that of the preprocessor's means.
+    """
+    model = config.get('model') or {}
+    normalize, backbone = model.get('data_preprocessor') or {}, model.get('backbone') or {}
+    means = len(normalize.get('mean') or ())
+    channels = backbone.get('in_channels', max(means, 3) if means != 1 else 3)
+    if means not in (0, 1, channels):
+        raise InputError(
+            f'model.data_preprocessor.mean has {means} values, and model.backbone.in_channels is {channels}: give mean '
+            f'and std {channels} values, or set in_channels={means}'
+        )
+    kind = normalize.get('type', '')
+    if channels not in (1, 3) and isinstance(kind, str) and kind.removeprefix('mmdet.').removeprefix('mmseg.') in OURS:
+        ours = OURS[kind.split('.')[-1]]
+        raise InputError(f'{kind} takes 1 or 3 channels, not {channels}: set model.data_preprocessor.type={ours}')
+    if channels == 3:
+        return
+    for split, pipeline in _pipelines(config):
+        for i, step in enumerate(pipeline):
+            where = f'{split}_dataloader.dataset.pipeline.{i}'
+            if type_name(step) == 'LoadImageFromFile':
+                wanted = ('unchanged', 'grayscale') if channels == 1 else ('unchanged',)
+                if step.get('color_type', 'color').removesuffix('_ignore_orientation') not in wanted:
+                    raise InputError(
+                        f'the model takes {channels} channels, and LoadImageFromFile loads 3: set {where}.color_type='
+                        f'{wanted[-1]}'
+                    )
+            if type_name(step) in COLOR_ONLY:
+                raise InputError(
+                    f'{type_name(step)} ({where}) takes 3 channels, and the model {channels}: remove it from the '
+                    'pipeline'
+                )
+
+
+def _pipelines(config: Config) -> Iterator[tuple[str, list[dict]]]:
+    for split in SPLITS:
+        loader = config.get(f'{split}_dataloader') or {}
+        for leaf in leaf_datasets(loader.get('dataset') or {}):
+            yield split, leaf.get('pipeline') or []
