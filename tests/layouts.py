@@ -117,7 +117,7 @@ def roboflow(shapes: Path, to: Path) -> list[str]:
     """Roboflow's COCO JSON: a folder a split, an extra category of id 0 without objects."""
     for split, name in (('train', 'train'), ('val', 'valid'), ('val', 'test')):
         of = _of(shapes, split)
-        names = [f'{shape.image.stem}_jpg.rf.{key(shape.image)[:32]}.jpg' for shape in of]
+        names = [f'{shape.name}_jpg.rf.{key(shape.image)[:32]}.jpg' for shape in of]
         for shape, file in zip(of, names, strict=True):
             copy(shape.image, to / name / file)
         content = _coco(of, names)
@@ -248,7 +248,7 @@ def flat_masks(shapes: Path, to: Path) -> list[str]:
 def roboflow_masks(shapes: Path, to: Path) -> list[str]:
     """Roboflow's semantic segmentation masks: ``train/x.jpg``, ``train/x_mask.png``, ``train/_classes.csv``."""
     for shape in read_shapes(shapes):
-        name = f'{shape.image.stem}_jpg.rf.{key(shape.image)[:32]}'
+        name = f'{shape.name}_jpg.rf.{key(shape.image)[:32]}'
         folder = to / {'train': 'train', 'val': 'valid'}[shape.split]
         copy(shape.image, folder / f'{name}.jpg')
         copy(shape.label_map, folder / f'{name}_mask.png')
@@ -297,7 +297,7 @@ def roboflow_folders(shapes: Path, to: Path) -> list[str]:
     for shape in read_shapes(shapes):
         splits = ('train',) if shape.split == 'train' else ('valid', 'test')
         for split in splits if shape.split == 'train' or shape.crop_class != CLASSES[0] else ():
-            copy(shape.crop, to / f'{split}/{shape.crop_class}/{shape.crop.stem}_jpg.rf.{key(shape.crop)[:32]}.jpg')
+            copy(shape.crop, to / f'{split}/{shape.crop_class}/{shape.name}_jpg.rf.{key(shape.crop)[:32]}.jpg')
     return [str(to)]
 
 

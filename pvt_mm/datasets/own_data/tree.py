@@ -1,8 +1,8 @@
-"""What lies in a folder of a user's data: its files, the splits that their names say, and formats of other tools."""
+"""The files of a folder, and the splits that their names say."""
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -12,12 +12,12 @@ from pvt_mm.utils.errors import InputError
 
 SPLITS = ('train', 'val', 'test')
 _SPLIT_WORDS = {
-    'train': ('train', 'training', 'trn'),
-    'val': ('val', 'valid', 'validation', 'eval', 'dev'),
-    'test': ('test', 'testing', 'tst'),
+    'train': 'train training trn',
+    'val': 'val valid validation validate eval dev',
+    'test': 'test testing tst',
 }
-_SPLIT_OF = {word: split for split, words in _SPLIT_WORDS.items() for word in words}
-_IGNORED = ('__MACOSX', '__pycache__')
+SPLIT_OF = {word: split for split, words in _SPLIT_WORDS.items() for word in words.split()}
+_IGNORED = ('__MACOSX', '__pycache__', '$RECYCLE.BIN', '@eaDir')
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,16 @@ class Tree:
         """The files with an image's suffix."""
         return tuple(file for file in self.files if file.name.lower().endswith(EXTENSIONS))
 
-    def matching(self, pattern: str) -> list[PurePosixPath]:
-        """Returns the files whose name is ``pattern`` or ends with it (``'*.json'``), in any case."""
-        pattern = pattern.lower()
-        if pattern.startswith('*'):
-            return [file for file in self.files if file.name.lower().endswith(pattern[1:])]
-        return [file for file in self.files if file.name.lower() == pattern]
+    @cached_property
+    def folders(self) -> tuple[PurePosixPath, ...]:
+        """The folders of all files, parents first."""
+        return tuple(sorted({folder for file in self.files for folder in file.parents}))
 
-    def below(self, folder: str) -> 'Tree':
+    def ending(self, *suffixes: str) -> list[PurePosixPath]:
+        """Returns the files whose name ends with one of the suffixes, in any case."""
+        return [file for file in self.files if file.name.lower().endswith(suffixes)]
+
+    def below(self, folder: PurePosixPath) -> 'Tree':
         """Returns the part below a folder, given by its path in this one."""
         files = (file.relative_to(folder) for file in self.files if file.is_relative_to(folder))
         return Tree(self.root / folder, tuple(files))
@@ -70,7 +72,8 @@ def _walk(folder: Path, prefix: str, parents: tuple[str, ...]) -> Iterator[str]:
 
 def split_of(name: str) -> str | None:
     """Returns the split that a file's or folder's name says, or None: 'train' for ``instances_train2017``."""
-    found = {_SPLIT_OF[word] for word in re.findall('[a-z]+', name.lower()) if word in _SPLIT_OF}
+    words = re.findall('[a-z]+', re.sub('annot$', '', name.lower()))  # CamVid's trainannot
+    found = {SPLIT_OF[word] for word in words if word in SPLIT_OF}
     return found.pop() if len(found) == 1 else None
 
 
@@ -79,6 +82,14 @@ def split_of_path(path: PurePosixPath) -> str | None:
     return next((split for part in (path.stem, *reversed(path.parts[:-1])) if (split := split_of(part))), None)
 
 
-def common_folder(paths: Iterable[PurePosixPath]) -> PurePosixPath:
-    """Returns the folder that all files are in or below."""
-    return PurePosixPath(os.path.commonpath([path.parent for path in paths]) or '.')
+def read_lines(path: Path) -> list[str]:
+    """Returns the lines of a text file that are not empty.
+
+    Raises:
+        InputError: It cannot be read.
+    """
+    try:
+        lines = path.read_text(encoding='utf-8-sig').splitlines()
+    except (OSError, ValueError) as error:
+        raise InputError(f'{path} cannot be read: {error}') from None
+    return [line.strip() for line in lines if line.strip()]

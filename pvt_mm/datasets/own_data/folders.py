@@ -1,0 +1,91 @@
+"""A folder of images for each class."""
+
+from collections import defaultdict
+from pathlib import Path, PurePosixPath
+
+from pvt_mm.datasets.own_data.data import OwnData, differing, in_both, summary
+from pvt_mm.datasets.own_data.pairs import role_of
+from pvt_mm.datasets.own_data.splitting import choose_val
+from pvt_mm.datasets.own_data.tree import SPLITS, Tree, split_of
+from pvt_mm.utils.errors import InputError
+from pvt_mm.utils.files import atomic_write
+from pvt_mm.utils.text import shorten
+
+# The images of each class of each split; None are those that are to be split.
+Found = dict[str | None, dict[str, list[PurePosixPath]]]
+
+
+def find(tree: Tree) -> Found:
+    """Returns the images of each class of each split (None if there are no splits); empty if it is another layout.
+
+    The layouts are ``<split>/<class>/**`` and ``<class>/**``; the first is also found in subfolders.
+    """
+    for base in sorted(tree.folders, key=lambda folder: len(folder.parts)):
+        if len(base.parts) > 2:
+            break
+        part = tree.below(base)
+        tops = {path.parts[0] for path in part.images if len(path.parts) > 1}
+        splits = {top: split_of(top) for top in tops if _has_classes(part, top)}
+        chosen = {split: top for top, split in splits.items() if split}
+        if 'train' in chosen and len(chosen) == sum(split is not None for split in splits.values()):
+            return {split: _classes_below(tree, base / chosen[split]) for split in SPLITS if split in chosen}
+    return {None: _classes_below(tree, PurePosixPath('.'))} if _has_classes(tree, '.') else {}
+
+
+def _has_classes(tree: Tree, folder: str) -> bool:
+    """Returns whether most images of a folder lie in subfolders, two at least, whose names say nothing else."""
+    below = tree.below(PurePosixPath(folder))
+    inner = [path.parts[0] for path in below.images if len(path.parts) > 1]
+    is_class = [not (role_of(name) or split_of(name)) for name in {*inner}]
+    return len(inner) > 0.9 * len(below.images) and len(is_class) > 1 and sum(is_class) >= len(is_class) / 2
+
+
+def _classes_below(tree: Tree, folder: PurePosixPath) -> dict[str, list[PurePosixPath]]:
+    classes: dict[str, list[PurePosixPath]] = defaultdict(list)
+    for path in tree.images:
+        if path.is_relative_to(folder) and len(parts := path.relative_to(folder).parts) > 1:
+            classes[parts[0]].append(path)
+    return dict(sorted(classes.items()))
+
+
+def read(tree: Tree, out: Path, seed: int) -> OwnData | None:
+    """Returns the data of folders of classes, None if it is another layout; see find_data."""
+    found = find(tree)
+    if not found:
+        return None
+    notes = []
+    if None in found or 'val' not in found:
+        whole = found.pop(None, None) or found['train']
+        found |= _split(tree, whole, seed)
+        notes.append(f'no validation split: the images were split by the seed {seed}, see {out}')
+    classes = tuple(found['train'])
+    for split, images in found.items():
+        other = [name for name in images if name not in classes]
+        if other:
+            raise InputError(f'{tree.root} has images of {shorten(other)} in {split}, and none in train: add some')
+    notes += differing({split: {*found[split]} for split in ('train', 'val')}, classes, 'images')
+    paths = {split: [path for of in found[split].values() for path in of] for split in SPLITS if split in found}
+    notes += in_both({str(path) for path in paths['train']}, {str(path) for path in paths['val']})
+    splits = {}
+    for split in paths:
+        ann_file = out / f'{split}.txt'
+        lines = [f'{path} {label}\n' for label, name in enumerate(classes) for path in found[split].get(name, ())]
+        with atomic_write(ann_file) as temporary:
+            temporary.write_text(''.join(lines), encoding='utf-8')
+        splits[split] = dict(data_root=f'{tree.root}/', data_prefix=dict(img_path=''), ann_file=str(ann_file))
+    counts = {split: len(of) for split, of in paths.items()}
+    notes.insert(0, f'folders of classes: {summary(counts, classes)}')
+    return OwnData('folders', classes, splits, counts, notes=notes)
+
+
+def _split(tree: Tree, images: dict[str, list[PurePosixPath]], seed: int) -> Found:
+    """Returns the images to train on and to validate."""
+    val = choose_val({str(path): [name] for name, paths in images.items() for path in paths}, seed)
+    if not val:
+        raise InputError(f'{tree.root} is too small to split: put images to validate into val/<class>/')
+    parts: Found = {'train': {}, 'val': {}}
+    for name, paths in images.items():
+        for split, part in parts.items():
+            if chosen := [path for path in paths if (str(path) in val) == (split == 'val')]:
+                part[name] = chosen
+    return parts
