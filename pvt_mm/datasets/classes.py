@@ -1,11 +1,14 @@
 """The classes of a data set, from its config."""
 
 import os
+from collections.abc import Sequence
 
+from mmengine.fileio import list_from_file
 from mmengine.registry import DATASETS
 
 from pvt_mm.datasets.image_folder import find_classes
 from pvt_mm.utils.errors import InputError
+from pvt_mm.utils.text import shorten
 
 
 def image_folder(dataset: dict) -> str | None:
@@ -17,14 +20,43 @@ def image_folder(dataset: dict) -> str | None:
 
 
 def classes_of(dataset: dict) -> list[str]:
-    """Returns the names of the classes of a data set's config, those of its type if it names none."""
+    """Returns the names of the classes of a data set's config, those of its type if it names none.
+
+    Raises:
+        InputError: ``metainfo.classes`` is a string that is not the path of a file of names, or names a class twice.
+    """
     given = (dataset.get('metainfo') or {}).get('classes')
     if isinstance(given, str):
-        raise InputError(f'metainfo.classes is the string {given!r}: write a tuple, ({given!r},) for one class')
+        if not os.path.isfile(given):  # MMEngine reads a file of names
+            raise InputError(f'metainfo.classes is the string {given!r}: write a tuple, ({given!r},) for one class')
+        given = list_from_file(given)
     folder = image_folder(dataset)
     if folder is not None:
         return list(find_classes(folder, given))
     if given is None:
-        with DATASETS.switch_scope_and_registry(None) as registry:  # that of the default scope, such as mmdet
-            given = getattr(registry.get(dataset['type']), 'METAINFO', {}).get('classes')
+        given = _classes_of_type(dataset)
+    twice = sorted({name for name in given or () if list(given).count(name) > 1})
+    if twice:
+        raise InputError(f'metainfo.classes has {shorten(twice)} twice: name each class once')
     return list(given or ())
+
+
+def has_own_classes(dataset: dict) -> bool:
+    """Returns whether the config of a data set names its classes, rather than the data set's type."""
+    return classes_of(dataset) != list(_classes_of_type(dataset) or ())
+
+
+def _classes_of_type(dataset: dict) -> Sequence[str] | None:
+    with DATASETS.switch_scope_and_registry(None) as registry:  # that of the default scope, such as mmdet
+        return getattr(registry.get(dataset['type']), 'METAINFO', {}).get('classes')
+
+
+def differing_classes(trained: Sequence[str], tested: Sequence[str], train: str, test: str) -> str:
+    """Returns how the classes of two data sets, called ``train`` and ``test``, differ, and what to do; '' if not."""
+    if list(trained) == list(tested):
+        return ''
+    names = [(train, sorted(set(tested) - set(trained))), (test, sorted(set(trained) - set(tested)))]
+    lacking = [f'the {split} data has no {shorten(missing)}' for split, missing in names if missing]
+    if lacking:
+        return f'the classes of the {train} and the {test} data differ: {"; ".join(lacking)}'
+    return f'metainfo.classes of the {train} and the {test} data differ in order: write them alike'

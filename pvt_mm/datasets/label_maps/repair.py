@@ -108,7 +108,7 @@ def _examine(path: Path) -> _Contents:
             is_lossy = image.format == 'JPEG'
             values, is_plain = _values(image)
             if values is None:
-                colors = _rgb(image).getcolors(maxcolors=4096)
+                colors = rgb(image).getcolors(maxcolors=4096)
                 counts = colors and Counter({color: count for count, color in colors})
                 return _Contents(None, counts, {}, False, is_lossy)
             found, counts = np.unique(values, return_counts=True)
@@ -136,7 +136,7 @@ def _values(image: Image.Image) -> tuple[np.ndarray | None, bool]:
         if not np.array_equal(values, whole := values.astype(np.int64)):
             raise ValueError('its values are not whole numbers')
         return whole, bool(whole.min() >= 0 and whole.max() <= IGNORED)
-    channels = np.asarray(image if image.mode in ('LA', 'PA') else _rgb(image))
+    channels = np.asarray(image if image.mode in ('LA', 'PA') else rgb(image))
     if image.mode in ('LA', 'PA') or (channels == channels[..., :1]).all():
         return channels[..., 0].astype(np.int64), False
     return None, False
@@ -148,7 +148,7 @@ def grey_scale(image: Image.Image) -> int:
     return {'L;2': 85, 'L;4': 17}.get(mode if isinstance(mode, str) else mode[0], 1)
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def rgb(image: Image.Image) -> Image.Image:
     """Returns the colours; what is transparent is black."""
     if image.mode != 'RGBA':
         return image.convert('RGB')
@@ -290,7 +290,7 @@ def _targets(maps: Sequence[Path], out: Path) -> list[Path]:
 
 def _write(source: Path, target: Path, numbering: _Numbering) -> None:
     with Image.open(source) as image:
-        keys = _pack(np.asarray(_rgb(image)).astype(np.int64)) if numbering.by_color else _values(image)[0]
+        keys = _pack(np.asarray(rgb(image)).astype(np.int64)) if numbering.by_color else _values(image)[0]
     pack = (lambda color: int(_pack(np.array(color)))) if numbering.by_color else int
     known = sorted((pack(key), label) for key, label in numbering.labels.items())
     values, labels = np.array(known).T
