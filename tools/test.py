@@ -70,8 +70,8 @@ def test(args: argparse.Namespace) -> dict:
     config.load_from = args.checkpoint
     on_each_machine(data_checks.check_paths, config, 'test')
     on_first_rank(data_checks.check_data, config, 'test')
+    weight_checks.check_tested_checkpoint(config, args.checkpoint)
     runner = build_runner(config)
-    weight_checks.check_checkpoint_of_ranks(runner.model, args.checkpoint, strict=True)
     with report_unreadable_images(), report_lost_ranks(), report_unknown_arguments():
         return runner.test()
 

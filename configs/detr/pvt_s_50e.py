@@ -2,6 +2,7 @@
 #   tools/dist_train.sh configs/detr/pvt_s_50e.py 8
 _base_ = './r50_50e.py'
 model = dict(
+    type='pvt_mm.DETR',  # takes checkpoints of MMDetection 2, such as the authors'
     data_preprocessor=dict(pad_size_divisor=32),  # PVT drops incomplete patches
     backbone=dict(
         _delete_=True,

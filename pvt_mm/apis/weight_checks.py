@@ -1,19 +1,24 @@
 """Checks of weights and checkpoints before a run starts."""
 
+import copy
+import itertools
 import os
+from collections.abc import Callable
 from importlib.util import find_spec
 
 from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from pvt_mm.apis.config import as_list, settings_in
 from pvt_mm.apis.ranks import on_first_rank
-from pvt_mm.checkpoint.formats import check_weights
+from pvt_mm.checkpoint.formats import check_sizes, check_weights, layout_at
 from pvt_mm.checkpoint.integrity import assume_intact, identity
+from pvt_mm.checkpoint.loading import AnyFormat, translate_all
 from pvt_mm.checkpoint.reader import read_checkpoint, read_file
-from pvt_mm.utils.errors import CheckpointError, InputError
+from pvt_mm.utils.errors import CheckpointError, InputError, config_errors
 from pvt_mm.utils.text import shorten
 
 
@@ -63,24 +68,101 @@ def check_pretrained(model: nn.Module) -> None:
 def check_checkpoint(model: nn.Module, path: str, strict: bool) -> dict[str, Tensor]:
     """Returns the parameters in a checkpoint if they fit ``model``: all of them, or (not ``strict``) at least one.
 
+    They are those that are loaded: of any format that a part of the model takes
+    (:class:`pvt_mm.checkpoint.loading.AnyFormat`).
+
     Raises:
-        CheckpointError: It cannot be read; or a key is missing, unknown or misshapen; or (not strict) nothing fits.
+        CheckpointError: It cannot be read; or a part does not fit (named); or (not strict) none does.
     """
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
-    weights = {key.removeprefix('module.'): value for key, value in read_checkpoint(path).items()}
-    target = model.state_dict()
+    read, target = read_checkpoint(path), model.state_dict()
+    try:
+        weights = translate_all(model, {key.removeprefix('module.'): value for key, value in read.items()})
+    except CheckpointError as error:
+        raise CheckpointError(f'{path}: {error}') from None
     try:
         check_weights(weights, target)
-    except CheckpointError as error:
-        hint = 'tools/convert_checkpoint.py turns weights of other PVT implementations into ours'
+    except CheckpointError:
+        report = describe_fit(model, weights)
         fitting = _fitting(weights, target)
         if strict:
-            raise CheckpointError(f'{path} is of another model: {error}; {hint}') from None
+            raise CheckpointError(f'{path} is of another model: {report}') from None
         if not fitting:
-            raise CheckpointError(f'{path} has nothing for this model: {error}; {hint}') from None
-        print_log(f'{path} fills {len(fitting)} of {len(target)} parameters: {error}', logger='current')
+            raise CheckpointError(f'{path} has nothing for this model: {report}') from None
+        print_log(f'{path} fills {len(fitting)} of {len(target)} parameters: {report}', logger='current')
     return weights
+
+
+def describe_fit(model: nn.Module, weights: dict[str, Tensor]) -> str:
+    """Returns which parts of a model weights fit, and what is wrong with the others, in one line.
+
+    For example ``backbone and neck fit; bbox_head.retina_cls: 80 classes, the model has 3``.
+    """
+    target = model.state_dict()
+    fitting = set(_fitting(weights, target))
+    keys = {part: list(names) for part, names in itertools.groupby(sorted(target), _part)}
+    faults = _faults_of_sizes(model, weights)
+    for part, names in keys.items():
+        others = [key for key in weights if _part(key) == part]
+        if not others:
+            faults[part] = 'absent'
+        elif fitting.isdisjoint(names) and set(others).isdisjoint(names):
+            faults[part] = f'of another kind, with {shorten(others, 2)}'
+    lines = {}
+    for key in target:
+        if key not in fitting and not any(f'{key}.'.startswith(f'{name}.') for name in faults):
+            name = key.rpartition('.')[0] or key
+            lines.setdefault(name, _misfit(model, name, target[key], weights.get(key)))
+    unknown = {part: list(names) for part, names in itertools.groupby(sorted(set(weights) - set(target)), _part)}
+    lines |= {f'{part}, unknown': shorten(names, 2) for part, names in unknown.items() if part not in faults}
+    whole = [
+        part for part in dict.fromkeys(map(_part, target)) if fitting.issuperset(keys[part]) and part not in unknown
+    ]
+    text = [f'{" and ".join([", ".join(whole[:-1])] * (len(whole) > 1) + whole[-1:])} fit{"s" * (len(whole) == 1)}']
+    return '; '.join(text * bool(whole) + [shorten(f'{name}: {fault}' for name, fault in (faults | lines).items())])
+
+
+def _part(key: str) -> str:
+    return key.split('.')[0]
+
+
+def _faults_of_sizes(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, str]:
+    """Returns what :func:`check_sizes` finds wrong with each PVT of a model, by its name."""
+    faults = {}
+    for name, module in model.named_modules():
+        prefix = f'{name}.' if name else ''
+        if isinstance(module, AnyFormat) and layout_at(weights, prefix) == 'pvt_mm':
+            inner = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+            try:
+                check_sizes(inner, module.state_dict())
+            except CheckpointError as error:
+                faults[name] = str(error)
+    return faults
+
+
+def _misfit(model: nn.Module, name: str, wanted: Tensor, found: Tensor | None) -> str:
+    """Returns why a parameter of the module ``name`` does not fit, for the last layer of a head in classes."""
+    if found is None:
+        return 'missing'
+    if found.shape == wanted.shape:
+        return f'{found.dtype}, {found.layout}, {found.device}'
+    shapes = f'{tuple(found.shape)}, not {tuple(wanted.shape)}'
+    if found.shape[1:] != wanted.shape[1:]:
+        return shapes
+    owners = (name.rsplit('.', depth)[0] for depth in range(name.count('.') + 1))
+    counts = (getattr(model.get_submodule(owner), 'num_classes', None) for owner in owners)
+    classes = next((count for count in counts if isinstance(count, int)), None)
+    theirs = classes and _classes_of(found.shape[0], wanted.shape[0], classes)
+    return f'{theirs} classes, the model has {classes}' if theirs else shapes
+
+
+def _classes_of(found: int, wanted: int, classes: int) -> int | None:
+    """Returns the classes for which a layer has ``found`` outputs, where it has ``wanted`` for ``classes``."""
+    if wanted == classes + 1:  # with one for the background
+        return found - 1
+    each, rest = divmod(wanted, classes)  # one for each anchor, or each side of the box
+    return None if rest or found % each else found // each
 
 
 def check_checkpoint_of_ranks(model: nn.Module, path: str, strict: bool) -> None:
@@ -89,14 +171,34 @@ def check_checkpoint_of_ranks(model: nn.Module, path: str, strict: bool) -> None
     Raises:
         CheckpointError: See there.
     """
+    _check_of_ranks(lambda: model, path, strict)
+
+
+def check_tested_checkpoint(config: Config, path: str) -> None:
+    """Checks that a checkpoint has all parameters of a config's model, which the first rank builds for it.
+
+    Building the runner would take longer, and log the whole config before the error.
+
+    Raises:
+        InputError: The model cannot be built, or the checkpoint cannot be read or does not fit.
+    """
+
+    def build() -> nn.Module:
+        with config_errors('the config cannot be built'):
+            return MODELS.build(copy.deepcopy(config.model))
+
+    _check_of_ranks(build, path, strict=True)
+
+
+def _check_of_ranks(build: Callable[[], nn.Module], path: str, strict: bool) -> None:
     if '://' in path:  # the first rank of each machine downloads it, for which all must ask
-        check_checkpoint(model, path, strict)
+        check_checkpoint(build(), path, strict)
         return
-    assume_intact(path, on_first_rank(_identity_of_checked, model, path, strict))
+    assume_intact(path, on_first_rank(_identity_of_checked, build, path, strict))
 
 
-def _identity_of_checked(model: nn.Module, path: str, strict: bool) -> tuple[int, ...]:
-    check_checkpoint(model, path, strict)
+def _identity_of_checked(build: Callable[[], nn.Module], path: str, strict: bool) -> tuple[int, ...]:
+    check_checkpoint(build(), path, strict)
     return identity(path)
 
 

@@ -10,6 +10,7 @@ import itertools
 import math
 import operator
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -60,15 +61,39 @@ CLASSIFIERS = {
 }
 _TABLE, _KERNEL = 'pos_embed.table', 'patch_embed.proj.weight'
 _FIRST_KERNEL = f'stages.0.{_KERNEL}'
+# Channels and layers of the stages of the released models; the key is the ``arch`` of a PVT, and the size of a PVTv2.
+_CHANNELS = (64, 128, 320, 512)
+SIZES = {
+    'tiny': (_CHANNELS, (2, 2, 2, 2)),
+    'small': (_CHANNELS, (3, 4, 6, 3)),
+    'medium': (_CHANNELS, (3, 4, 18, 3)),
+    'large': (_CHANNELS, (3, 8, 27, 3)),
+    'small_wide': ((89, 178, 445, 712), (3, 4, 6, 3)),
+}
+VERSION_2_SIZES = {
+    'B0': (32, (2, 2, 2, 2)),
+    'B1': (64, (2, 2, 2, 2)),
+    'B2': (64, (3, 4, 6, 3)),
+    'B3': (64, (3, 4, 18, 3)),
+    'B4': (64, (3, 8, 27, 3)),
+    'B5': (64, (3, 6, 40, 3)),
+}
+# The depth-wise convolution in each layer of a PVTv2, as the authors, MMDetection, timm and Hugging Face name it. The
+# groups are what the names of the layer's parameters begin with, and the stage.
+_VERSION_2_LAYER = re.compile(
+    r'((?:.*\.)?(?:block|layers\.|stages\.)(\d+)(?:\.1)?\.(?:blocks\.)?\d+\.)'
+    r'(?:mlp\.dwconv(?:\.dwconv)?|ffn\.layers\.1)\.weight'
+)
 
 
 def find_backbone(state_dict: Mapping[str, Tensor], prefix: str | None = None) -> tuple[str, str]:
     """Returns the format (of :data:`FORMATS`) and the prefix of the one PVT in a state dict.
 
     Raises:
-        CheckpointError: There is none, or more than one; the message names where.
+        CheckpointError: There is none, or more than one; the message names where. Or it is a PVTv2.
     """
     wanted = '' if not prefix else prefix.rstrip('.') + '.'
+    _refuse_version_2(state_dict, wanted)
     markers = {layout: _translate(_FIRST_KERNEL, 'pvt_mm', layout) or '' for layout in FORMATS}
     found = [
         (layout, key.removesuffix(marker))
@@ -83,6 +108,12 @@ def find_backbone(state_dict: Mapping[str, Tensor], prefix: str | None = None) -
         prefixes = shorten(repr(before) for _, before in found)
         raise CheckpointError(f'it holds more than one PVT{where}, at {prefixes}: choose one with prefix=...')
     raise CheckpointError(f'it holds no PVT{where} in a known format; its keys are {shorten(state_dict)}')
+
+
+def layout_at(state_dict: Mapping[str, Tensor], prefix: str) -> str | None:
+    """Returns the format of the PVT whose keys all begin with ``prefix``, and nothing else; None without one."""
+    names = ((layout, _translate(_FIRST_KERNEL, 'pvt_mm', layout)) for layout in FORMATS)
+    return next((layout for layout, name in names if f'{prefix}{name}' in state_dict), None)
 
 
 def backbone_weights(
@@ -117,6 +148,30 @@ def head_weights(state_dict: Mapping[str, Tensor], prefix: str | None = None) ->
     head = _head_prefix(*find_backbone(state_dict, prefix))
     names = {f'{head}{kind}': f'head.fc.{kind}' for kind in ('weight', 'bias')} if head else {}
     return {ours: state_dict[key] for key, ours in names.items() if key in state_dict}
+
+
+def _refuse_version_2(state_dict: Mapping[str, Tensor], prefix: str) -> None:
+    layers = [_VERSION_2_LAYER.fullmatch(key) for key in state_dict if key.startswith(prefix)]
+    depths: Counter[int] = Counter(int(layer[2]) for layer in layers if layer)
+    first = next((layer for layer in layers if layer), None)
+    if first is None:
+        return
+
+    def parameter(*names: str) -> Tensor | None:
+        return next((state_dict[first[1] + name] for name in names if first[1] + name in state_dict), None)
+
+    norm = parameter('norm1.weight', 'layer_norm_1.weight')
+    if norm is None or state_dict[first[0]].shape[0] != 8 * norm.numel():
+        return  # another model with such layers, for example SegFormer
+    sizes = norm.numel(), tuple(depths[stage] for stage in sorted(depths))
+    name = next((f'-{name}' for name, known in VERSION_2_SIZES.items() if known == sizes), '')
+    reduction = parameter('attn.sr.weight', 'attention.spatial_reduction.weight')
+    if reduction is not None and reduction.shape[-1] == 1:
+        name += '-Li'
+    raise CheckpointError(
+        f'it is a PVTv2{name}, and pvt_mm.PVT is version 1: use weights of a PVT, or the model of MMDetection, '
+        'PyramidVisionTransformerV2'
+    )
 
 
 def _head_prefix(layout: str, before: str) -> str | None:
@@ -242,6 +297,32 @@ def resample_table(table: Tensor, size: tuple[int, int]) -> Tensor:
     """Resamples position embeddings (1, H, W, C) to (1, *size, C) as the model does (section 4.2)."""
     table = F.interpolate(table.permute(0, 3, 1, 2), size=size, mode='bilinear', align_corners=False)
     return table.permute(0, 2, 3, 1)
+
+
+def check_sizes(weights: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
+    """Checks the sizes of weights (ours) of a released PVT against those of the model's, ``target``.
+
+    Raises:
+        CheckpointError: They differ; the message has both names. Of weights of other sizes nothing is said.
+    """
+    found, wanted = _sizes(weights), _sizes(target)
+    depth = len(wanted[0])
+    arch = next((arch for arch, sizes in SIZES.items() if sizes == found), None)
+    if arch is None or (found[0][:depth], found[1][:depth]) == wanted:
+        return
+    other = next((f"is arch='{arch}'" for arch, sizes in SIZES.items() if sizes == wanted), 'has other sizes')
+    raise CheckpointError(f"it is of arch='{arch}', and the model {other}: set arch='{arch}', or use other weights")
+
+
+def _sizes(weights: Mapping[str, Tensor]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Returns the channels and the number of layers of each stage."""
+    depths: Counter[int] = Counter()
+    for name in weights:
+        if name.endswith('.norm1.weight'):
+            depths[int(name.split('.')[1])] += 1
+    stages = range(_num_stages(weights))
+    kernels = [weights.get(f'stages.{stage}.{_KERNEL}') for stage in stages]
+    return tuple(0 if one is None else one.shape[0] for one in kernels), tuple(depths[stage] for stage in stages)
 
 
 def check_weights(weights: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:

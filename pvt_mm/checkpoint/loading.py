@@ -1,9 +1,19 @@
-"""Strict loading of a PVT or a classifier from a checkpoint of any format."""
+"""Strict loading of a PVT or a classifier from a checkpoint of any format, and of a PVT as a part of another model."""
+
+from typing import Any
 
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from pvt_mm.checkpoint.formats import backbone_weights, check_weights, fit_weights, head_weights
+from pvt_mm.checkpoint.formats import (
+    CLASSIFIERS,
+    backbone_weights,
+    check_sizes,
+    check_weights,
+    fit_weights,
+    head_weights,
+    layout_at,
+)
 from pvt_mm.checkpoint.reader import read_checkpoint
 from pvt_mm.utils.errors import CheckpointError
 
@@ -63,12 +73,98 @@ def _read_weights(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], list[str]]:
     """Returns the parameters of ``model`` and of ``head`` (by name) in a checkpoint, and what was changed to fit."""
     state_dict, target = read_checkpoint(checkpoint, map_location), model.state_dict()
-    grids = [tuple(table.shape[1:3]) for name, table in target.items() if name.endswith('.pos_embed.table')]
+    grids = _grids(target)
     try:
         scores = head_weights(state_dict) if head else {}
         check_weights(scores, head)
-        weights, notes = fit_weights(backbone_weights(state_dict, prefix, pretrain_img_size, grids), target)
-        check_weights(weights, target)
+        weights, notes = _fitted(backbone_weights(state_dict, prefix, pretrain_img_size, grids), target)
     except CheckpointError as error:
         raise CheckpointError(f'{checkpoint}: {error}') from None
     return weights, scores, notes
+
+
+def _grids(target: dict[str, Tensor]) -> list[tuple[int, int]]:
+    return [(table.shape[1], table.shape[2]) for name, table in target.items() if name.endswith('.pos_embed.table')]
+
+
+def _fitted(weights: dict[str, Tensor], target: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Returns weights (ours) that fit ``target`` exactly, and what was changed, or raises a CheckpointError."""
+    check_sizes(weights, target)
+    weights, notes = fit_weights(weights, target)
+    check_weights(weights, target)
+    return weights, notes
+
+
+class AnyFormat(nn.Module):
+    """A module that takes its parameters in a state dict of any known format, however that is loaded.
+
+    PyTorch's ``load_state_dict`` and MMEngine's, which ``load_from``, ``load_checkpoint`` and the inferencers call, ask
+    each module to load its part. So a detector's checkpoint loads with its neck and head, whoever wrote it. Our own
+    format is left as it is.
+    """
+
+    def translate(self, state_dict: dict[str, Tensor], prefix: str) -> None:
+        """Replaces this module's entries of ``state_dict``, which begin with ``prefix``, by ours, where they are not.
+
+        Raises:
+            CheckpointError: They are of a known format, and do not fit.
+        """
+        raise NotImplementedError
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        self.translate(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+def translate_all(model: nn.Module, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the state dict that loading ``state_dict`` into ``model`` uses: see :class:`AnyFormat`."""
+    state_dict = dict(state_dict)
+    for name, module in model.named_modules():
+        if isinstance(module, AnyFormat):
+            module.translate(state_dict, f'{name}.' if name else '')
+    return state_dict
+
+
+def translate_backbone(model: nn.Module, state_dict: dict[str, Tensor], prefix: str) -> None:
+    """Replaces the PVT at ``prefix`` in a state dict by one of our format that fits ``model``, unless it is of ours.
+
+    Raises:
+        CheckpointError: It is of another known format, and does not fit.
+    """
+    if layout_at(state_dict, prefix) not in (None, 'pvt_mm'):
+        weights = _translated(model, state_dict, prefix)
+        for key in [key for key in state_dict if key.startswith(prefix)]:
+            del state_dict[key]
+        state_dict.update({f'{prefix}{name}': value for name, value in weights.items()})
+
+
+def translate_classifier(backbone: nn.Module, state_dict: dict[str, Tensor], prefix: str) -> None:
+    """Replaces an authors' or Hugging Face's classifier at ``prefix`` in a state dict by one of our format.
+
+    The head is translated and not checked. A classifier of our format is left as it is.
+
+    Raises:
+        CheckpointError: The backbone does not fit ``backbone``.
+    """
+    for layout in ('authors', 'huggingface'):
+        before, head = (prefix + part for part in CLASSIFIERS[layout])
+        if layout_at(state_dict, before) == layout:
+            weights = {f'{prefix}{name}': value for name, value in head_weights(state_dict, before).items()}
+            for name, value in _translated(backbone, state_dict, before).items():
+                weights[f'{prefix}backbone.{name}'] = value
+            for key in [key for key in state_dict if key.startswith((before, head))]:
+                del state_dict[key]
+            state_dict.update(weights)
+
+
+def _translated(model: nn.Module, state_dict: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Returns the PVT at ``prefix`` in our format, fitted to ``model``."""
+    target = model.state_dict()
+    inner = {key: value for key, value in state_dict.items() if key.startswith(prefix)}
+    try:
+        weights, notes = _fitted(backbone_weights(inner, prefix, grids=_grids(target)), target)
+    except CheckpointError as error:
+        raise CheckpointError(f'the PVT in it does not fit: {error}') from None
+    if notes:
+        print_log('; '.join(notes), logger='current')
+    return weights

@@ -34,15 +34,21 @@ def _register_missing(name: str, package: str, error: Exception) -> None:
 # Where one of the two is not installed, or does not work here, the other has its PVT. A wrong MMCV raises
 # AssertionError, a wrong NumPy ValueError.
 try:
+    from .det_data_preprocessor import DetDataPreprocessor
+    from .detr import DETR
     from .instance_tta import InstanceTTAModel
 
-    __all__ += ['InstanceTTAModel']
+    __all__ += ['DETR', 'DetDataPreprocessor', 'InstanceTTAModel']
 except Exception as error:
+    _register_missing('DETR', 'MMDetection', error)
+    _register_missing('DetDataPreprocessor', 'MMDetection', error)
     _register_missing('InstanceTTAModel', 'MMDetection', error)
 
 try:
+    from .seg_data_preprocessor import SegDataPreProcessor
     from .trans2seg_head import Trans2SegHead
 
-    __all__ += ['Trans2SegHead']
+    __all__ += ['SegDataPreProcessor', 'Trans2SegHead']
 except Exception as error:
+    _register_missing('SegDataPreProcessor', 'MMSegmentation', error)
     _register_missing('Trans2SegHead', 'MMSegmentation', error)

@@ -8,7 +8,7 @@ import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from pvt_mm.checkpoint.loading import load_pretrained
+from pvt_mm.checkpoint.loading import AnyFormat, load_pretrained, translate_backbone
 from pvt_mm.models.eager import replace_layers
 from pvt_mm.models.mixed_precision import MixedFFN, MixedSRA
 from pvt_mm.models.padded_heads import PaddedSRA
@@ -41,17 +41,25 @@ ARCHS = {
     'small_wide': Arch((89, 178, 445, 712), (3, 4,  6, 3), (1, 2, 5, 8), (4, 2, 2, 2),   (8, 4, 2, 1), (8, 8, 4, 4)),
 }
 # fmt: on
+# The authors' release, trained on ImageNet-1k at 224 x 224 pixels.
+IMAGENET = {
+    arch: f'https://github.com/whai362/PVT/releases/download/v2/pvt_{arch}.pth'
+    for arch in ('tiny', 'small', 'medium', 'large')
+}
 
 
 @MODELS.register_module()
-class PVT(PyramidVisionTransformer, BaseModule):
+class PVT(AnyFormat, PyramidVisionTransformer, BaseModule):
     """Pyramid Vision Transformer backbone: an image to a pyramid of maps at strides 4, 8, 16 and 32.
 
-    The constructor initializes as the authors' release does; ``init_weights``, which MMEngine's runner calls, loads the
-    checkpoint that ``init_cfg`` names. Layers are replaced by others of the same values: on a CPU feed-forward layers
-    that work in chunks (:mod:`~pvt_mm.models.chunked_ffn`), on CUDA ones for autocast
-    (:mod:`~pvt_mm.models.mixed_precision`) and for heads of odd widths (:mod:`~pvt_mm.models.padded_heads`), and in
-    training residuals in one pass (:mod:`~pvt_mm.models.residual`). Compiled models keep only the padded heads.
+    The constructor initializes as the authors' release does, or from ``weights``; ``init_weights``, which MMEngine's
+    runner calls, loads the checkpoint that ``init_cfg`` names. A state dict of any known format, of the backbone alone
+    or of a model that contains it, loads as one of ours does.
+
+    Layers are replaced by others of the same values: on a CPU feed-forward layers that work in chunks
+    (:mod:`~pvt_mm.models.chunked_ffn`), on CUDA ones for autocast (:mod:`~pvt_mm.models.mixed_precision`) and for heads
+    of odd widths (:mod:`~pvt_mm.models.padded_heads`), and in training residuals in one pass
+    (:mod:`~pvt_mm.models.residual`). Compiled models keep only the padded heads.
 
     Args:
         arch: ``tiny``, ``small``, ``medium`` or ``large`` (Table 1), ``small_wide`` (Table 9), or a dict of the fields
@@ -69,11 +77,15 @@ class PVT(PyramidVisionTransformer, BaseModule):
         with_cp: Whether the backward pass recomputes each layer instead of keeping its activations.
         out_type: ``featmap``, or ``cls_token`` for classification: the last stage has a class token, and returns that
             token's normalized feature instead of its map.
+        weights: What the constructor loads, strictly: ``'imagenet'``, the authors' release for ``arch`` (downloaded
+            once; there is none of ``small_wide``), or a path, a URL or ``hf://owner/name[/file]``, of any format of
+            :mod:`pvt_mm.checkpoint.formats`. Not together with ``init_cfg``.
         init_cfg: ``dict(type='Pretrained', checkpoint=..., prefix=...)``, whose other keys are the arguments of
             :func:`~pvt_mm.checkpoint.loading.load_pretrained`, or any other initializer of MMEngine.
 
     Raises:
         ValueError: An argument is not what is described here; the message says what is allowed.
+        CheckpointError: ``weights`` cannot be read, or do not fit.
 
     Shape:
         - Input: (B, in_channels, H, W), H and W at least 32 (more with other patch sizes or reduction ratios).
@@ -93,8 +105,10 @@ class PVT(PyramidVisionTransformer, BaseModule):
         frozen_stages: int = -1,
         with_cp: bool = False,
         out_type: str = 'featmap',
+        weights: str | None = None,
         init_cfg: dict | list[dict] | None = None,
     ):
+        weights = _resolve_weights(weights, arch, init_cfg)
         arch = resolve_arch(arch)
         out_indices = _resolve_out_indices(out_indices, len(arch.depths))
         _check_rates(drop_rate=drop_rate, attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate)
@@ -137,6 +151,8 @@ class PVT(PyramidVisionTransformer, BaseModule):
         for module in self._frozen_modules():
             module.requires_grad_(False)
         self.train()
+        if weights is not None:
+            load_pretrained(self, weights)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         self._check_input(x)
@@ -170,6 +186,9 @@ class PVT(PyramidVisionTransformer, BaseModule):
             raise ValueError("init_cfg must be one dict where its type is 'Pretrained', which loads every parameter")
         load_pretrained(self, **{key: value for key, value in cfgs[0].items() if key != 'type'})
         self._is_init = True
+
+    def translate(self, state_dict: dict[str, Tensor], prefix: str) -> None:
+        translate_backbone(self, state_dict, prefix)
 
     def train(self, mode: bool = True) -> 'PVT':
         """Sets the training mode; frozen stages stay in eval mode."""
@@ -235,6 +254,23 @@ def resolve_arch(arch: str | dict) -> Arch:
         if dims % heads:
             raise ValueError(f'embed_dims must be divisible by num_heads; got {dims} and {heads}')
     return sizes
+
+
+def _resolve_weights(weights: str | None, arch: str | dict, init_cfg: dict | list[dict] | None) -> str | None:
+    """Returns the checkpoint that ``weights`` names."""
+    if weights is None:
+        return None
+    if init_cfg is not None:
+        raise ValueError('weights and init_cfg both say what to load: give one of them')
+    if not isinstance(weights, str):
+        raise ValueError(f"weights must be 'imagenet', a path, a URL or hf://owner/name, got {weights!r}")
+    if weights != 'imagenet':
+        return weights
+    if not isinstance(arch, str) or arch not in IMAGENET:
+        raise ValueError(
+            f'there are no published ImageNet weights of arch {arch!r}, only of {", ".join(IMAGENET)}: set weights=PATH'
+        )
+    return IMAGENET[arch]
 
 
 def minimum_size(arch: Arch) -> int:

@@ -5,13 +5,13 @@ import torch.nn.functional as F
 from mmengine.model import BaseModel, BaseModule
 from torch import Tensor, nn
 
-from pvt_mm.checkpoint.loading import load_classifier
+from pvt_mm.checkpoint.loading import AnyFormat, load_classifier, translate_classifier
 from pvt_mm.registry import MODELS
 from pvt_mm.structures import DataSample
 
 
 @MODELS.register_module()
-class ImageClassifier(BaseModel):
+class ImageClassifier(AnyFormat, BaseModel):
     """An image classifier: a backbone and a linear head, configured as in MMPretrain.
 
     The ``PVT`` of a detector or segmentor can name its checkpoint in ``init_cfg``; nothing needs to be converted.
@@ -44,6 +44,9 @@ class ImageClassifier(BaseModel):
         if mode == 'loss':
             return dict(loss=self.head.loss(scores, data_samples))
         return self.head.predict(scores, data_samples) if mode == 'predict' else scores
+
+    def translate(self, state_dict: dict[str, Tensor], prefix: str) -> None:
+        translate_classifier(self.backbone, state_dict, prefix)
 
     def init_weights(self) -> None:
         """Initialises backbone and head, or loads both from the checkpoint in ``init_cfg``.

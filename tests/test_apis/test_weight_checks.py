@@ -64,7 +64,7 @@ def test_checkpoints_of_another_model(tmp_path):
     assert list(weights) == list(model.state_dict())
     torch.save({'state_dict': {**weights, '1.weight': torch.ones(5, 3)}}, path)
     weight_checks.check_checkpoint(model, path, strict=False)
-    with pytest.raises(CheckpointError, match=r'of another model: .*1.weight \(5, 3\), not \(4, 3\)'):
+    with pytest.raises(CheckpointError, match=r'of another model: 0 fits; 1: \(5, 3\), not \(4, 3\)'):
         weight_checks.check_checkpoint(model, path, strict=True)
     torch.save({'other': torch.ones(1)}, path)
     with pytest.raises(CheckpointError, match='has nothing for this model'):
