@@ -19,6 +19,31 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog='Example: tools/train.py configs/retinanet/pvt_s_1x.py --cfg-options data_root=/data/coco',
     )
     parser.add_argument('config', help='the config file')
+    parser.add_argument(
+        '--data',
+        nargs='+',
+        metavar='PATH',
+        help='train on data of your own: a folder in any common layout, or COCO json files; classes, heads, data sets '
+        'and evaluators follow it',
+    )
+    parser.add_argument('--batch', type=int, metavar='N', help='images per process and step')
+    parser.add_argument(
+        '--epochs', type=int, metavar='N', help='passes through the training data, to which the schedule is stretched'
+    )
+    parser.add_argument(
+        '--size', type=int, metavar='PIXELS', help='the shorter side of test images; all other sizes in proportion'
+    )
+    parser.add_argument(
+        '--weights',
+        metavar='PATH|URL|none',
+        help="the weights to start from; none: random ones (default: the config's, with --data the published ones)",
+    )
+    parser.add_argument(
+        '--no-scale-lr',
+        action='store_false',
+        dest='scale_lr',
+        help='with --data: do not scale the learning rate to the batch',
+    )
     add_common_arguments(parser)
     parser.add_argument(
         '--amp', nargs='?', const='fp16', choices=('fp16', 'bf16'), help='mixed precision (default: fp16)'
@@ -32,6 +57,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         '--resume',
         nargs='?',
         const='auto',
+        default=False,
         metavar='PATH|auto',
         help="resume from a checkpoint; 'auto' or no value: from the last one in the work directory",
     )
@@ -42,7 +68,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         choices=('tensorboard', 'wandb', 'mlflow'),
         help='also log to TensorBoard, Weights & Biases or MLflow; may be repeated',
     )
-    parser.add_argument('--no-validate', action='store_true', help='do not evaluate during training')
+    parser.add_argument('--no-validate', action='store_false', dest='validate', help='do not evaluate during training')
     parser.add_argument(
         '--seed', type=int, help="seed of all random numbers (default: the config's, or else a random one, logged)"
     )
@@ -56,63 +82,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 with starting(__name__, parse_args):
     import pvt_mm.models  # noqa: F401  # imports MMDetection and MMSegmentation, which may be broken
-    from pvt_mm.apis import data_checks, weight_checks
-    from pvt_mm.apis.config import check_submodules
-    from pvt_mm.apis.flags import (
-        report_batch_size,
-        resume,
-        scale_lr,
-        set_randomness,
-        use_amp,
-        use_compile,
-        use_trackers,
-        warn_of_other_run,
-    )
-    from pvt_mm.apis.launch import build_runner, prepare_config, report_lost_ranks, report_unknown_arguments
-    from pvt_mm.apis.ranks import on_each_machine, on_first_rank
-    from pvt_mm.checkpoint.reader import safe_reading
-    from pvt_mm.datasets.image_io import report_unreadable_images
-    from pvt_mm.engine.randomness import check_deterministic
+    from pvt_mm.apis.training import train
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_args(argv)
-    with safe_reading(trust=args.trust):
-        train(args)
-
-
-def train(args: argparse.Namespace) -> None:
-    """Trains as the command line asks for, after all checks."""
-    config = prepare_config(args)
-    if args.amp:
-        use_amp(config, args.amp)
-    if args.auto_scale_lr:
-        scale_lr(config)
-    if args.compile:
-        use_compile(config)
-    use_trackers(config, args.vis)
-    if args.no_validate:
-        config.val_cfg = config.val_dataloader = config.val_evaluator = None
-    set_randomness(config, args.seed, args.deterministic)
-    if args.resume:
-        resume(config, args.resume)
-    else:
-        on_first_rank(warn_of_other_run, config.work_dir)
-    on_each_machine(data_checks.check_paths, config, 'train', 'val')
-    on_first_rank(data_checks.check_data, config, 'train', 'val')
-    on_first_rank(weight_checks.check_init_weights, config)
-    if config.get('resume'):
-        on_first_rank(weight_checks.check_resumable, config.load_from)
-    runner = build_runner(config)
-    check_submodules(config, runner.model)
-    report_batch_size(config, runner.world_size, runner.logger)
-    check_deterministic(runner.model)
-    on_first_rank(weight_checks.check_pretrained, runner.model)
-    if config.get('load_from'):
-        weight_checks.check_checkpoint_of_ranks(runner.model, config.load_from, strict=bool(config.get('resume')))
-    with report_unreadable_images(), report_lost_ranks(), report_unknown_arguments():
-        runner.train()
+    train(**vars(parse_args(argv)))
 
 
 if __name__ == '__main__':

@@ -272,7 +272,7 @@ def damaged_copy(shapes: Path, tmp_path: Path, folder: str, fault: str) -> Path:
     return image
 
 
-@pytest.mark.parametrize('arguments', [['detector.py', '--epochs', '3'], ['detector.py', '--cfg-options', 'a'], []])
+@pytest.mark.parametrize('arguments', [['detector.py', '--lr', '3'], ['detector.py', '--cfg-options', 'a'], []])
 def test_bad_usage_exits_with_2(arguments):
     with pytest.raises(SystemExit) as stop:
         train_tool.main(arguments)
