@@ -4,6 +4,7 @@ MMEngine computes metrics for the first time after an epoch. Here whatever fails
 """
 
 import contextlib
+import copy
 import difflib
 import io
 import logging
@@ -13,6 +14,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
@@ -31,8 +33,6 @@ SEARCHED = 500  # images to search at most for some with objects
 COCO = 'mmdet.evaluation.metrics.coco_metric.CocoMetric'
 FED = {
     COCO,
-    'mmdet.evaluation.metrics.dump_det_results.DumpDetResults',
-    'mmengine.evaluator.metric.DumpResults',
     'mmseg.evaluation.metrics.iou_metric.IoUMetric',
     'pvt_mm.evaluation.accuracy.Accuracy',
 }
@@ -77,14 +77,15 @@ def rehearse(config: Config, split: str = 'val') -> None:
         built = [_build(metric, where, scratch) for metric in metrics]
         dataset, classes = _build_dataset(loader.dataset, split)
         known = [metric for metric in built if _names(metric) & FED]
+        others = [metric for metric in built if metric not in known and not type(metric).__name__.startswith('Dump')]
         samples = _perfect_samples(dataset, classes, split) if known else []
         computed, remarks = _compute(known, samples, dataset.metainfo, where)
     for remark in remarks:
         _log(remark, logging.WARNING)
-    if skipped := [type(metric).__name__ for metric in built if metric not in known]:
-        _log(f'{where}: {shorten(skipped)} cannot be rehearsed')
+    if others:
+        _log(f'{where}: {shorten(type(metric).__name__ for metric in others)} cannot be rehearsed')
     if split == 'val' and type_name({'type': 'ValLoop', **(config.get('val_cfg') or {})}) == 'ValLoop':
-        _check_monitors(config, computed, complete=not skipped)
+        _check_monitors(config, computed, complete=not others)
 
 
 def _log(text: str, level: int = logging.INFO) -> None:
@@ -133,13 +134,19 @@ def _build(cfg: dict, where: str, scratch: str) -> BaseMetric:
 
 
 def _build_dataset(cfg: dict, split: str) -> tuple[Any, Sequence[str]]:
-    with config_errors(f'the {split} data cannot be built'):
-        dataset = DATASETS.build(cfg)
-        if hasattr(dataset, 'full_init'):
-            dataset.full_init()
+    what = cfg.get('ann_file') or cfg.get('data_prefix')
+    empty = f'the {split} data is empty: no image is in {what}; --no-validate trains without evaluation'
+    try:
+        with config_errors(f'the {split} data cannot be built'):
+            dataset = DATASETS.build(cfg)
+            if hasattr(dataset, 'full_init'):
+                dataset.full_init()
+    except InputError as error:
+        if 'need at least one array to concatenate' not in str(error):  # MMEngine's, of no images
+            raise
+        raise InputError(empty) from error
     if len(dataset) == 0:
-        what = cfg.get('ann_file') or cfg.get('data_prefix')
-        raise InputError(f'the {split} data is empty: no image is in {what}; --no-validate trains without evaluation')
+        raise InputError(empty)
     return dataset, dataset.metainfo.get('classes') or ()
 
 
@@ -215,7 +222,7 @@ def _compute(metrics: list[BaseMetric], samples: list[dict], meta: dict, where: 
         if is_coco and getattr(metric, '_coco_api', None) is not None:
             metric.img_ids = [sample['img_id'] for sample in samples if 'img_id' in sample]
         try:
-            metric.process(None, [dict(sample) for sample in samples])
+            metric.process(None, copy.deepcopy(samples))
             results = metric.compute_metrics(metric.results)
         except Exception as error:  # a metric can fail in any way
             if f'{type(metric).__module__}.{name}' not in FED:  # it may ask for more than what is fed
@@ -247,26 +254,43 @@ def _reason(error: Exception, metric: BaseMetric) -> str:
 def _remark(metric: BaseMetric, samples: list[dict], key: str, value: float, where: str) -> list[str]:
     """Returns a warning about a metric of perfect predictions, or raises an InputError if it is far off."""
     reasons, is_severe = [], value < PERFECT[key] / 2
-    coco = getattr(metric, '_coco_api', None)
-    if coco is not None:
-        fed = sum(len(sample['pred_instances']['labels']) for sample in samples)
-        truths = [ann for ann in coco.loadAnns(coco.getAnnIds(metric.img_ids)) if ann['category_id'] in metric.cat_ids]
-        truths = [ann for ann in truths if not ann.get('iscrowd') and not ann.get('ignore')]
+    if getattr(metric, '_coco_api', None) is not None:
+        truths = _truths(metric)
         if not truths:
             return [f'{where}: none of the searched images has an object, and {key} of such data is -1']
+        unread = len(truths) - sum(len(sample['pred_instances']['labels']) for sample in samples)
+        if not _boxes(samples) <= {(ann['image_id'], *np.round(ann['bbox'], 1)) for ann in truths}:
+            is_severe, reasons = True, ['its ann_file has other objects than the data']
+        elif unread > 0:
+            reasons.append(
+                f'{unread} of {len(truths)} objects of these images are not read by the data set, as their area is 0 '
+                'or their box empty or outside of the image'
+            )
         if any(ann['id'] == 0 for ann in truths):
             is_severe = True
             reasons.append("the id of an annotation is 0, whose match COCO's evaluation takes for none: count from 1")
-        if len(truths) > fed:
-            reasons.append(
-                f'{len(truths) - fed} of {len(truths)} objects of these images are not read by the data set, as their '
-                'area is 0 or their box empty or outside of the image'
-            )
     why = ', and '.join(reasons) or 'its ground truth is not that of the data'
     text = f'{where}: perfect predictions on {len(samples)} images reach {key} {value:.3g} instead of {PERFECT[key]:g}'
     if is_severe:
         raise InputError(f'{text}: {why}; tools/check_dataset.py lists the faults of the data')
     return [f'{text}: {why}']
+
+
+def _truths(metric: BaseMetric) -> list[dict]:
+    """Returns the annotations that COCO's evaluation compares predictions with."""
+    coco = metric._coco_api
+    found = [ann for ann in coco.loadAnns(coco.getAnnIds(metric.img_ids)) if ann['category_id'] in metric.cat_ids]
+    return [ann for ann in found if not ann.get('iscrowd') and not ann.get('ignore')]
+
+
+def _boxes(samples: list[dict]) -> set[tuple]:
+    """Returns the predicted boxes as COCO has them, with the ids of their images."""
+    boxes = set()
+    for sample in samples:
+        corners = sample['pred_instances']['bboxes'].numpy()
+        sizes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
+        boxes |= {(sample['img_id'], *box) for box in np.round(sizes, 1)}
+    return boxes
 
 
 def _check_monitors(config: Config, computed: dict, complete: bool) -> None:
@@ -284,14 +308,14 @@ def _check_monitors(config: Config, computed: dict, complete: bool) -> None:
         hint = f'did you mean {near[0]}?' if near else 'choose one of them'
         raise InputError(f'{where} is {name!r}, and the evaluation computes {shorten(computed, 12)}: {hint}')
     for where, cfg in _hooks(config):
-        if 'auto' in as_names(cfg.get('save_best')) and computed:
+        if 'auto' in _as_names(cfg.get('save_best')) and computed:
             first = next(iter(computed))
             with config_errors(f"{where}.save_best is 'auto', the first metric, {first}; set {where}.rule"):
                 hook = HOOKS.build(cfg)
                 hook._init_rule(hook.rules, [first])
 
 
-def as_names(value: str | Sequence[str] | None) -> list[str]:
+def _as_names(value: str | Sequence[str] | None) -> list[str]:
     """Returns a setting that may be one name, several or None as a list."""
     return [value] if isinstance(value, str) else list(value or ())
 
@@ -307,7 +331,7 @@ def _hooks(config: Config) -> Iterator[tuple[str, dict]]:
 def _monitors(config: Config) -> Iterator[tuple[str, str]]:
     """Yields each setting that names a metric, and the metric."""
     for where, cfg in _hooks(config):
-        for name in as_names(cfg.get('save_best')):
+        for name in _as_names(cfg.get('save_best')):
             if name != 'auto':
                 yield f'{where}.save_best', name
         if type_name(cfg) == 'EarlyStoppingHook' and 'monitor' in cfg:
