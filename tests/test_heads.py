@@ -5,7 +5,7 @@ import math
 import pytest
 from mmengine.runner import Runner
 
-from pvt_mm.apis.config import load_config
+from pvt_mm.apis.config import as_list, load_config
 from pvt_mm.models import ARCHS, PVT
 from tests.conftest import ROOT, TINY_ARCH
 from tests.test_configs import WEIGHTS, on_shapes, read, stems, values_of
@@ -54,9 +54,13 @@ def test_head_trains_two_steps_and_tests(stem, shapes, tmp_path):
     if config.model.neck:
         config.model.neck.in_channels = list(TINY_ARCH['embed_dims'])
     else:
-        config.model.decode_head.in_channels = list(TINY_ARCH['embed_dims'])
+        config.model.decode_head.update(in_channels=list(TINY_ARCH['embed_dims']), channels=16)
     if 'auxiliary_head' in config.model:
-        config.model.auxiliary_head.in_channels = TINY_ARCH['embed_dims'][2]
+        config.model.auxiliary_head.update(in_channels=TINY_ARCH['embed_dims'][2], channels=16)
+    if 'roi_head' in config.model:  # so that two steps take a second
+        for head in as_list(config.model.roi_head.bbox_head):
+            head.fc_out_channels = 16
+        config.model.train_cfg.rpn_proposal.max_per_img = config.model.test_cfg.rpn.max_per_img = 50
     runner = Runner.from_cfg(config)
     assert isinstance(runner.model.backbone, PVT)
     gradients = {}
