@@ -3,8 +3,10 @@
 from .hooks.backends_hook import BackendsHook
 from .hooks.checkpoint_hook import CheckpointHook
 from .hooks.compile_hook import CompileHook
+from .hooks.early_stopping_hook import EarlyStoppingHook
 from .hooks.finite_hook import FiniteHook
 from .hooks.float32_ops_hook import Float32OpsHook
+from .hooks.new_schedule_hook import NewScheduleHook
 from .loops import EpochBasedTrainLoop, IterBasedTrainLoop
 from .optimizers.layer_decay import LayerDecayOptimizerConstructor
 
@@ -12,9 +14,11 @@ __all__ = [
     'BackendsHook',
     'CheckpointHook',
     'CompileHook',
+    'EarlyStoppingHook',
     'EpochBasedTrainLoop',
     'FiniteHook',
     'Float32OpsHook',
     'IterBasedTrainLoop',
     'LayerDecayOptimizerConstructor',
+    'NewScheduleHook',
 ]
