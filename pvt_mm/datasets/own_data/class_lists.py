@@ -53,8 +53,15 @@ def read_class_list(tree: Tree) -> ClassList:
 Parsed = tuple[list[str], dict[Color, str] | None] | None
 
 
-def _by_color(rows: Sequence[tuple[str, Sequence]]) -> Parsed:
-    colors = {tuple(map(int, color)): name.strip() for name, color in rows}
+def _by_color(rows: Sequence[tuple[str, Sequence]], path: Path) -> Parsed:
+    """Returns names given with their colours, R, G and B."""
+    colors = {}
+    for name, color in rows:
+        try:
+            red, green, blue = map(int, color)
+        except (ValueError, TypeError):
+            raise InputError(f'{path} gives {name} the colour {color}: write three numbers, R, G and B') from None
+        colors[red, green, blue] = name.strip()
     return [name.strip() for name, _ in rows], colors
 
 
@@ -63,7 +70,7 @@ def _labelmap(path: Path) -> Parsed:
     lines = [line for line in read_lines(path) if not line.startswith('#')]
     rows = [re.fullmatch(r'(.+?):(?:(\d+),(\d+),(\d+))?(?::.*)?', line) for line in lines]
     if all(row and row[2] for row in rows):
-        return _by_color([(row[1], row.groups()[1:]) for row in rows]) if rows else None
+        return _by_color([(row[1], row.groups()[1:]) for row in rows], path) if rows else None
     return ([row[1] if row else line for row, line in zip(rows, lines, strict=True)], None) if lines else None
 
 
@@ -71,7 +78,7 @@ def _label_colors(path: Path) -> Parsed:
     """CamVid's ``r g b name``."""
     rows = [re.fullmatch(r'(\d+)[\s,]+(\d+)[\s,]+(\d+)[\s,]+(.+)', line) for line in read_lines(path)]
     rows = [row for row in rows if row]
-    return _by_color([(row[4], row.groups()[:3]) for row in rows]) if rows else None
+    return _by_color([(row[4], row.groups()[:3]) for row in rows], path) if rows else None
 
 
 def _csv(path: Path) -> Parsed:
@@ -81,10 +88,7 @@ def _csv(path: Path) -> Parsed:
     if header[:2] == ['pixel value', 'class']:
         return _by_value({row[0]: row[1] for row in rows[1:]}, path)
     if len(header) == 4 and header[1:] in (['r', 'g', 'b'], ['red', 'green', 'blue']):
-        try:
-            return _by_color([(row[0], row[1:4]) for row in rows[1:]])
-        except (ValueError, IndexError):
-            raise InputError(f'{path} is not a list of names and colours: write name,r,g,b in each line') from None
+        return _by_color([(row[0], row[1:]) for row in rows[1:]], path)
     return None
 
 
@@ -112,7 +116,7 @@ def _json(path: Path) -> Parsed:
         if not all(isinstance(name, str) for name in names):
             return None
         is_rgb = all(isinstance(color, list) and len(color) == 3 for color in colors)
-        return _by_color(list(zip(names, colors, strict=True))) if is_rgb else (names, None)
+        return _by_color(list(zip(names, colors, strict=True)), path) if is_rgb else (names, None)
     if isinstance(content, list) and content and all(isinstance(one, str) for one in content):
         return content, None
     if isinstance(content, dict) and content:
@@ -122,7 +126,7 @@ def _json(path: Path) -> Parsed:
         if all(type(value) is int for value in values):
             return _by_value(dict(zip(values, keys, strict=True)), path)
         if all(isinstance(value, list) and len(value) == 3 for value in values):
-            return _by_color(list(content.items()))
+            return _by_color(list(content.items()), path)
     return None
 
 

@@ -202,8 +202,6 @@ def _read(jsons: dict[str | None, _Json], out: Path, seed: int) -> OwnData:
             raise InputError(f'{one.path}: {error}') from None
         classes = classes or tuple(category['name'] for category in contents[split]['categories'])
         notes += [f'{one.path.name} ({split}): {line}' for line in lines]
-        if not contents[split]['annotations']:
-            raise InputError(f'{one.path} has no objects: annotate some')
     unchanged = {split for split, content in contents.items() if content == jsons[split].content}
     if 'val' not in contents:
         contents['train'], contents['val'] = _split_coco(train, contents['train'], seed)
