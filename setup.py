@@ -124,7 +124,7 @@ setup(
             'regex',
         ],
         'classification': ['kornia>=0.8'],  # the augmentations
-        'hf': ['safetensors', 'transformers'],
+        'hf': ['huggingface_hub', 'safetensors', 'transformers'],
         'onnx': ['onnx>=1.19', 'onnxruntime>=1.23', 'onnxscript>=0.5'],
         'sweep': ['submitit>=1.5'],
         'tests': [

@@ -4,6 +4,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import yaml
+from mmengine.config import Config
+
+from pvt_mm.apis.config import as_list, settings_in
 
 
 class Published(NamedTuple):
@@ -36,6 +39,16 @@ def published(config_path: str) -> list[Published]:
     models = yaml.safe_load(metafile.read_text(encoding='utf-8')).get('Models') or []
     shipped = (model for model in models if Path(model.get('Config', '')).name == path.name)
     return next((published_in(model) for model in shipped), [])
+
+
+def initial_weights(config: Config) -> dict[str, str]:
+    """Returns the URLs of the weights that parts of a config's model start from, by the part, ``model.backbone``."""
+    settings = ((name, cfg) for name, value in settings_in(config.model, 'model') for cfg in as_list(value))
+    return {
+        name.removesuffix('.init_cfg'): cfg['checkpoint']
+        for name, cfg in settings
+        if name.endswith('.init_cfg') and isinstance(cfg, dict) and '://' in str(cfg.get('checkpoint', ''))
+    }
 
 
 def paper_results(model: dict) -> list[dict]:

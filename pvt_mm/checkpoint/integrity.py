@@ -48,12 +48,16 @@ def verify(path: str | os.PathLike) -> None:
         CheckpointError: It is truncated or changed.
         OSError: It cannot be read.
     """
-    with open(path, 'rb') as file:
-        damage = _damage(file, file.seek(0, os.SEEK_END))
-    if damage:
+    if fault := damage(path):
         raise CheckpointError(
-            f'{os.fspath(path)} is damaged: {damage}; copy or download it again, or use another checkpoint'
+            f'{os.fspath(path)} is damaged: {fault}; copy or download it again, or use another checkpoint'
         )
+
+
+def damage(path: str | os.PathLike) -> str | None:
+    """Returns what :func:`verify` finds wrong with a checkpoint, None where nothing is."""
+    with open(path, 'rb') as file:
+        return _damage(file, file.seek(0, os.SEEK_END))
 
 
 def verify_once(path: str | os.PathLike) -> None:

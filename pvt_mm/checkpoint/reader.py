@@ -1,8 +1,7 @@
-"""Safe reading of checkpoints: from files and URLs, executing nothing in them, and refusing what is damaged."""
+"""Safe reading of checkpoints, from files, URLs and Hugging Face's Hub: runs nothing, and refuses what is damaged."""
 
 import contextlib
 import functools
-import hashlib
 import logging
 import os
 import pickle
@@ -14,7 +13,6 @@ from typing import Any
 from unittest import mock
 from urllib.parse import urlparse
 
-import torch
 from mmengine import fileio
 from mmengine.dist import barrier
 from mmengine.logging import print_log
@@ -22,6 +20,7 @@ from mmengine.runner import CheckpointLoader
 from mmengine.runner.checkpoint import get_external_models, get_torchvision_models
 from torch import Tensor
 
+from pvt_mm.checkpoint.download import cached_path, fetch
 from pvt_mm.checkpoint.integrity import verify_once
 from pvt_mm.checkpoint.unpickling import allowed_globals, foreign_globals, load, load_trusted
 from pvt_mm.checkpoint.writer import import_safetensors
@@ -31,7 +30,10 @@ from pvt_mm.utils.text import shorten
 WRAPPERS = ('state_dict', 'model', 'ema_state_dict', 'state_dict_ema', 'model_ema', 'module')
 # The schemes that MMEngine has readers for. All of these fall back to running what is in the file.
 SCHEMES = ('', 'http://', 'https://', 'torchvision://', 'modelzoo://', 'open-mmlab://', 'openmmlab://', 'mmcls://')
-SCHEMES += ('pavi://', r'(\S+\:)?s3://', r'(\S+\:)?petrel://')
+SCHEMES += ('hf://', 'pavi://', r'(\S+\:)?s3://', r'(\S+\:)?petrel://')
+
+# The files of a repository of the Hugging Face Hub that have its weights, best first.
+HUB_FILES = ('model.safetensors', 'pytorch_model.bin')
 
 _trust: ContextVar[bool] = ContextVar('trust', default=False)
 
@@ -73,16 +75,19 @@ def read_file(path: str | os.PathLike, map_location: str = 'cpu') -> Any:
 
     Nothing in the file is executed: pickles may ask only for what PyTorch, MMEngine and the authors' training write
     (:mod:`pvt_mm.checkpoint.unpickling`); or the file is in safetensors format. :func:`safe_reading` can lift
-    that. A damaged file is refused (:mod:`pvt_mm.checkpoint.integrity`). Downloads are kept in torch.hub's cache.
+    that. A damaged file is refused (:mod:`pvt_mm.checkpoint.integrity`). Downloads are kept in torch.hub's cache, and
+    those of ``hf://owner/name[/file][@revision]`` in that of huggingface_hub.
 
     Raises:
         CheckpointError: The file does not exist, cannot be read, is damaged, or is refused.
     """
     path = str(path)
-    where = _in_catalog(path)
+    where = catalog_url(path)
     with contextlib.ExitStack() as stack:
         if urlparse(where).scheme in ('http', 'https'):
             where = _download(where)
+        elif where.startswith('hf://'):
+            where = hub_path(where)
         elif '://' in where:
             try:
                 where = stack.enter_context(fileio.get_local_path(where))
@@ -139,7 +144,7 @@ def _warn_of_trust(path: str, asked: str) -> None:
     print_log(message, logger='current', level=logging.WARNING)
 
 
-def _in_catalog(path: str) -> str:
+def catalog_url(path: str) -> str:
     """Returns the URL of weights that MMEngine names, such as ``torchvision://resnet50``; else the path."""
     scheme, _, name = path.partition('://')
     catalogs = dict.fromkeys(('torchvision', 'modelzoo'), get_torchvision_models)
@@ -152,33 +157,72 @@ def _in_catalog(path: str) -> str:
         raise CheckpointError(f'{path}: there are no weights of this name') from None
 
 
-def cached_path(url: str) -> str:
-    """Returns where a download is kept: under its name, after a digest of the whole URL, as many files share a name."""
-    name = f'{hashlib.sha256(url.encode()).hexdigest()[:8]}-{os.path.basename(urlparse(url).path)}'
-    return os.path.join(torch.hub.get_dir(), 'checkpoints', name)
-
-
 def _download(url: str) -> str:
     """Downloads a file once a machine, on its first rank; the other ranks wait for it, also where it fails."""
     path = cached_path(url)
     reason = 'by the first rank of this machine'
-    if int(os.environ.get('LOCAL_RANK', 0)) == 0 and not os.path.exists(path):
+    if _is_first_of_machine() and not os.path.exists(path):
         try:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            torch.hub.download_url_to_file(url, path)
-            verify_once(path)
+            print_log(f'downloading {url} to {path}', logger='current')
+            fetch(url, path)
         except Exception as error:  # whatever it is, the other ranks are waiting
-            with contextlib.suppress(OSError):
-                os.remove(path)
-            reason = _one_line(error)
+            reason = _one_line(error).removeprefix(f'{url} cannot be downloaded: ').removeprefix(f'{url}: ')
     barrier()
     if not os.path.exists(path):
         raise CheckpointError(
-            f'{url} cannot be downloaded ({reason}): download it elsewhere and put it at {path}, or set another file '
-            'with --cfg-options model.backbone.init_cfg.checkpoint=PATH, or train from random weights with '
-            '--cfg-options model.backbone.init_cfg=None'
+            f'{url} cannot be downloaded ({reason}): run tools/download.py CONFIG where there is a network, for '
+            f'example on a login node, or put the file at {path}, or set another file with --cfg-options '
+            'model.backbone.init_cfg.checkpoint=PATH, or train from random weights with model.backbone.init_cfg=None'
         )
     return path
+
+
+def hub_path(address: str) -> str:
+    """Returns the path in huggingface_hub's cache of ``hf://owner/name[/file][@revision]``, downloaded once a machine.
+
+    Raises:
+        CheckpointError: It cannot be fetched, or huggingface_hub is not installed.
+    """
+    where, _, revision = address.removeprefix('hf://').partition('@')
+    owner, name, file = [*where.split('/', 2), '', ''][:3]
+    if not owner or not name:
+        raise CheckpointError(f'{address}: write hf://owner/name, or hf://owner/name/file, with @revision if needed')
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.utils import EntryNotFoundError
+    except ImportError:
+        raise CheckpointError(f"{address} needs huggingface_hub: pip install 'pvt_mm[hf]'") from None
+
+    def find(local_files_only: bool) -> str:
+        files = [file] if file else list(HUB_FILES)
+        for one in files:
+            try:
+                return hf_hub_download(
+                    f'{owner}/{name}', one, revision=revision or None, local_files_only=local_files_only
+                )
+            except EntryNotFoundError as error:  # so is what is neither in the cache nor reached
+                found = error
+        raise found if len(files) == 1 else FileNotFoundError(f'neither {" nor ".join(files)} is there: {found}')
+
+    reason = ''
+    if _is_first_of_machine():
+        try:
+            find(local_files_only=False)
+        except Exception as error:  # those of HTTP libraries, too; the other ranks are waiting
+            reason = f'{type(error).__name__}: {_one_line(error)}'
+    barrier()
+    try:
+        if reason:
+            raise FileNotFoundError(reason)
+        return find(local_files_only=True)
+    except Exception as error:
+        raise CheckpointError(
+            f'{address} cannot be fetched ({_one_line(error)}): check the name and the network, or set a file'
+        ) from None
+
+
+def _is_first_of_machine() -> bool:
+    return int(os.environ.get('LOCAL_RANK', 0)) == 0
 
 
 def _parameters(content: Any, path: str) -> dict[str, Tensor]:
