@@ -52,10 +52,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     # The model's libraries take seconds to load.
     from pvt_mm.analysis import attention
     from pvt_mm.analysis.predictions import find_checkpoint
-    from pvt_mm.apis.inference import load_model
+    from pvt_mm.apis.inference import image_steps, load_model
     from pvt_mm.datasets.image_io import read_image
 
-    image = read_image(args.image)
+    image = read_image(args.image, image_steps(config)[0])
     with safe_reading(trust=args.trust):
         model = load_model(config, find_checkpoint(args.checkpoint))
     backbone, stage, layer = attention.find_layer(model, args.stage, args.layer)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pvt_mm.analysis.figures import OKABE_ITO, STYLE
 from pvt_mm.apis.inference import image_steps, run_steps
+from pvt_mm.datasets.image_io import to_bgr
 from pvt_mm.models import PVT
 from pvt_mm.models.pvt import to_map
 from pvt_mm.utils.errors import InputError, config_errors
@@ -92,7 +93,9 @@ MARK = 5000.0
 
 
 def view(config: Config, model: nn.Module, image: np.ndarray, path: str) -> View:
-    """Prepares an image, (H, W, 3) BGR, by the test pipeline of a model's config, and finds where its pixels end up.
+    """Prepares an image by the test pipeline of a model's config, and finds where its pixels end up.
+
+    The image is (H, W) or (H, W, C), as the first transform of the pipeline loads it.
 
     Raises:
         InputError: The pipeline cannot take a single image.
@@ -197,10 +200,11 @@ def panels(found: Attention, heads: Sequence[int] | None) -> dict[str, np.ndarra
 
 
 def plot_attention(image: np.ndarray, found: Attention, heads: Sequence[int] | None, title: str) -> Figure:
-    """Plots the weights of :func:`panels` over the image, (H, W, 3) BGR, with the query marked.
+    """Plots the weights of :func:`panels` over the image of :func:`view`, with the query marked.
 
     The opacity of the colour is proportional to the weight; each panel is scaled to its maximum, given in its title.
     """
+    image = to_bgr(image)
     H, W = image.shape[:2]
     maps = panels(found, heads)
     count = len(maps) + 1

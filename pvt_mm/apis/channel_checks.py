@@ -1,10 +1,10 @@
 """Whether the parts of a config agree on the number of channels of an image."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from mmengine.config import Config
 
-from pvt_mm.apis.config import SPLITS, leaf_datasets, type_name
+from pvt_mm.apis.config import leaf_datasets, type_name
 from pvt_mm.utils.errors import InputError
 
 # The preprocessors that take 1 or 3 channels, and ours that take any number.
@@ -13,10 +13,10 @@ OURS = {'DetDataPreprocessor': 'pvt_mm.DetDataPreprocessor', 'SegDataPreProcesso
 COLOR_ONLY = ('PhotoMetricDistortion', 'YOLOXHSVRandomAug', 'ColorTransform', 'Color', 'Grayscale', 'RandomGrayscale')
 
 
-def check_channels(config: Config) -> None:
-    """Raises an InputError where a config for images that do not have 3 channels cannot work.
+def check_channels(config: Config, *splits: str) -> None:
+    """Raises an InputError where a model, and the pipelines of ``splits``, disagree on the number of channels.
 
-    The number of channels is the backbone's ``in_channels``, or else that of the preprocessor's means.
+    The number is the backbone's ``in_channels``, or else that of the preprocessor's means.
     """
     model = config.get('model') or {}
     normalize, backbone = model.get('data_preprocessor') or {}, model.get('backbone') or {}
@@ -33,10 +33,10 @@ def check_channels(config: Config) -> None:
         raise InputError(f'{kind} takes 1 or 3 channels, not {channels}: set model.data_preprocessor.type={ours}')
     if channels == 3:
         return
-    for split, pipeline in _pipelines(config):
+    for split, pipeline in _pipelines(config, splits):
         for i, step in enumerate(pipeline):
             where = f'{split}_dataloader.dataset.pipeline.{i}'
-            if type_name(step) == 'LoadImageFromFile':
+            if type_name(step) == 'LoadImageFromFile' and step.get('imdecode_backend') != 'tifffile':
                 wanted = ('unchanged', 'grayscale') if channels == 1 else ('unchanged',)
                 if step.get('color_type', 'color').removesuffix('_ignore_orientation') not in wanted:
                     raise InputError(
@@ -45,13 +45,13 @@ def check_channels(config: Config) -> None:
                     )
             if type_name(step) in COLOR_ONLY:
                 raise InputError(
-                    f'{type_name(step)} ({where}) takes 3 channels, and the model {channels}: remove it from the '
-                    'pipeline'
+                    f'{type_name(step)} ({where}) takes 3 channels, and the model {channels}: remove it, or put it '
+                    "into the pipeline as dict(type='pvt_mm.OnRGB', transforms=[...])"
                 )
 
 
-def _pipelines(config: Config) -> Iterator[tuple[str, list[dict]]]:
-    for split in SPLITS:
+def _pipelines(config: Config, splits: Sequence[str]) -> Iterator[tuple[str, list[dict]]]:
+    for split in splits:
         loader = config.get(f'{split}_dataloader') or {}
         for leaf in leaf_datasets(loader.get('dataset') or {}):
             yield split, leaf.get('pipeline') or []

@@ -24,7 +24,7 @@ TOLERANCE = 1e-4  # relative to the largest value
 
 
 class Segmentor(nn.Module):
-    """A segmentor that maps normalised images (B, 3, H, W) to scores (B, classes, H, W), without data samples."""
+    """A segmentor that maps normalised images (B, C, H, W) to scores (B, classes, H, W), without data samples."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -54,9 +54,9 @@ def choose_part(model: nn.Module, part: str | None) -> tuple[nn.Module, str]:
 
 
 def export(model: nn.Module, path: str | os.PathLike, about: dict | None = None) -> dict:
-    """Writes a module that maps images (B, 3, H, W) to one or more maps as ONNX, if onnxruntime agrees with PyTorch.
+    """Writes a module that maps images (B, C, H, W) to one or more maps as ONNX, if onnxruntime agrees with PyTorch.
 
-    B is dynamic, and so are H and W from 64 to 8192. Images are normalised as in training.
+    C is what the model takes, B is dynamic, and so are H and W from 64 to 8192. Images are normalised as in training.
 
     Args:
         model: The module, in eval mode and on the CPU.
@@ -77,7 +77,7 @@ def export(model: nn.Module, path: str | os.PathLike, about: dict | None = None)
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     with torch.no_grad():
-        outputs = _as_tuple(model(torch.zeros(1, 3, 128, 128)))
+        outputs = _as_tuple(model(torch.zeros(1, channels_of(model), 128, 128)))
     names = ['scores'] if isinstance(model, Segmentor) else [f'feature{i}' for i in range(len(outputs))]
     try:
         program = _export(model, names)
@@ -92,6 +92,14 @@ def export(model: nn.Module, path: str | os.PathLike, about: dict | None = None)
         if not difference <= TOLERANCE:  # also if it is NaN
             raise InputError(f'onnxruntime differs from PyTorch by {difference:.1e}: {path} is not written')
     return dict(outputs=names, difference=difference, megabytes=round(Path(path).stat().st_size / 1e6, 1))
+
+
+def channels_of(model: nn.Module) -> int:
+    """Returns the number of channels of the images that a model takes: its backbone's, or its first convolution's."""
+    inner = getattr(model, 'model', model)
+    backbone = getattr(inner, 'backbone', inner)
+    first = next((part for part in backbone.modules() if isinstance(part, nn.Conv2d)), None)
+    return getattr(backbone, 'in_channels', getattr(first, 'in_channels', 3))
 
 
 def _export(model: nn.Module, names: Sequence[str]) -> 'torch.onnx.ONNXProgram':
@@ -110,7 +118,7 @@ def _export(model: nn.Module, names: Sequence[str]) -> 'torch.onnx.ONNXProgram':
             stack.enter_context(mock.patch.object(AdaptivePadding, 'forward', _pad))
         return torch.onnx.export(
             model,
-            (torch.randn(2, 3, 96, 160),),
+            (torch.randn(2, channels_of(model), 96, 160),),
             dynamo=True,
             dynamic_shapes=(axes,),
             input_names=['image'],
@@ -137,7 +145,7 @@ def _largest_difference(model: nn.Module, path: Path) -> float:
     try:
         session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
         for batch, height, width in SIZES:
-            image = torch.randn(batch, 3, height, width, generator=generator)
+            image = torch.randn(batch, channels_of(model), height, width, generator=generator)
             with torch.no_grad():
                 expected = [output.numpy() for output in _as_tuple(model(image))]
             found = session.run(None, {'image': image.numpy()})

@@ -33,7 +33,12 @@ def load_model(config: Config, checkpoint: str) -> nn.Module:
 
 
 def image_steps(config: Config) -> list:
-    """Builds the transforms of a config's test pipeline, without those that load annotations."""
+    """Builds the transforms of a config's test pipeline, without those that load annotations.
+
+    Raises:
+        InputError: It is missing, cannot be built, or loads another number of channels than the model takes.
+    """
+    check_channels(config, 'test')
     init_default_scope(config.get('default_scope', 'mmengine'))
     dataset = innermost_dataset(config.get('test_dataloader', {}).get('dataset', {}))
     steps = [step for step in dataset.get('pipeline') or () if 'Annotation' not in step['type']]

@@ -2,6 +2,6 @@
 
 from .image_folder import ImageFolder
 from .repeat_aug_sampler import RepeatAugSampler
-from .transforms import PackInputs, RandomResizedCrop
+from .transforms import OnRGB, PackInputs, RandomResizedCrop
 
-__all__ = ['ImageFolder', 'PackInputs', 'RandomResizedCrop', 'RepeatAugSampler']
+__all__ = ['ImageFolder', 'OnRGB', 'PackInputs', 'RandomResizedCrop', 'RepeatAugSampler']

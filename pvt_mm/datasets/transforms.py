@@ -1,4 +1,4 @@
-"""Transforms of a classifier's pipeline that MMCV lacks."""
+"""Transforms that MMCV lacks: those of a classifier's pipeline, and of images with more than three channels."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ import mmcv
 import numpy as np
 import torch
 from mmcv.image.geometric import cv2_interp_codes, pillow_interp_codes
-from mmcv.transforms import BaseTransform
+from mmcv.transforms import BaseTransform, Compose
 from mmcv.transforms.utils import cache_randomness
 
 from pvt_mm.registry import TRANSFORMS
@@ -83,6 +83,29 @@ class RandomResizedCrop(BaseTransform):
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}({", ".join(f"{name}={value!r}" for name, value in vars(self).items())})'
+
+
+@TRANSFORMS.register_module()
+class OnRGB(BaseTransform):
+    """Applies transforms that take 3 channels, such as PhotoMetricDistortion, to the first three of an image with more.
+
+    Args:
+        transforms: Configs of transforms, which keep the size of the image.
+    """
+
+    def __init__(self, transforms: Sequence[dict]):
+        self.transforms = Compose(transforms)
+
+    def transform(self, results: dict) -> dict | None:
+        """Changes the first three channels of ``img``, (H, W, C); the others keep their values."""
+        others = results['img'][..., 3:]
+        results = self.transforms({**results, 'img': np.ascontiguousarray(results['img'][..., :3])})
+        if results is not None:
+            results['img'] = np.concatenate([results['img'], others.astype(results['img'].dtype)], axis=-1)
+        return results
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}(transforms={self.transforms})'
 
 
 @TRANSFORMS.register_module()
