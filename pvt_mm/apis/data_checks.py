@@ -1,16 +1,17 @@
 """Checks of the data of a config before a run starts."""
 
 import os
+from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.registry import TRANSFORMS
 
 from pvt_mm.apis.channel_checks import check_channels
-from pvt_mm.apis.coco_checks import check_annotations
+from pvt_mm.apis.coco_checks import check_annotations, predicts_only
 from pvt_mm.apis.config import as_list, leaf_datasets, settings_in, type_name
 from pvt_mm.apis.folder_checks import check_folders
 from pvt_mm.apis.label_map_checks import check_labels
-from pvt_mm.datasets.classes import classes_of
+from pvt_mm.datasets.classes import classes_of, differing_classes, image_folder
 from pvt_mm.utils.errors import InputError, config_errors
 from pvt_mm.utils.text import shorten
 
@@ -30,7 +31,7 @@ def check_data(config: Config, *splits: str) -> None:
             outside of the classes, or a head predicts another number of classes than the data has, or other parts of
             the config another number of channels.
     """
-    check_channels(config)
+    check_channels(config, *splits)
     check_paths(config, *splits)
     for split in splits:
         loader = config.get(f'{split}_dataloader')
@@ -39,9 +40,9 @@ def check_data(config: Config, *splits: str) -> None:
             raise InputError(f'{split}_dataloader.batch_size is {size}: it must be at least 1')
         for dataset in leaf_datasets(loader.dataset) if loader else ():
             _check_pipeline(dataset, split)
-            check_folders(dataset, config, split)
-            _check_heads(dataset, config, split)
+            check_folders(dataset, split)
             check_annotations(dataset, config, split)
+            _check_heads(dataset, config, split)
             _check_same_classes(dataset, config, split)
             check_labels(dataset, config, split)
 
@@ -51,15 +52,17 @@ def check_paths(config: Config, *splits: str) -> None:
     for split in splits:
         loader = config.get(f'{split}_dataloader')
         for dataset in leaf_datasets(loader.dataset) if loader else ():
-            _check_paths(dataset, split)
+            _check_paths(dataset, config, split)
         for evaluator in as_list(config.get(f'{split}_evaluator')):
             path = evaluator.get('ann_file')
             if path and not os.path.exists(path):
                 raise InputError(f'{split}_evaluator.ann_file, {path}, does not exist')
 
 
-def _check_paths(dataset: dict, split: str) -> None:
+def _check_paths(dataset: dict, config: Config, split: str) -> None:
     root, prefix = dataset.get('data_root') or '', dataset.get('data_prefix') or {}
+    if isinstance(prefix, dict) and predicts_only(config, split):
+        prefix = {name: path for name, path in prefix.items() if name != 'seg_map_path'}
     names = [dataset.get('ann_file'), *(prefix.values() if isinstance(prefix, dict) else [prefix])]
     for name in names:
         path = os.path.join(root, name) if isinstance(name, str) else ''
@@ -73,10 +76,10 @@ def describe_missing(path: str, root: str, kind: str) -> str:
     text = f'{path} does not exist' + (f'. {layout}, in {root or "data_root"}' if layout else '')
     if root and not os.path.isdir(root):
         return f'{text}; {_listed(os.path.dirname(os.path.abspath(root)))}: set data_root=PATH in --cfg-options'
-    folder = os.path.dirname(os.path.abspath(path.rstrip('/')))
-    there = '; '.join(dict.fromkeys((_listed(root or '.'), _listed(folder) if os.path.isdir(folder) else '')))
+    folders = dict.fromkeys(map(os.path.abspath, (root, os.path.dirname(path.rstrip('/')))))
+    there = '; '.join(_listed(folder) for folder in folders if os.path.isdir(folder))
     own = f', or train with --data {root or "FOLDER"}' if kind in LAYOUTS else ''
-    return f'{text}; {there.strip("; ")}: set data_root, ann_file and data_prefix of the data sets{own}'
+    return f'{text}; {there}: set data_root, ann_file and data_prefix of the data sets{own}'
 
 
 def _listed(folder: str) -> str:
@@ -105,14 +108,10 @@ def _check_heads(dataset: dict, config: Config, split: str) -> None:
 
 
 def _check_same_classes(dataset: dict, config: Config, split: str) -> None:
-    """Checks that COCO data has the classes of the training data, in their order."""
-    if split == 'train' or not config.get('train_dataloader') or type_name(dataset) != 'CocoDataset':
-        return
-    classes = classes_of(dataset)
-    for other in leaf_datasets(config.train_dataloader.dataset):
-        trained = classes_of(other) if type_name(other) == 'CocoDataset' else classes
-        if trained != classes:
-            raise InputError(
-                f'the classes of the train data are {shorten(trained, 10)}, and those of the {split} data are '
-                f'{shorten(classes, 10)}: they must be the same, in the same order'
-            )
+    """Checks that a data set has the classes of the training data, if there is any, in their order."""
+    for other in leaf_datasets(config.train_dataloader.dataset) if config.get('train_dataloader') else ():
+        folder = image_folder(other)
+        if type_name(other) != type_name(dataset) or (folder is not None and not any(Path(folder).glob('*/'))):
+            continue
+        if difference := differing_classes(classes_of(other), classes_of(dataset), 'train', split):
+            raise InputError(difference)

@@ -34,10 +34,11 @@ class Item:
 
     path: str
     size: tuple[int, int] | None = None  # (H, W) in pixels according to the annotations
-    annotations: list[dict] = field(default_factory=list)  # as in COCO's json
     seg_map: dict | None = None  # the input of MMSegmentation's LoadAnnotations
     label: int | None = None  # the class index of the whole image
-    valid: list[tuple[int, dict]] = field(default_factory=list)  # class index and faultless annotation
+    # Objects to draw: the class index, the annotation, and why training does not learn it, or ''.
+    drawn: list[tuple[int, dict, str]] = field(default_factory=list)
+    exists: bool = True  # False if its absence is among the faults already
 
 
 @dataclass
@@ -46,10 +47,8 @@ class Split(Findings):
 
     classes: list[str] = field(default_factory=list)  # that are trained on
     items: list[Item] = field(default_factory=list)
-    labels: dict[int, int | None] = field(default_factory=dict)  # by COCO category id; None: not trained on
-    with_mask: bool = False  # whether the pipeline loads masks
-    load_map: Any = None  # the pipeline's transform that loads label maps
-    ignored: int = 255  # the label of ignored pixels
+    load: Any = None  # the pipeline's transform that loads images
+    maps: Any = None  # the label maps that were read, a LabelMaps
     remarks: list[str] = field(default_factory=list)  # that are not faults
 
 

@@ -1,7 +1,7 @@
 """Faults in COCO annotations."""
 
 import os
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ class Kind(NamedTuple):
 
     fix: str
     tolerance: float = 0.0  # the share of the annotations, or images, that may have one in training
+    is_repaired: bool = True  # by repair
 
 
 class Fault(NamedTuple):
@@ -24,10 +25,12 @@ class Fault(NamedTuple):
 
     kind: str  # of KINDS
     text: str
+    count: int = 1  # of the annotations, images or categories that it is about
+    fix: str = ''  # what to do, if that of the kind is not enough
 
 
 KINDS = {
-    'invalid annotations': Kind('export the annotations again, as COCO json'),
+    'invalid annotations': Kind('export the annotations again, as COCO json', is_repaired=False),
     'invalid category': Kind('give each category an id, an integer, and a name, a string'),
     'repeated category': Kind('give its objects the id of the other, and remove it'),
     'project as category': Kind('remove it from the categories and from metainfo.classes'),
@@ -41,11 +44,16 @@ KINDS = {
     'invalid box': Kind('write bbox as [x, y, width, height], four numbers in pixels'),
     'empty box': Kind('remove these annotations', FEW),
     'box outside': Kind('write bbox as [x, y, width, height] in pixels of the image', FEW),
-    'invalid area': Kind('set area to that of the mask or box in pixels', FEW),
+    'invalid area': Kind('set area to that of the mask or box in pixels'),
+    'zero area': Kind('set area to that of the mask or box in pixels', FEW),
     'invalid iscrowd': Kind('set iscrowd to 0, or to 1 for a crowd'),
     'only crowds': Kind('set iscrowd to 0'),
-    'no objects': Kind('annotate some objects'),
-    'bad mask': Kind('give each object a segmentation, or train a detector without masks'),
+    'no objects': Kind('annotate some objects', is_repaired=False),
+    'no images': Kind('list images', is_repaired=False),
+    'bad mask': Kind('give each object a segmentation, or train a detector without masks', is_repaired=False),
+    'wrong classes': Kind('set metainfo.classes'),
+    'dropped objects': Kind('correct these annotations', FEW),
+    'invalid pipeline': Kind('correct the pipeline, or the annotations', is_repaired=False),
 }
 
 
@@ -82,13 +90,15 @@ def find_faults(
     images = yield from _image_faults(lists['images'], folder, sampled)
     if annotated or lists['annotations']:
         yield from _annotation_faults(lists['annotations'], images, categories, masks)
-    if annotated:
+    if not lists['images']:
+        yield Fault('no images', 'it lists no images')
+    elif annotated:
         objects = [one for one in lists['annotations'] if not (one.get('iscrowd') or one.get('ignore'))]
         if not lists['annotations']:
             yield Fault('no objects', f'none of its {len(lists["images"])} images has an object')
         elif not objects:
             text = f'all {len(lists["annotations"])} annotations are crowds (iscrowd or ignore), which training ignores'
-            yield Fault('only crowds', text)
+            yield Fault('only crowds', text, len(lists['annotations']))
 
 
 def stops_training(kind: str, count: int, content: dict) -> bool:
@@ -246,11 +256,11 @@ def _faults_of(one: dict, image: tuple | None, categories: set, ids: Counter) ->
         yield Fault('unknown category', f'{place}: {"it has no category_id" if "category_id" in absent else why}')
     yield from _box_faults(one, place, image[1] if image else None)
     area = one.get('area')
-    if not is_number(area, MAX_COORDINATE**2) or area <= 0:
-        why = 'it has no area' if 'area' in absent else f'the area is {area!r:.80}'
-        if is_number(area, MAX_COORDINATE**2):
-            why += ', and training drops it'
+    if not is_number(area, MAX_COORDINATE**2):
+        why = 'it has no area' if 'area' in absent else f'the area {area!r:.80} is not a number'
         yield Fault('invalid area', f'{place}: {why}')
+    elif area <= 0:
+        yield Fault('zero area', f'{place}: the area is {area:g}, and training drops it')
     crowd = one.get('iscrowd')
     if not isinstance(crowd, (int, float)) or crowd not in (0, 1):
         why = 'it has no iscrowd' if 'iscrowd' in absent else f'iscrowd is {crowd!r:.80}, neither 0 nor 1'
@@ -275,19 +285,3 @@ def _box_faults(one: dict, place: str, size: tuple[int, int] | None) -> Iterator
         corners = x < w <= W + SLACK and y < h <= H + SLACK
         hint = '; is it [x1, y1, x2, y2]?' if corners else ''
         yield Fault('box outside', f'{place}: the box {box} exceeds the image of {W} x {H} pixels{hint}')
-
-
-def count_faults(faults: Iterator[Fault]) -> dict[str, tuple[int, str]]:
-    """Returns the number of faults of each kind, and the text of the first."""
-    counts: dict[str, int] = defaultdict(int)
-    first: dict[str, str] = {}
-    for kind, text in faults:
-        counts[kind] += 1
-        first.setdefault(kind, text)
-    return {kind: (counts[kind], text) for kind, text in first.items()}
-
-
-def describe(kind: str, count: int, text: str) -> str:
-    """Returns a line for the faults of a kind: the first of them, how many there are, and what to do."""
-    others = f' ({count:,} such faults)' if count > 1 else ''
-    return f'{text:.400}{others}; {KINDS[kind].fix}'

@@ -125,7 +125,7 @@ def _categories(
         if places.setdefault(key, place) != place:
             first = kept[places[key]]['name']
             raise InputError(f'two categories, {first} and {stripped}, have the id {key}: give each an id of its own')
-    if not kept and (annotations or not classes):
+    if not kept and annotations:
         raise InputError('the json has no categories: add them, each with an id and a name')
     numbers, changed = _numbered([one['id'] for one in kept], lowest=0)
     if changed:
