@@ -1,5 +1,6 @@
 """The user's own data: each layout gives the images and labels of the shapes, and what is wrong is one line."""
 
+import functools
 import hashlib
 import itertools
 import json
@@ -93,6 +94,7 @@ def read_folders(data: OwnData) -> dict[str, dict]:
 READERS = dict(coco=read_coco, label_maps=read_label_maps, folders=read_folders)
 
 
+@functools.cache
 def truth(shapes: Path, kind: str) -> dict[str, dict]:
     """Returns the same of the shapes as they are."""
     if kind != 'coco':
@@ -118,7 +120,7 @@ def test_a_layout_gives_the_images_and_labels_of_the_shapes(name, shapes, tmp_pa
     data = find(layouts.LAYOUTS[name], shapes, tmp_path)
     found, expected = READERS[data.kind](data), truth(shapes, data.kind)
     if name == 'roboflow_folders':  # which has no circles to validate
-        expected['val'] = {image: of for image, of in expected['val'].items() if of != CLASSES[0]}
+        expected = expected | dict(val={image: of for image, of in expected['val'].items() if of != CLASSES[0]})
     names = CLASSES if data.kind != 'label_maps' else layouts.MAP_CLASSES
     assert data.classes == (tuple(f'class_{i}' for i in range(4)) if name == 'flat_masks' else names)
     if name in ONE_SPLIT:
@@ -460,6 +462,47 @@ def test_data_of_another_task_is_named(shapes, tmp_path):
         find_data([str(shapes / 'classification')], tmp_path / 'out', kind='coco')
 
 
+def test_without_a_validation_split_part_of_train_is_validated_and_test_is_kept(shapes, tmp_path):
+    for layout in (layouts.roboflow, layouts.roboflow_folders):
+        root = Path(lay_out(layout, shapes, tmp_path / layout.__name__)[0])
+        shutil.rmtree(root / 'valid')
+        data = find_data([str(root)], tmp_path / 'out')
+        found, expected = READERS[data.kind](data), truth(shapes, data.kind)
+        assert found['train'] | found['val'] == expected['train']
+        assert len(found['val']) == (2 if data.kind == 'coco' else 3)  # one of each class
+        assert found['test'].items() <= expected['val'].items()
+        assert any('no validation split' in line and 'split by the seed 0' in line for line in data.notes)
+
+
+def test_data_may_lie_below_other_folders(shapes, tmp_path):
+    for layout in (layouts.roboflow, layouts.mmseg, layouts.roboflow_folders, layouts.one_folder):
+        outer = tmp_path / layout.__name__ / 'unpacked'
+        lay_out(layout, shapes, outer / 'My project.v1i')
+        write_text(outer / 'README.txt', 'read me')
+        whole = find_data([str(tmp_path / layout.__name__)], tmp_path / 'out')
+        inner = find_data([str(outer / 'My project.v1i')], tmp_path / 'out')
+        assert (whole.classes, whole.counts) == (inner.classes, inner.counts)
+
+
+def test_a_run_in_the_folder_of_the_data_does_not_find_its_own_files(shapes, tmp_path):
+    root = Path(lay_out(layouts.roboflow, shapes, tmp_path / 'data')[0])
+    for work_dir in ('runs/a', 'runs/a', 'work_dirs/b', 'work_dirs/c'):
+        data = find_data([str(root)], root / work_dir / 'data')
+        assert data.counts == dict(train=12, val=6, test=6)
+
+
+def test_names_of_images_may_be_absolute(shapes, tmp_path):
+    path = Path(lay_out(layouts.json_and_folder, shapes, tmp_path / 'data')[0])
+
+    def change(content: dict) -> None:
+        for image in content['images']:
+            image['file_name'] = str(next((tmp_path / 'data/elsewhere').rglob(image['file_name'])))
+
+    edit(path, change)
+    found, expected = read_coco(find_data([str(path)], tmp_path / 'out')), truth(shapes, 'coco')
+    assert found['train'] | found['val'] == expected['train'] | expected['val']
+
+
 # ---- names of label maps, and lists of classes
 
 
@@ -477,6 +520,8 @@ def test_data_of_another_task_is_named(shapes, tmp_path):
         ('images/{}.jpg', 'masks/train/{}.png'),
         ('photos of 2024/{} (1).jpg', 'masks/{} (1)_mask.png'),
         ('{}.jpg', '{}_mask.png'),
+        ('img-{}.jpg', 'mask-{}.png'),
+        ('images/{}.jpg', 'masks/{}.jpg.png'),
     ],
 )
 def test_label_maps_are_found_by_name(image, label_map, shapes, tmp_path):
@@ -568,7 +613,39 @@ def test_ade20k_keeps_its_label_without_a_class(shapes, tmp_path):
     assert np.unique(next(iter(read_label_maps(data)['train'].values())))[-1] == 255
 
 
+@pytest.mark.parametrize('file', ['splits/{}.txt', '{}.txt', 'ImageSets/Segmentation/{}.txt'])
+def test_lists_choose_the_splits(file, shapes, tmp_path):
+    root = tmp_path / 'data'
+    for shape in read_shapes(shapes):
+        copy(shape.image, root / f'images/{shape.name}.v1.jpg')
+        copy(shape.label_map, root / f'masks/{shape.name}.v1.png')
+    for split in ('train', 'val'):
+        names = [f'{shape.name}.v1' for shape in read_shapes(shapes) if shape.split == split]
+        names = [f'images/{name}.jpg masks/{name}.png' for name in names] if 'splits' in file else names
+        write_text(root / file.format(split), '\n'.join(names))
+    assert read_label_maps(find_data([str(root)], tmp_path / 'out')) == truth(shapes, 'label_maps')
+
+
 # ---- folders of classes
+
+
+def test_images_to_validate_without_folders_of_classes_are_an_error(shapes, tmp_path):
+    root = Path(lay_out(layouts.roboflow_folders, shapes, tmp_path / 'data')[0])
+    for path in [*root.glob('valid/*/*.jpg'), *root.glob('test/*/*.jpg')]:
+        path.rename(path.parents[1] / path.name)
+    with pytest.raises(InputError, match='has classes in train, and valid to validate: put the images'):
+        find_data([str(root)], tmp_path / 'out')
+    shutil.rmtree(root / 'valid')  # images to predict may lie in test
+    data = find_data([str(root)], tmp_path / 'out')
+    assert data.counts == dict(train=9, val=3)
+
+
+def test_a_split_may_have_images_of_one_class_only(shapes, tmp_path):
+    root = Path(lay_out(layouts.roboflow_folders, shapes, tmp_path / 'data')[0])
+    shutil.rmtree(root / 'valid/square')
+    data = find_data([str(root)], tmp_path / 'out')
+    assert data.counts == dict(train=12, val=2, test=4)
+    assert 'val has no images of circle, square: it is not evaluated' in data.notes
 
 
 def test_words_of_label_maps_may_be_classes(shapes, tmp_path):

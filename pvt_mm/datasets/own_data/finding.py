@@ -42,7 +42,7 @@ def find_data(paths: Sequence[str], out: str | os.PathLike, seed: int = 0, kind:
         return coco.read_jsons(paths, out, seed)
     if len(paths) != 1:
         raise InputError(f'{len(paths)} folders are given: give the one that contains {shorten(paths)}')
-    tree = read_tree(paths[0])
+    tree = read_tree(paths[0], without=out)
     for name in [kind] if kind else KINDS:
         if data := _READERS[name](tree, out, seed):
             return data

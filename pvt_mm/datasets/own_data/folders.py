@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 from pvt_mm.datasets.own_data.data import OwnData, differing, in_both, summary
 from pvt_mm.datasets.own_data.pairs import role_of
 from pvt_mm.datasets.own_data.splitting import choose_val
-from pvt_mm.datasets.own_data.tree import SPLITS, Tree, split_of
+from pvt_mm.datasets.own_data.tree import SPLITS, Tree, common_folder, split_of
 from pvt_mm.utils.errors import InputError
 from pvt_mm.utils.files import atomic_write
 from pvt_mm.utils.text import shorten
@@ -18,29 +18,44 @@ Found = dict[str | None, dict[str, list[PurePosixPath]]]
 def find(tree: Tree) -> Found:
     """Returns the images of each class of each split (None if there are no splits); empty if it is another layout.
 
-    The layouts are ``<split>/<class>/**`` and ``<class>/**``; the first is also found in subfolders.
+    The layouts are ``<split>/<class>/**`` and ``<class>/**``, in the folder itself or below others.
+
+    Raises:
+        InputError: There are classes to train on, and images to validate that are in no folders of classes.
     """
-    for base in sorted(tree.folders, key=lambda folder: len(folder.parts)):
-        if len(base.parts) > 2:
-            break
+    for base in sorted({folder.parent for folder in tree.folders if split_of(folder.name) == 'train'}, key=_depth):
         part = tree.below(base)
         tops = {path.parts[0] for path in part.images if len(path.parts) > 1}
-        splits = {top: split_of(top) for top in tops if _has_classes(part, top)}
-        chosen = {split: top for top, split in splits.items() if split}
-        if 'train' in chosen and len(chosen) == sum(split is not None for split in splits.values()):
-            return {split: _classes_below(tree, base / chosen[split]) for split in SPLITS if split in chosen}
-    return {None: _classes_below(tree, PurePosixPath('.'))} if _has_classes(tree, '.') else {}
+        train = [top for top in tops if split_of(top) == 'train' and _has_classes(part.below(PurePosixPath(top)))]
+        if len(train) == 1:
+            found = {'train': _classes(tree, base / train[0])}
+            for split in SPLITS[1:]:
+                folders = sorted(base / top for top in tops if split_of(top) == split)
+                classes = {folder: of for folder in folders if (of := _classes(tree, folder))}
+                if len(classes) > 1 or (folders and not classes and split == 'val'):
+                    raise InputError(
+                        f'{tree.root} has classes in {base / train[0]}, and {shorten(folders)} to validate: put the '
+                        'images to validate into one folder, with a folder for each class'
+                    )
+                if classes:
+                    found[split] = next(iter(classes.values()))
+            return found
+    base = common_folder(tree.images)
+    return {None: _classes(tree, base)} if _has_classes(tree.below(base)) else {}
 
 
-def _has_classes(tree: Tree, folder: str) -> bool:
-    """Returns whether most images of a folder lie in subfolders, two at least, whose names say nothing else."""
-    below = tree.below(PurePosixPath(folder))
-    inner = [path.parts[0] for path in below.images if len(path.parts) > 1]
+def _depth(folder: PurePosixPath) -> tuple[int, str]:
+    return len(folder.parts), str(folder)
+
+
+def _has_classes(tree: Tree) -> bool:
+    """Returns whether most images lie in subfolders, two at least, whose names say nothing else."""
+    inner = [path.parts[0] for path in tree.images if len(path.parts) > 1]
     is_class = [not (role_of(name) or split_of(name)) for name in {*inner}]
-    return len(inner) > 0.9 * len(below.images) and len(is_class) > 1 and sum(is_class) >= len(is_class) / 2
+    return len(inner) > 0.9 * len(tree.images) and len(is_class) > 1 and sum(is_class) >= len(is_class) / 2
 
 
-def _classes_below(tree: Tree, folder: PurePosixPath) -> dict[str, list[PurePosixPath]]:
+def _classes(tree: Tree, folder: PurePosixPath) -> dict[str, list[PurePosixPath]]:
     classes: dict[str, list[PurePosixPath]] = defaultdict(list)
     for path in tree.images:
         if path.is_relative_to(folder) and len(parts := path.relative_to(folder).parts) > 1:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from pvt_mm.datasets.image_io import EXTENSIONS
 from pvt_mm.datasets.own_data.tree import SPLIT_OF, Tree, read_lines, split_of
 from pvt_mm.utils.errors import InputError
 from pvt_mm.utils.text import shorten
@@ -42,8 +43,8 @@ def find_pairs(tree: Tree) -> tuple[dict[str | None, list[tuple[PurePosixPath, P
 
     Label maps lie in folders of their own (``annotations``, ``masks``, ``labels``, ``ann_dir``, ``SegmentationClass``,
     ``gtFine``, ...), or next to the images. Their names are those of the images, or differ in words at the end or the
-    beginning such as ``_mask``, ``_labelIds``, ``_L``. Lists in ``ImageSets/`` choose the splits. Second, a line for
-    images without a label map and for label maps without an image, which are left out.
+    beginning such as ``_mask``, ``_labelIds``, ``_L``. Lists such as ``ImageSets/**/train.txt`` choose the splits.
+    Second, a line for images without a label map and for label maps without an image, which are left out.
 
     Raises:
         InputError: There are label maps, and no names of images that agree with theirs, or several for an image.
@@ -161,29 +162,39 @@ def _choose_map(image: _Entry, ends: dict[str, list[_Entry]]) -> _Entry | None:
 
 
 def _pairs_by_name(files: Sequence[_Entry]) -> tuple[list[tuple[_Entry, _Entry]], list[_Entry], list[_Entry]]:
-    """Pairs images with label maps in the same folder, ``a.jpg`` and ``a_mask.png``; also returns all of both."""
+    """Pairs images with label maps in the same folder, ``a.jpg`` and ``a_mask.png``; also returns all of both.
+
+    Most images must have one: ``wine_label.png`` may be an image of a class.
+    """
     maps, images = [], []
     for one in files:
-        last = re.split(r'[-_. ]', one.path.stem)[-1]
-        is_map = last.lower() in _MAP_WORDS and last != one.path.stem and not BRUSH.search(one.path.name)
-        (maps if is_map and not one.is_lossy else images).append(one)
-    return _match_by(images, maps, lambda one: one.path.parent), maps, images
+        words = re.split(r'[-_. ]', one.path.stem.lower())
+        is_map = len(words) > 1 and not {words[0], words[-1]}.isdisjoint(_MAP_WORDS)
+        (maps if is_map and not one.is_lossy and not BRUSH.search(one.path.name) else images).append(one)
+    pairs = _match_by(images, maps, lambda one: one.path.parent) if maps else []
+    return (pairs if 2 * len(pairs) > len(images) else []), maps, images
 
 
 def _by_split(tree: Tree, pairs: Iterable[tuple[_Entry, _Entry]]) -> dict:
     pairs = sorted(pairs, key=lambda pair: pair[0].path)
-    listed = _read_image_sets(tree)
+    listed = _read_lists(tree, {image.path.stem for image, _ in pairs})
     found: dict[str | None, list] = defaultdict(list)
     for image, one in pairs:
         found[listed.get(image.path.stem) or one.split or image.split].append((image.path, one.path))
     return dict(found)
 
 
-def _read_image_sets(tree: Tree) -> dict[str, str]:
-    """Returns the split of each stem that VOC's ``ImageSets/**/train.txt`` and ``val.txt`` list."""
+def _read_lists(tree: Tree, stems: set[str]) -> dict[str, str]:
+    """Returns the split of each stem that lists such as VOC's ``ImageSets/Segmentation/train.txt`` have."""
     listed: dict[str, str] = {}
     for path in tree.ending('.txt'):
-        if 'ImageSets' in path.parts and path.stem.lower() in SPLIT_OF:
-            for line in read_lines(tree.root / path):
-                listed.setdefault(PurePosixPath(line).stem if '/' in line else line, SPLIT_OF[path.stem.lower()])
+        if path.stem.lower() in SPLIT_OF and path.parent.name not in ('Main', 'Action', 'Layout'):  # VOC's other tasks
+            names = [PurePosixPath(line.split()[0]).name for line in read_lines(tree.root / path)]
+            names = [name[: -len(suffix)] if (suffix := _image_suffix(name)) else name for name in names]
+            if 2 * len(stems.intersection(names)) >= len(names):
+                listed |= {name: SPLIT_OF[path.stem.lower()] for name in names if name not in listed}
     return listed
+
+
+def _image_suffix(name: str) -> str:
+    return next((suffix for suffix in EXTENSIONS if name.lower().endswith(suffix)), '')

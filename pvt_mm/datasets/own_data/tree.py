@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -17,7 +17,7 @@ _SPLIT_WORDS = {
     'test': 'test testing tst',
 }
 SPLIT_OF = {word: split for split, words in _SPLIT_WORDS.items() for word in words.split()}
-_IGNORED = ('__MACOSX', '__pycache__', '$RECYCLE.BIN', '@eaDir')
+_IGNORED = ('__MACOSX', '__pycache__', '$RECYCLE.BIN', '@eaDir', 'work_dirs')
 
 
 @dataclass(frozen=True)
@@ -47,17 +47,18 @@ class Tree:
         return Tree(self.root / folder, tuple(files))
 
 
-def read_tree(root: str | os.PathLike) -> Tree:
-    """Lists a folder, following links; hidden files and folders are left out.
+def read_tree(root: str | os.PathLike, without: Path | None = None) -> Tree:
+    """Lists a folder, following links; hidden files and folders are left out, as is the folder ``without``.
 
     Raises:
         InputError: ``root`` is not a folder that can be read.
     """
     root = Path(os.path.abspath(root))
-    return Tree(root, tuple(PurePosixPath(path) for path in sorted(_walk(root, '', (os.path.realpath(root),)))))
+    seen = (os.path.realpath(root), *([os.path.realpath(without)] if without else []))
+    return Tree(root, tuple(PurePosixPath(path) for path in sorted(_walk(root, '', seen))))
 
 
-def _walk(folder: Path, prefix: str, parents: tuple[str, ...]) -> Iterator[str]:
+def _walk(folder: Path, prefix: str, seen: tuple[str, ...]) -> Iterator[str]:
     try:
         with os.scandir(folder) as entries:
             found = [entry for entry in entries if not entry.name.startswith('.') and entry.name not in _IGNORED]
@@ -66,8 +67,13 @@ def _walk(folder: Path, prefix: str, parents: tuple[str, ...]) -> Iterator[str]:
     for entry in found:
         if not entry.is_dir():
             yield prefix + entry.name
-        elif (real := os.path.realpath(entry.path)) not in parents:  # a link to a folder above it
-            yield from _walk(Path(entry.path), f'{prefix}{entry.name}/', (*parents, real))
+        elif (real := os.path.realpath(entry.path)) not in seen:  # a link to a folder above it
+            yield from _walk(Path(entry.path), f'{prefix}{entry.name}/', (*seen, real))
+
+
+def common_folder(files: Iterable[PurePosixPath]) -> PurePosixPath:
+    """Returns the folder that all files are in or below."""
+    return PurePosixPath(os.path.commonpath([file.parent for file in files] or ['']))
 
 
 def split_of(name: str) -> str | None:
