@@ -27,6 +27,9 @@ from tests.layouts import Layout, copy, key, read_shapes, write_text
 # The layouts that have splits of their own, in which the shapes' train and val stay what they are.
 ONE_SPLIT = ('cvat', 'label_studio', 'label_studio_local', 'one_json', 'json_and_folder', 'flat_masks', 'one_folder')
 
+# Data sets without transforms, and without collecting garbage as they are built, which takes half a second.
+UNSERIALIZED = dict(pipeline=[], serialize_data=False)
+
 
 def digests(root: Path) -> dict[str, str]:
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in root.rglob('*') if path.is_file()}
@@ -51,9 +54,9 @@ def read_coco(data: OwnData) -> dict[str, dict]:
     for split, settings in data.splits.items():
         dataset = CocoDataset(
             metainfo=dict(classes=data.classes),
-            pipeline=[],
             filter_cfg=dict(filter_empty_gt=split == 'train'),
             test_mode=split != 'train',
+            **UNSERIALIZED,
             **settings,
         )
         assert dataset.metainfo['classes'] == data.classes
@@ -71,7 +74,7 @@ def read_coco(data: OwnData) -> dict[str, dict]:
 def read_label_maps(data: OwnData) -> dict[str, dict]:
     found = {}
     for split, settings in data.splits.items():
-        dataset = BaseSegDataset(metainfo=dict(classes=data.classes), pipeline=[], **settings)
+        dataset = BaseSegDataset(metainfo=dict(classes=data.classes), **UNSERIALIZED, **settings)
         load = LoadAnnotations()
         found[split] = {
             key(info['img_path']): load(info)['gt_seg_map'].tolist()
@@ -84,7 +87,7 @@ def read_label_maps(data: OwnData) -> dict[str, dict]:
 def read_folders(data: OwnData) -> dict[str, dict]:
     found = {}
     for split, settings in data.splits.items():
-        dataset = ImageFolder(metainfo=dict(classes=data.classes), pipeline=[], **settings)
+        dataset = ImageFolder(metainfo=dict(classes=data.classes), **UNSERIALIZED, **settings)
         infos = [dataset.get_data_info(i) for i in range(len(dataset))]
         found[split] = {key(info['img_path']): data.classes[info['gt_label']] for info in infos}
         assert data.counts[split] == len(dataset)
@@ -415,6 +418,9 @@ def _other(name: str, root: Path) -> str:
         for file in ('a.json', 'b.json'):
             write_text(root / file, json.dumps(dict(images=[])))
         return 'contains 2 COCO json files for training'
+    if name == 'truncated':
+        write_text(root / 'labels.json', '{"images": [{"id": 1, ')
+        return 'labels.json is not json.*export the annotations again'
     if name == 'unlike':
         _image(root / 'masks/x.png')
         return 'no label map in .* has the name of an image'
@@ -441,6 +447,7 @@ def _other(name: str, root: Path) -> str:
         'documents',
         'only_val',
         'several',
+        'truncated',
         'unlike',
         'ambiguous',
         'empty',

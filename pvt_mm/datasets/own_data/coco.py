@@ -73,7 +73,9 @@ def find_jsons(tree: Tree) -> dict[str | None, tuple[PurePosixPath, dict]]:
         paths = usual or [path for path in paths if not any(word in path.name.lower() for word in _NOT_INSTANCES)]
         several = []
         for path in paths[:_MANY]:
-            content = read_coco(tree.root / path) if path in usual else read_other(tree.root / path)
+            content = read_other(tree.root / path)
+            if content is None or (path in usual and not isinstance(content, dict)):
+                content = read_coco(tree.root / path)  # says what is wrong
             if isinstance(content, dict) and not describe_json(content):
                 several.append((path, content))
         if len(several) > 1:
