@@ -10,20 +10,22 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.runner import Runner
+from torch import nn
 
 from pvt_mm.apis import data_checks, flags, schedule, weight_checks
 from pvt_mm.apis.config import READ_BY_TOOLS, check_submodules, settings_of
 from pvt_mm.apis.image_size import check_size, use_size
-from pvt_mm.apis.launch import build_runner, prepare_config, report_lost_ranks, report_unknown_arguments
+from pvt_mm.apis.launch import build_model, build_runner, prepare_config, report_lost_ranks, report_unknown_arguments
 from pvt_mm.apis.own_data import count_images, find_own_data, parts_of, use_data
 from pvt_mm.apis.published import published_weights
 from pvt_mm.apis.ranks import on_each_machine, on_first_rank
+from pvt_mm.apis.rehearsal import rehearse
+from pvt_mm.apis.resuming import report_changes
 from pvt_mm.checkpoint.reader import safe_reading
 from pvt_mm.datasets.image_io import report_unreadable_images
 from pvt_mm.engine.randomness import check_deterministic
 from pvt_mm.utils.errors import CheckpointError, InputError
 from pvt_mm.utils.files import atomic_write
-from pvt_mm.utils.text import shorten
 
 
 def train(
@@ -38,6 +40,7 @@ def train(
     scale_lr: bool = True,
     auto_scale_lr: bool = False,
     resume: bool | str = False,
+    new_schedule: bool = False,
     validate: bool = True,
     amp: str | None = None,
     compile: bool = False,
@@ -64,6 +67,8 @@ def train(
         scale_lr: Whether to scale the learning rate to the batch, with ``data`` and without a rate in ``cfg_options``.
         auto_scale_lr: Scale the learning rate by the batch over ``auto_scale_lr.base_batch_size``, as MMEngine does.
         resume: Whether to resume from the last checkpoint in the work directory, or the path of another one.
+        new_schedule: Whether a resumed run takes the settings of the optimizer, its learning rate included, and the
+            schedule from the config, not from the checkpoint.
         validate: Whether to evaluate during training.
         amp: ``'fp16'`` or ``'bf16'``: mixed precision, on a GPU.
         compile: Whether to compile backbone, neck and dense heads.
@@ -112,6 +117,7 @@ def train(
         start = cfg.get('load_from')
         if resume:
             flags.resume(cfg, 'auto' if resume is True else resume)
+            flags.use_new_schedule(cfg, new_schedule)
         else:
             on_first_rank(flags.warn_of_other_run, cfg.work_dir)
         runner = _checked_runner(cfg)
@@ -140,8 +146,7 @@ def _use_data(config: Config, path: str, data: list[str], options: dict, resume:
     own = find_own_data(config, path, data, resume)
     use_data(config, own, path)
     schedule.fit_loading(config, _processes(config))
-    counts = ', '.join(f'{count} images for {split}' for split, count in own.counts.items())
-    return [f'--data {" ".join(data)}: {counts}; {len(own.classes)} classes: {shorten(own.classes, 20)}', *own.notes]
+    return [f'data: {note}' for note in own.notes]
 
 
 def _use_sizes(config: Config, own_data: bool, batch: int | None, epochs: int | None, size: int | None) -> list[str]:
@@ -202,15 +207,23 @@ def _checked_runner(config: Config) -> Runner:
     on_first_rank(weight_checks.check_init_weights, config)
     if config.get('resume'):
         on_first_rank(weight_checks.check_resumable, config.load_from)
+    on_first_rank(rehearse, config)
+    _check_weights(config, build_model(config))
     runner = build_runner(config)
-    check_submodules(config, runner.model)
     flags.report_batch_size(config, runner.world_size, runner.logger)
     check_deterministic(runner.model)
-    on_first_rank(weight_checks.check_pretrained, runner.model)
+    if config.get('resume'):
+        on_first_rank(report_changes, config, config.load_from)
+    return runner
+
+
+def _check_weights(config: Config, model: nn.Module) -> None:
+    """Checks that weights to start from fit the model, before the runner is built, which logs hundreds of lines."""
+    check_submodules(config, model)
+    on_first_rank(weight_checks.check_pretrained, model)
     if config.get('load_from'):
         with _weights_advice(config):
-            weight_checks.check_checkpoint_of_ranks(runner.model, config.load_from, strict=bool(config.get('resume')))
-    return runner
+            weight_checks.check_checkpoint_of_ranks(model, config.load_from, strict=bool(config.get('resume')))
 
 
 @contextlib.contextmanager
