@@ -62,6 +62,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="resume from a checkpoint; 'auto' or no value: from the last one in the work directory",
     )
     parser.add_argument(
+        '--new-schedule',
+        action='store_true',
+        help='with --resume: take the learning rate and the schedule from the config, not from the checkpoint',
+    )
+    parser.add_argument(
         '--vis',
         action='append',
         default=[],

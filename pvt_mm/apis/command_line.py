@@ -32,7 +32,9 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Exits with 2 and one line, with a similar option where one is unknown."""
         name, _, unknown = message.partition('unrecognized arguments: ')
-        near = difflib.get_close_matches(unknown.split('=')[0].split(' ')[0], self._option_string_actions, n=1, cutoff=0.7)
+        near = difflib.get_close_matches(
+            unknown.split('=')[0].split(' ')[0], self._option_string_actions, n=1, cutoff=0.7
+        )
         if not name and near:
             message += f' (did you mean {near[0]}?)'
         _exit(2, f'{self.prog}: error: {" ".join(message.split())}; {self.prog} --help lists all options')

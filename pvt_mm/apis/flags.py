@@ -15,6 +15,7 @@ from mmengine.runner.checkpoint import find_latest_checkpoint
 
 from pvt_mm.apis.config import check_file, innermost_dataset
 from pvt_mm.apis.ranks import on_first_rank
+from pvt_mm.apis.resuming import NEW_SCHEDULE
 from pvt_mm.apis.weight_checks import check_resumable
 from pvt_mm.utils.errors import CheckpointError, InputError
 
@@ -71,6 +72,12 @@ def use_trackers(config: Config, names: Sequence[str]) -> None:
         if backend not in visualizer['vis_backends']:
             visualizer['vis_backends'] = [*visualizer['vis_backends'], backend]
     config.visualizer = visualizer
+
+
+def use_new_schedule(config: Config, wanted: bool) -> None:
+    """Adds the hook with which a resumed run takes learning rate and schedule from the config (``--new-schedule``)."""
+    if wanted:
+        _add_hook(config, NEW_SCHEDULE)
 
 
 def _add_hook(config: Config, kind: str) -> None:

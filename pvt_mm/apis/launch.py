@@ -3,18 +3,21 @@
 import argparse
 import atexit
 import contextlib
+import copy
 import glob
 import os
 import re
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import RUNNERS, init_default_scope
+from mmengine.registry import MODELS, RUNNERS, init_default_scope
 from mmengine.runner import Runner
+from torch import nn
 
 from pvt_mm.apis.config import import_scope, load_config
 from pvt_mm.apis.ranks import exit_after_another_rank, join_ranks
@@ -37,6 +40,18 @@ def prepare_config(args: argparse.Namespace) -> Config:
         _distribute_on_cpu(config)
     init_default_scope(config.get('default_scope', 'mmengine'))
     return config
+
+
+def build_model(config: Config) -> nn.Module:
+    """Builds the model of a config on the CPU, as the runner will, or raises an InputError.
+
+    The runner logs the environment and the config before it builds anything: an error before that is one line.
+    """
+    cfg = copy.deepcopy(config.model)
+    if config.get('data_preprocessor') is not None:
+        cfg.setdefault('data_preprocessor', copy.deepcopy(config.data_preprocessor))
+    with config_errors('the config cannot be built'):
+        return MODELS.build(cfg)
 
 
 def build_runner(config: Config) -> Runner:
@@ -91,9 +106,14 @@ def _check_work_dir(work_dir: str) -> None:
     """Raises an InputError if the work directory cannot be made, without making it: MMEngine does, after all checks."""
     folder = Path(work_dir).absolute()
     there = next(path for path in (folder, *folder.parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        why = f'{there} cannot be written' if there.is_dir() else f'{there} is a file'
-        raise InputError(f'the work directory {work_dir} cannot be made: {why}; choose another with --work-dir')
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            return
+    except NotADirectoryError:
+        why = f'{there} is a file'
+    except OSError:  # os.access says that root can write everywhere
+        why = f'{there} cannot be written'
+    raise InputError(f'the work directory {work_dir} cannot be made: {why}; choose another with --work-dir')
 
 
 def _distribute_on_cpu(config: Config) -> None:
