@@ -12,6 +12,7 @@ from pvt_mm.apis.config import as_list, leaf_datasets, settings_in, type_name
 from pvt_mm.apis.folder_checks import check_folders
 from pvt_mm.apis.label_map_checks import check_labels
 from pvt_mm.datasets.classes import classes_of, differing_classes, image_folder
+from pvt_mm.datasets.folder_faults import SPLIT_FOLDERS
 from pvt_mm.utils.errors import InputError, config_errors
 from pvt_mm.utils.text import shorten
 
@@ -41,9 +42,9 @@ def check_data(config: Config, *splits: str) -> None:
         for dataset in leaf_datasets(loader.dataset) if loader else ():
             _check_pipeline(dataset, split)
             check_folders(dataset, split)
+            _check_same_classes(dataset, config, split)
             check_annotations(dataset, config, split)
             _check_heads(dataset, config, split)
-            _check_same_classes(dataset, config, split)
             check_labels(dataset, config, split)
 
 
@@ -76,6 +77,10 @@ def describe_missing(path: str, root: str, kind: str) -> str:
     text = f'{path} does not exist' + (f'. {layout}, in {root or "data_root"}' if layout else '')
     if root and not os.path.isdir(root):
         return f'{text}; {_listed(os.path.dirname(os.path.abspath(root)))}: set data_root=PATH in --cfg-options'
+    parent, name = os.path.split(os.path.abspath(path.rstrip('/')))
+    names = next((names for names in SPLIT_FOLDERS.values() if name in names), ())
+    if same := next((other for other in names if os.path.isdir(os.path.join(parent, other))), None):
+        return f'{text}, but {os.path.join(parent, same)} does: name it in data_prefix'
     folders = dict.fromkeys(map(os.path.abspath, (root, os.path.dirname(path.rstrip('/')))))
     there = '; '.join(_listed(folder) for folder in folders if os.path.isdir(folder))
     own = f', or train with --data {root or "FOLDER"}' if kind in LAYOUTS else ''

@@ -1,40 +1,29 @@
 """Checks of image folders before a run starts."""
 
 import os
-from pathlib import Path
+from itertools import islice
 
-from mmengine.config import Config
-
-from pvt_mm.apis.config import leaf_datasets
+from pvt_mm.apis.faults import report
 from pvt_mm.datasets.classes import classes_of, image_folder
-from pvt_mm.datasets.image_folder import find_images
-from pvt_mm.utils.errors import InputError
-from pvt_mm.utils.text import shorten
+from pvt_mm.datasets.folder_faults import MAX_COMPARED, find_folder_faults, find_repeated_images
+from pvt_mm.datasets.image_folder import find_images, read_list
 
 
-def check_folders(dataset: dict, config: Config, split: str) -> None:
-    """Checks that an ImageFolder has two classes, an image of each, and the classes of the training data if any."""
+def check_folders(dataset: dict, split: str) -> None:
+    """Checks that an ImageFolder has two classes, and an image of each in a folder of its own, or a valid list.
+
+    Raises:
+        InputError: It does not. Images of two classes, or of none, are warnings.
+    """
     folder = image_folder(dataset)
     if folder is None:
         return
-    classes = classes_of(dataset)
-    if len(classes) < 2:
-        raise InputError(f'the {split} data has one class, {classes[0]}: {folder} must have a folder for each class')
-    empty = [name for name in classes if not any(find_images(os.path.join(folder, name)))]
-    if empty:
-        raise InputError(
-            f'the {split} data has no image of {shorten(empty)}: fill the folder in {folder}, or remove it'
-        )
-    for other in leaf_datasets(config.train_dataloader.dataset) if config.get('train_dataloader') else ():
-        trained_on = image_folder(other)
-        if not trained_on or not any(Path(trained_on).glob('*/')):
-            continue
-        trained = classes_of(other)
-        for lacking, names in ((folder, set(trained) - set(classes)), (trained_on, set(classes) - set(trained))):
-            if names:
-                raise InputError(
-                    f'the classes of the train and the {split} data differ: {lacking} has no {shorten(sorted(names))}; '
-                    'give both the same folders, or name the classes of both with metainfo.classes'
-                )
-        if trained != classes:
-            raise InputError(f'metainfo.classes of the train and the {split} data differ in order: write them alike')
+    classes, ann_file = classes_of(dataset), dataset.get('ann_file')
+    report(find_folder_faults(folder, classes, bool(ann_file)), split)
+    if ann_file:
+        images = read_list(os.path.join(dataset.get('data_root') or '', ann_file), folder, classes)
+    else:
+        listed = ((label, find_images(os.path.join(folder, name))) for label, name in enumerate(classes))
+        found = (dict(img_path=path, gt_label=label) for label, paths in listed for path in paths)
+        images = list(islice(found, MAX_COMPARED + 1))
+    report(find_repeated_images(images), split)

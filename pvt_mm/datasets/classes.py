@@ -32,9 +32,18 @@ def classes_of(dataset: dict) -> list[str]:
         given = list_from_file(given)
     folder = image_folder(dataset)
     if folder is not None:
-        return list(find_classes(folder, given))
+        has_list = bool(dataset.get('ann_file'))
+        return list(given if given and has_list else find_classes(folder, given))
+    of_type = _classes_of_type(dataset)
+    others = sorted({*given} - {*of_type}) if given and of_type and _selects_classes(dataset) else []
+    if others:
+        raise InputError(
+            f'{dataset["type"]} has its own {len(of_type)} classes and labels, without {shorten(others)}: '
+            "for classes of your own, set type='BaseSegDataset' and reduce_zero_label=False (or True if the label 0 of "
+            'the label maps is no class)'
+        )
     if given is None:
-        given = _classes_of_type(dataset)
+        given = of_type
     twice = sorted({name for name in given or () if list(given).count(name) > 1})
     if twice:
         raise InputError(f'metainfo.classes has {shorten(twice)} twice: name each class once')
@@ -51,12 +60,22 @@ def _classes_of_type(dataset: dict) -> Sequence[str] | None:
         return getattr(registry.get(dataset['type']), 'METAINFO', {}).get('classes')
 
 
+def _selects_classes(dataset: dict) -> bool:
+    """Returns whether classes that are given select some of those of the type, as in MMSegmentation."""
+    with DATASETS.switch_scope_and_registry(None) as registry:
+        return hasattr(registry.get(dataset['type']), 'get_label_map')
+
+
 def differing_classes(trained: Sequence[str], tested: Sequence[str], train: str, test: str) -> str:
     """Returns how the classes of two data sets, called ``train`` and ``test``, differ, and what to do; '' if not."""
     if list(trained) == list(tested):
         return ''
-    names = [(train, sorted(set(tested) - set(trained))), (test, sorted(set(trained) - set(tested)))]
-    lacking = [f'the {split} data has no {shorten(missing)}' for split, missing in names if missing]
-    if lacking:
-        return f'the classes of the {train} and the {test} data differ: {"; ".join(lacking)}'
-    return f'metainfo.classes of the {train} and the {test} data differ in order: write them alike'
+    what, listed = f'the classes of the {train} and the {test} data differ', {train: trained, test: tested}
+    lacking = [(train, set(tested) - set(trained)), (test, set(trained) - set(tested))]
+    told = [f'the {split} data has no {shorten(sorted(names))}' for split, names in lacking if names]
+    if not told:
+        what = f'{what} in order'
+        told = [f'those of the {split} data are {shorten(classes, 10)}' for split, classes in listed.items()]
+    return (
+        f'{what}: {", and ".join(told)}; give both the same metainfo.classes (for an ImageFolder, or the same folders)'
+    )

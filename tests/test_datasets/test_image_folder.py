@@ -145,3 +145,58 @@ def test_errors_of_other_transforms_are_not_the_images(root):
     dataset = ImageFolder(data_root=str(root), data_prefix='train', pipeline=[dict(type='LoadImageFromFile'), fail])
     with pytest.raises(OSError, match='a bug'):
         dataset[0]
+
+
+# --------------------------------------------------------------------------------------------------------------- lists
+
+
+def from_list(root, text: str, **settings) -> ImageFolder:
+    (root / 'list.txt').write_text(text)
+    return ImageFolder(**{**dict(data_root=str(root), data_prefix='train', ann_file='list.txt'), **settings})
+
+
+def test_a_list_chooses_images_and_gives_their_classes(root):
+    text = '\ufeffb/2.jpg 1\r\n\nb/10.jpg 1\na/below/2.PNG  0\n'
+    paths = [
+        (str(root / 'train' / name), label) for name, label in (('b/2.jpg', 1), ('b/10.jpg', 1), ('a/below/2.PNG', 0))
+    ]
+    dataset = from_list(root, text)
+    assert (listed(dataset), dataset.metainfo['classes']) == (paths, ('a', 'b'))
+    (root / 'b 1').mkdir()
+    (root / 'b 1/x y.jpg').touch()
+    dataset = from_list(root, 'b 1/x y.jpg 1', data_prefix='', metainfo=dict(classes=('dog', 'cat')))
+    assert listed(dataset) == [(str(root / 'b 1/x y.jpg'), 1)]
+    assert dataset.metainfo['classes'] == ('dog', 'cat')
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        (
+            'a/0.jpeg 0\nb/1.jpg\n',
+            r"list.txt, line 2: b/1.jpg: a line is an image's path below .*/train, a space, and the",
+        ),
+        ('a/0.jpeg -1\n', 'line 1: a/0.jpeg -1: a line is'),
+        ('a/0.jpeg 0.0\n', 'line 1: .*: a line is'),
+        ('0\n', 'line 1: 0: a line is'),
+        ('\n\na/0.jpeg 2\n', 'line 3: a/0.jpeg 2: the 2 classes are 0 to 1: a, b'),
+        ('train/a/0.jpeg 0\n', 'line 1: .*train/train/a/0.jpeg does not exist'),
+        ('a/0.jpeg 0\na/0.jpeg 1\n', 'line 2: a/0.jpeg 1: another line gives the image the class 0'),
+        (
+            'a/0.jpeg 1\n',
+            'line 1: .*: the image is in the folder a, and the class 1 is b: number the classes in the order',
+        ),
+        ('\n', 'list.txt is empty'),
+    ],
+)
+def test_lists_that_are_wrong(text, message, root):
+    with pytest.raises(InputError, match=message) as raised:
+        from_list(root, text)
+    assert '\n' not in str(raised.value)
+
+
+def test_lists_that_cannot_be_read(root):
+    (root / 'latin.txt').write_bytes(b'\xe9/1.jpg 0')
+    for name, message in (('gone.txt', 'No such file'), ('latin.txt', 'utf-8')):
+        with pytest.raises(InputError, match=rf'the list of images .*/{name} cannot be read: .*{message}'):
+            ImageFolder(data_root=str(root), data_prefix='train', ann_file=name)

@@ -7,6 +7,7 @@ from mmengine.config import Config
 from mmengine.registry import TRANSFORMS
 
 from pvt_mm.analysis.dataset_check.findings import Findings, Item, Split, find_step
+from pvt_mm.apis.coco_checks import predicts_only
 from pvt_mm.apis.config import as_list
 from pvt_mm.datasets.label_maps import LabelMaps, find_file_faults
 
@@ -15,7 +16,7 @@ def list_maps(split: Split, dataset: Any, pipeline: Sequence[dict], config: Conf
     step = find_step(pipeline, 'LoadAnnotations')
     infos = dataset.load_data_list()
     split.items = [Item(info['img_path'], seg_map=info if 'seg_map_path' in info else None) for info in infos]
-    has_maps = bool(dataset.data_prefix.get('seg_map_path') and step)
+    has_maps = bool(dataset.data_prefix.get('seg_map_path') and step) and not predicts_only(config, split.name)
     for fault in find_file_faults(dataset, infos):
         if fault.kind == 'missing label map' or (fault.kind == 'missing image' and not fault.is_warning):
             split.remarks += [fault.text] if has_maps else []  # each of them is a fault, found when it is read
@@ -23,6 +24,7 @@ def list_maps(split: Split, dataset: Any, pipeline: Sequence[dict], config: Conf
             split.add(fault.kind, fault.text)
     if not has_maps:
         split.classes = []  # without label maps no class has examples
+        split.remarks.append('label maps are not read: predictions can be written, not evaluated')
         return
     heads = as_list(config.model.get('module', config.model).get('decode_head'))
     head = heads[-1] if heads else {}

@@ -5,12 +5,12 @@ import io
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from threading import Lock
-from typing import NamedTuple
 
 import numpy as np
 from mmengine import fileio
 from PIL import Image
 
+from pvt_mm.datasets.faults import Fault
 from pvt_mm.datasets.label_maps.repair import grey_scale, list_colors, rgb
 from pvt_mm.utils.text import shorten
 
@@ -19,14 +19,6 @@ BACKGROUNDS = ('background', '_background_', 'bg', 'unlabeled', 'unlabelled', 'v
 SAMPLED = 100  # label maps that are read again to say more about a fault
 NAME_BACKGROUND = 'name the background too, as the class 0 in metainfo.classes, and set num_classes=2'
 CONVERT = 'give each pixel the number of its class, from 0, or let tools/train.py --data do it'
-
-
-class Fault(NamedTuple):
-    """A fault: its kind, and a line that says where and what it is, and what to do."""
-
-    kind: str
-    text: str
-    is_warning: bool = False  # whether one can train all the same
 
 
 class LabelMaps:

@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from pvt_mm.datasets.faults import Fault
 from pvt_mm.datasets.image_io import EXTENSIONS
-from pvt_mm.datasets.label_maps.faults import Fault
 from pvt_mm.utils.text import shorten
 
 
