@@ -136,7 +136,7 @@ def test_a_layout_gives_the_images_and_labels_of_the_shapes(name, shapes, tmp_pa
     assert data.has_masks == (data.kind == 'coco')
     assert f'{data.counts["train"]} images to train, {data.counts["val"]} to validate' in data.notes[0]
     for path in (value for one in data.splits.values() for value in (one['ann_file'], *one['data_prefix'].values())):
-        assert os.path.isabs(path) or path == ''
+        assert os.path.isabs(path) or data.kind == 'folders'
 
 
 def test_the_kind_chooses_among_several_layouts_in_one_folder(shapes, tmp_path):
@@ -664,6 +664,15 @@ def test_words_of_label_maps_may_be_classes(shapes, tmp_path):
     copy(next((root / 'no_mask').iterdir()), root / 'train/b.jpg')
     data = find_data([str(root)], tmp_path / 'out')
     assert (data.kind, data.classes) == ('folders', ('mask', 'no_mask', 'train', 'with_mask'))
+
+
+def test_a_class_may_have_the_name_of_a_split(shapes, tmp_path):
+    root = Path(lay_out(layouts.roboflow_folders, shapes, tmp_path / 'data')[0])
+    for path in root.glob('*/square'):
+        path.rename(path.with_name('train'))
+    data = find_data([str(root)], tmp_path / 'out')
+    assert data.classes == ('circle', 'train', 'triangle')
+    assert {*read_folders(data)['val'].values()} == {'train', 'triangle'}
 
 
 def test_hidden_files_and_empty_folders_are_no_data(shapes, tmp_path):

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from pvt_mm.datasets.own_data.data import OwnData, differing, in_both, summary
 from pvt_mm.datasets.own_data.pairs import role_of
@@ -11,8 +12,16 @@ from pvt_mm.utils.errors import InputError
 from pvt_mm.utils.files import atomic_write
 from pvt_mm.utils.text import shorten
 
-# The images of each class of each split; None are those that are to be split.
-Found = dict[str | None, dict[str, list[PurePosixPath]]]
+
+class Split(NamedTuple):
+    """A folder with a folder for each class, and the images of each, by their paths in it."""
+
+    folder: PurePosixPath
+    images: dict[str, list[PurePosixPath]]
+
+
+# None is one that is to be split.
+Found = dict[str | None, Split]
 
 
 def find(tree: Tree) -> Found:
@@ -28,17 +37,17 @@ def find(tree: Tree) -> Found:
         tops = {path.parts[0] for path in part.images if len(path.parts) > 1}
         train = [top for top in tops if split_of(top) == 'train' and _has_classes(part.below(PurePosixPath(top)))]
         if len(train) == 1:
-            found = {'train': _classes(tree, base / train[0])}
+            found: Found = {'train': _classes(tree, base / train[0])}
             for split in SPLITS[1:]:
                 folders = sorted(base / top for top in tops if split_of(top) == split)
-                classes = {folder: of for folder in folders if (of := _classes(tree, folder))}
+                classes = [of for folder in folders if (of := _classes(tree, folder)).images]
                 if len(classes) > 1 or (folders and not classes and split == 'val'):
                     raise InputError(
                         f'{tree.root} has classes in {base / train[0]}, and {shorten(folders)} to validate: put the '
                         'images to validate into one folder, with a folder for each class'
                     )
                 if classes:
-                    found[split] = next(iter(classes.values()))
+                    found[split] = classes[0]
             return found
     base = common_folder(tree.images)
     return {None: _classes(tree, base)} if _has_classes(tree.below(base)) else {}
@@ -55,12 +64,12 @@ def _has_classes(tree: Tree) -> bool:
     return len(inner) > 0.9 * len(tree.images) and len(is_class) > 1 and sum(is_class) >= len(is_class) / 2
 
 
-def _classes(tree: Tree, folder: PurePosixPath) -> dict[str, list[PurePosixPath]]:
-    classes: dict[str, list[PurePosixPath]] = defaultdict(list)
-    for path in tree.images:
-        if path.is_relative_to(folder) and len(parts := path.relative_to(folder).parts) > 1:
-            classes[parts[0]].append(path)
-    return dict(sorted(classes.items()))
+def _classes(tree: Tree, folder: PurePosixPath) -> Split:
+    images: dict[str, list[PurePosixPath]] = defaultdict(list)
+    for path in tree.below(folder).images:
+        if len(path.parts) > 1:
+            images[path.parts[0]].append(path)
+    return Split(folder, dict(sorted(images.items())))
 
 
 def read(tree: Tree, out: Path, seed: int) -> OwnData | None:
@@ -73,34 +82,39 @@ def read(tree: Tree, out: Path, seed: int) -> OwnData | None:
         whole = found.pop(None, None) or found['train']
         found |= _split(tree, whole, seed)
         notes.append(f'no validation split: the images were split by the seed {seed}, see {out}')
-    classes = tuple(found['train'])
-    for split, images in found.items():
-        other = [name for name in images if name not in classes]
+    classes = tuple(found['train'].images)
+    for split, one in found.items():
+        other = [name for name in one.images if name not in classes]
         if other:
             raise InputError(f'{tree.root} has images of {shorten(other)} in {split}, and none in train: add some')
-    notes += differing({split: {*found[split]} for split in ('train', 'val')}, classes, 'images')
-    paths = {split: [path for of in found[split].values() for path in of] for split in SPLITS if split in found}
-    notes += in_both({str(path) for path in paths['train']}, {str(path) for path in paths['val']})
+    notes += differing({split: {*found[split].images} for split in ('train', 'val')}, classes, 'images')
+    paths = {
+        split: [str(found[split].folder / path) for of in found[split].images.values() for path in of]
+        for split in SPLITS
+        if split in found
+    }
+    notes += in_both({*paths['train']}, {*paths['val']})
     splits = {}
     for split in paths:
+        folder, images = found[split]
+        lines = [f'{path} {label}\n' for label, name in enumerate(classes) for path in images.get(name, ())]
         ann_file = out / f'{split}.txt'
-        lines = [f'{path} {label}\n' for label, name in enumerate(classes) for path in found[split].get(name, ())]
         with atomic_write(ann_file) as temporary:
             temporary.write_text(''.join(lines), encoding='utf-8')
-        splits[split] = dict(data_root=f'{tree.root}/', data_prefix=dict(img_path=''), ann_file=str(ann_file))
+        splits[split] = dict(data_root=f'{tree.root}/', data_prefix=dict(img_path=f'{folder}/'), ann_file=str(ann_file))
     counts = {split: len(of) for split, of in paths.items()}
     notes.insert(0, f'folders of classes: {summary(counts, classes)}')
     return OwnData('folders', classes, splits, counts, notes=notes)
 
 
-def _split(tree: Tree, images: dict[str, list[PurePosixPath]], seed: int) -> Found:
+def _split(tree: Tree, one: Split, seed: int) -> Found:
     """Returns the images to train on and to validate."""
-    val = choose_val({str(path): [name] for name, paths in images.items() for path in paths}, seed)
+    val = choose_val({str(path): [name] for name, paths in one.images.items() for path in paths}, seed)
     if not val:
         raise InputError(f'{tree.root} is too small to split: put images to validate into val/<class>/')
-    parts: Found = {'train': {}, 'val': {}}
-    for name, paths in images.items():
+    parts: dict[str, dict] = {'train': {}, 'val': {}}
+    for name, paths in one.images.items():
         for split, part in parts.items():
             if chosen := [path for path in paths if (str(path) in val) == (split == 'val')]:
                 part[name] = chosen
-    return parts
+    return {split: Split(one.folder, part) for split, part in parts.items()}
