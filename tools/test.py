@@ -15,7 +15,8 @@ from pvt_mm.utils.text import json_text
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(
-        description=__doc__ + ' The last line of the output is the metrics as JSON.',
+        description=__doc__
+        + ' Without ground truth it writes the predictions. The last line of the output is the metrics as JSON.',
         epilog='Example: tools/test.py configs/retinanet/pvt_s_1x.py work_dirs/pvt_s_1x/epoch_12.pth',
     )
     parser.add_argument('config', help='the config file')
@@ -40,6 +41,9 @@ with starting(__name__, parse_args):
     from pvt_mm.apis.flags import draw_predictions, dump_predictions, use_compile, use_tta
     from pvt_mm.apis.launch import build_runner, prepare_config, report_lost_ranks, report_unknown_arguments
     from pvt_mm.apis.ranks import on_each_machine, on_first_rank
+    from pvt_mm.apis.rehearsal import rehearse
+    from pvt_mm.apis.schedule import without_workers
+    from pvt_mm.apis.unlabelled import use_unlabelled, written_predictions
     from pvt_mm.checkpoint.reader import safe_reading
     from pvt_mm.datasets.image_io import report_unreadable_images
 
@@ -49,15 +53,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     check_file('checkpoint', args.checkpoint)
     with safe_reading(trust=args.trust):
-        metrics = test(args)
+        metrics, written = test(args)
     if is_main_process():
-        if not metrics:
-            print('no metrics: the model predicts nothing on any image, or test_evaluator only writes results')
-        print(json_text(metrics))
+        for path in written:
+            print(f'the predictions are in {path}')
+        if not metrics and not written:
+            print('no metrics: the model predicts nothing on any image')
+        print(json_text(metrics or {'out': written}))
 
 
-def test(args: argparse.Namespace) -> dict:
-    """Tests as the command line asks for, after all checks, and returns the metrics."""
+def test(args: argparse.Namespace) -> tuple[dict, list[str]]:
+    """Tests as the command line asks for, after all checks, and returns the metrics, and where predictions are."""
     config = prepare_config(args)
     if args.show or args.show_dir:
         draw_predictions(config, args.show, args.show_dir, args.wait_time)
@@ -67,13 +73,16 @@ def test(args: argparse.Namespace) -> dict:
         use_compile(config)
     if args.out:
         dump_predictions(config, args.out)
+    use_unlabelled(config, args.out)
+    without_workers(config)
     config.load_from = args.checkpoint
     on_each_machine(data_checks.check_paths, config, 'test')
     on_first_rank(data_checks.check_data, config, 'test')
+    on_first_rank(rehearse, config, 'test')
     weight_checks.check_tested_checkpoint(config, args.checkpoint)
     runner = build_runner(config)
     with report_unreadable_images(), report_lost_ranks(), report_unknown_arguments():
-        return runner.test()
+        return runner.test(), written_predictions(config)
 
 
 if __name__ == '__main__':

@@ -190,6 +190,8 @@ def _perfect_sample(info: dict, sample: dict, classes: int, split: str) -> dict:
                 'have the size of the image: put LoadAnnotations after Resize'
             )
         sample['pred_sem_seg'] = {'data': torch.where(truth < classes, truth, torch.zeros_like(truth))}
+    elif 'ori_shape' in sample:
+        sample['pred_sem_seg'] = {'data': torch.zeros(1, *sample['ori_shape'], dtype=torch.long)}
     return sample
 
 
