@@ -12,6 +12,7 @@ from pycocotools import mask as coco_mask
 # Smaller images are enlarged to this shorter side in pixels, so that class names are readable on them.
 MIN_SIDE, MAX_SIDE = 480, 20000
 OPACITY = 0.5  # of masks
+MAX_COVERED = 0.1  # part of an image that labels cover before they shrink
 
 Color = tuple[int, int, int]  # RGB
 
@@ -30,17 +31,16 @@ def draw(image: np.ndarray, predictions: Sequence[dict], colors: Mapping[str, Co
         canvas[masks[i]] = (canvas[masks[i]] * (1 - OPACITY) + color * OPACITY).astype(np.uint8)
     picture = Image.fromarray(canvas)
     pen = ImageDraw.Draw(picture)
-    font = _font(max(13, round(0.018 * (canvas.shape[0] * canvas.shape[1]) ** 0.5)))
     if regions:
         boxes = [_centre(masks[i]) for i in masks]
-        _label(pen, boxes, [f'{one["label"]} {one["share"]:.2f}' for one in predictions], predictions, colors, font)
+        _label(pen, boxes, [f'{one["label"]} {one["share"]:.2f}' for one in predictions], predictions, colors)
     elif predictions and 'bbox' in predictions[0]:
         boxes = [tuple(corner * factor for corner in one['bbox']) for one in predictions]
-        width = max(2, font.size // 7)
+        width = max(2, round(min(canvas.shape[:2]) / 250))
         for (x1, y1, x2, y2), one in reversed(list(zip(boxes, predictions, strict=True))):
             corners = (min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2))
             pen.rectangle(corners, outline=colors[one['label']], width=width)
-        _label(pen, boxes, [f'{one["label"]} {one["score"]:.2f}' for one in predictions], predictions, colors, font)
+        _label(pen, boxes, [f'{one["label"]} {one["score"]:.2f}' for one in predictions], predictions, colors)
     elif predictions:
         _list_scores(picture, predictions)
     return np.ascontiguousarray(np.asarray(picture)[..., ::-1])
@@ -76,9 +76,13 @@ def _label(
     texts: Sequence[str],
     predictions: Sequence[dict],
     colors: Mapping[str, Color],
-    font: ImageFont.FreeTypeFont,
 ) -> None:
-    pad = font.size // 6
+    """Draws the label of each box, the first on top, in a font that is smaller where there are many."""
+    area = pen.im.size[0] * pen.im.size[1]
+    font = _font(max(13, round(0.018 * area**0.5)))
+    covered = sum(font.getlength(text) for text in texts) * sum(font.getmetrics()) / area
+    font = _font(round(max(10, font.size * min(1, (MAX_COVERED / max(covered, 1e-9)) ** 0.5))))
+    pad = max(font.size // 6, 2)
     height = sum(font.getmetrics()) + pad
     sizes = [(font.getlength(text) + 2 * pad, height) for text in texts]
     corners = place_labels(sizes, boxes, pen.im.size)

@@ -16,7 +16,7 @@ from mmengine.runner.checkpoint import find_latest_checkpoint
 from pvt_mm.analysis.figures import CLASS_COLORS, add_class_legend, draw_box, space_evenly
 from pvt_mm.apis.data_checks import check_data
 from pvt_mm.apis.inference import load_model
-from pvt_mm.datasets.image_io import read_image, report_unreadable_images
+from pvt_mm.datasets.image_io import loader_of, read_image, report_unreadable_images, to_bgr
 from pvt_mm.utils.errors import CheckpointError, InputError, config_errors
 
 
@@ -78,7 +78,7 @@ def predict(config: Config, checkpoint: str, count: int) -> tuple[list[Example],
         corners = np.array([one['bbox'] for one in instances], float).reshape(-1, 4)
         labels = np.array([one['bbox_label'] for one in instances], int)
         truth = Boxes(corners, labels, np.ones(len(labels)))
-        image = read_image(sample.img_path)[..., ::-1]
+        image = to_bgr(read_image(sample.img_path, loader_of(dataset)))[..., ::-1]
         examples.append(Example(image, truth, Boxes(found.bboxes, found.labels, found.scores)))
     return examples, list(dataset.metainfo['classes'])
 

@@ -20,7 +20,7 @@ from mmengine.dist import all_gather_object, broadcast_object_list, get_rank, ge
 from mmengine.logging import print_log
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from pvt_mm.datasets.image_io import find_fault, unreadable_error
+from pvt_mm.datasets.image_io import find_fault, loader_of, unreadable_error
 from pvt_mm.engine.randomness import seed_cpu
 from pvt_mm.utils.errors import InputError
 
@@ -98,7 +98,7 @@ class DeterministicFetcher:
                 if not fault:
                     return self.dataset[index]
             except Exception:  # readers and decoders raise errors of any type
-                fault = find_fault(info, decode=True)
+                fault = find_fault(info, decode=True, load=loader_of(self.dataset))
                 if not fault:
                     raise
             if fault not in self.found:
