@@ -48,11 +48,13 @@ test_dataloader = val_dataloader
 val_evaluator = dict(ann_file='{root}/annotations/instances_val2017.json')
 test_evaluator = val_evaluator
 train_cfg = dict(max_epochs=1, val_interval=1)
+load_from = None
 """
 STAND_INS = (
     'demo/retinanet_shapes',
     'retinanet/pvt_s_640_1x',
     'heads/pvt_s_atss_1x',
+    'own_data/detection',
 )
 # What the capitals of the documented commands stand for.
 WORDS = dict(CONFIG='mine.py', CHECKPOINT='mine.pth', DIR='export', FOLDER='photos', IMAGE='photos/1.jpg')
