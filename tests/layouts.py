@@ -71,7 +71,7 @@ def _of(shapes: Path, split: str) -> list[Shape]:
     return [shape for shape in read_shapes(shapes) if shape.split == split]
 
 
-def _coco(shapes: Sequence[Shape], names: Sequence[str], first: int = 1, drop: Sequence[str] = ()) -> dict:
+def to_coco(shapes: Sequence[Shape], names: Sequence[str], first: int = 1, drop: Sequence[str] = ()) -> dict:
     """Returns a COCO json: image i is called ``names[i]``; all ids count from ``first``, categories by name.
 
     ``drop`` are the keys of annotations to leave out.
@@ -106,7 +106,7 @@ def coco_in_images(shapes: Path, to: Path) -> list[str]:
         of = _of(shapes, split)
         for shape in of:
             copy(shape.image, to / f'images/{shape.name}.jpg')
-        content = _coco(of, [f'{shape.name}.jpg' for shape in of])
+        content = to_coco(of, [f'{shape.name}.jpg' for shape in of])
         if split == 'val':
             content['categories'].reverse()
         _write_json(to / f'annotations/{name}.json', content)
@@ -120,7 +120,7 @@ def roboflow(shapes: Path, to: Path) -> list[str]:
         names = [f'{shape.name}_jpg.rf.{key(shape.image)[:32]}.jpg' for shape in of]
         for shape, file in zip(of, names, strict=True):
             copy(shape.image, to / name / file)
-        content = _coco(of, names)
+        content = to_coco(of, names)
         for category in content['categories']:
             category['supercategory'] = 'shapes'
         content['categories'].insert(0, dict(id=0, name='shapes', supercategory='none'))
@@ -136,7 +136,7 @@ def cvat(shapes: Path, to: Path) -> list[str]:
     every = read_shapes(shapes)
     for shape in every:
         copy(shape.image, to / f'images/default/{shape.name}.jpg')
-    _write_json(to / 'annotations/instances_default.json', _coco(every, [f'{shape.name}.jpg' for shape in every]))
+    _write_json(to / 'annotations/instances_default.json', to_coco(every, [f'{shape.name}.jpg' for shape in every]))
     return [str(to)]
 
 
@@ -146,7 +146,7 @@ def cvat_subsets(shapes: Path, to: Path) -> list[str]:
         of = _of(shapes, split)
         for shape in of:
             copy(shape.image, to / f'images/{subset}/{shape.image.name}')
-        _write_json(to / f'annotations/instances_{subset}.json', _coco(of, [shape.image.name for shape in of]))
+        _write_json(to / f'annotations/instances_{subset}.json', to_coco(of, [shape.image.name for shape in of]))
     return [str(to)]
 
 
@@ -155,7 +155,7 @@ def label_studio(shapes: Path, to: Path) -> list[str]:
     every = read_shapes(shapes)
     for shape in every:
         copy(shape.image, to / f'images/{shape.name}.jpg')
-    content = _coco(every, [f'images\\{shape.name}.jpg' for shape in every], first=0, drop=('iscrowd',))
+    content = to_coco(every, [f'images\\{shape.name}.jpg' for shape in every], first=0, drop=('iscrowd',))
     _write_json(to / 'result.json', content)
     return [str(to)]
 
@@ -167,7 +167,7 @@ def label_studio_local(shapes: Path, to: Path) -> list[str]:
         copy(shape.image, to / f'images/8f3a-{shape.name} (1).jpg')
     upload = '../../label-studio/data/media/upload/1'
     names = [f'{upload}/8f3a-{shape.name}%20%281%29.jpg' for shape in every]
-    _write_json(to / 'result.json', _coco(every, names, first=0, drop=('iscrowd',)))
+    _write_json(to / 'result.json', to_coco(every, names, first=0, drop=('iscrowd',)))
     return [str(to)]
 
 
@@ -176,7 +176,7 @@ def one_json(shapes: Path, to: Path) -> list[str]:
     every = read_shapes(shapes)
     for shape in every:
         copy(shape.image, to / f'{shape.name}.jpg')
-    _write_json(to / 'labels.json', _coco(every, [f'{shape.name}.jpg' for shape in every]))
+    _write_json(to / 'labels.json', to_coco(every, [f'{shape.name}.jpg' for shape in every]))
     return [str(to / 'labels.json')]
 
 
@@ -185,7 +185,7 @@ def json_and_folder(shapes: Path, to: Path) -> list[str]:
     every = read_shapes(shapes)
     for shape in every:
         copy(shape.image, to / f'elsewhere/{shape.split}/{shape.name}.jpg')
-    _write_json(to / 'here/labels.json', _coco(every, [f'{shape.name}.jpg' for shape in every]))
+    _write_json(to / 'here/labels.json', to_coco(every, [f'{shape.name}.jpg' for shape in every]))
     return [str(to / 'here/labels.json'), str(to / 'elsewhere')]
 
 
@@ -197,7 +197,7 @@ def two_jsons(shapes: Path, to: Path) -> list[str]:
         for shape in of:
             copy(shape.image, to / folder / shape.image.name)
         paths.append(to / folder / f'{folder}.json')
-        _write_json(paths[-1], _coco(of, [shape.image.name for shape in of]))
+        _write_json(paths[-1], to_coco(of, [shape.image.name for shape in of]))
     return [str(path) for path in paths]
 
 

@@ -25,7 +25,7 @@ from pvt_mm.utils.errors import InputError
 from tests.layouts import Layout, copy, key, read_shapes, write_text
 
 # The layouts that have splits of their own, in which the shapes' train and val stay what they are.
-ONE_SPLIT = ('cvat', 'label_studio', 'label_studio_local', 'one_json', 'json_and_folder', 'flat_masks', 'one_folder')
+ONE_SPLIT = ('cvat', 'label_studio', 'label_studio_local', 'one_json', 'flat_masks', 'one_folder')
 
 # Data sets without transforms, and without collecting garbage as they are built, which takes half a second.
 UNSERIALIZED = dict(pipeline=[], serialize_data=False)
@@ -207,7 +207,7 @@ def test_images_whose_classes_are_in_no_other_cannot_be_split(shapes, tmp_path):
     one = read_shapes(shapes)[0]
     copy(one.image, tmp_path / 'data/images/a.jpg')
     copy(one.label_map, tmp_path / 'data/masks/a.png')
-    with pytest.raises(InputError, match=r'data is too small to split \(1 images\)'):
+    with pytest.raises(InputError, match='data has one image with a label map'):
         find_data([str(tmp_path / 'data')], tmp_path / 'out')
 
 
@@ -496,6 +496,27 @@ def test_a_run_in_the_folder_of_the_data_does_not_find_its_own_files(shapes, tmp
     for work_dir in ('runs/a', 'runs/a', 'work_dirs/b', 'work_dirs/c'):
         data = find_data([str(root)], root / work_dir / 'data')
         assert data.counts == dict(train=12, val=6, test=6)
+
+
+def test_the_folders_of_the_images_of_one_json_are_its_splits(shapes, tmp_path):
+    root, every = tmp_path / 'data', read_shapes(shapes)
+    for shape in every:
+        copy(shape.image, root / f'{shape.split}2017/{shape.image.name}')
+    names = [f'{shape.split}2017/{shape.image.name}' for shape in every]
+    write_text(root / 'all.json', json.dumps(layouts.to_coco(every, names)))
+    data = find_data([str(root)], tmp_path / 'out')
+    assert read_coco(data) == truth(shapes, 'coco')
+    assert 'was split by the folders of its images' in data.notes[1]
+
+
+@pytest.mark.parametrize('encoding', ['utf-8-sig', 'utf-16'])
+def test_a_json_that_mmdetection_cannot_decode_is_written_anew(encoding, shapes, tmp_path):
+    root = Path(lay_out(layouts.cvat_subsets, shapes, tmp_path / 'data')[0])
+    path = root / 'annotations/instances_Train.json'
+    path.write_text(path.read_text(), encoding=encoding)
+    data = find_data([str(root)], tmp_path / 'out')
+    assert read_coco(data) == truth(shapes, 'coco')
+    assert any('UTF-16' in line and 'written in UTF-8' in line for line in data.notes)
 
 
 def test_names_of_images_may_be_absolute(shapes, tmp_path):

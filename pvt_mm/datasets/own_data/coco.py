@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
-from pvt_mm.datasets.coco import read_coco, repair
+from pvt_mm.datasets.coco import encoding_fault, read_coco, repair
 from pvt_mm.datasets.coco.faults import same_name
 from pvt_mm.datasets.coco.files import ImageFiles
 from pvt_mm.datasets.own_data.data import OwnData, differing, in_both, summary
@@ -194,6 +194,7 @@ def _read(jsons: dict[str | None, _Json], out: Path, seed: int) -> OwnData:
     jsons = {'train': train, **{split: jsons[split] for split in SPLITS[1:] if split in jsons}}
     notes: list[str] = []
     contents: dict[str, dict] = {}
+    unchanged: set[str] = set()
     classes: tuple[str, ...] = ()
     for split, one in jsons.items():
         if split == 'test' and not one.content.get('annotations'):
@@ -205,19 +206,22 @@ def _read(jsons: dict[str | None, _Json], out: Path, seed: int) -> OwnData:
         except InputError as error:
             raise InputError(f'{one.path}: {error}') from None
         classes = classes or tuple(category['name'] for category in contents[split]['categories'])
+        if fault := encoding_fault(one.path):
+            lines = [*lines, f'{fault}: written in UTF-8']
         notes += [f'{one.path.name} ({split}): {line}' for line in lines]
-    unchanged = {split for split, content in contents.items() if content == jsons[split].content}
+        if not lines and contents[split] == one.content:
+            unchanged.add(split)
     if 'val' not in contents:
-        contents['train'], contents['val'] = _split_coco(train, contents['train'], seed)
-        jsons['val'] = train
-        unchanged -= {'train'}
-        notes.insert(0, f'no validation split: {train.path} was split by the seed {seed}, see {out}')
+        parts, how = _split_coco(train, contents['train'], seed)
+        contents = {**parts, **{split: contents[split] for split in contents if split != 'train'}}
+        jsons = {split: jsons.get(split, train) for split in contents}
+        unchanged -= {*parts}
+        notes.insert(0, f'no validation split: {train.path} was split {how}, see {out}')
     notes += _compare(contents, {split: jsons[split].folder for split in contents}, classes)
     splits = {}
     for split in [split for split in SPLITS if split in contents]:
-        ann_file = jsons[split].path
+        ann_file = jsons[split].path if split in unchanged else out / f'{split}.json'
         if split not in unchanged:
-            ann_file = out / f'{split}.json'
             with atomic_write(ann_file) as temporary:
                 temporary.write_text(json.dumps(contents[split]))
         splits[split] = dict(ann_file=str(ann_file), data_prefix=dict(img=f'{jsons[split].folder}/'))
@@ -241,22 +245,27 @@ def _without_unused(content: dict, classes: Sequence[str]) -> dict:
     return {**content, 'categories': kept}
 
 
-def _split_coco(one: _Json, content: dict, seed: int) -> tuple[dict, dict]:
-    """Returns the part to train on and that to validate."""
+def _split_coco(one: _Json, content: dict, seed: int) -> tuple[dict[str, dict], str]:
+    """Returns the parts to train on and to validate, and perhaps to test; and how they were chosen."""
     found: dict[int, set[int]] = {image['id']: set() for image in content['images']}
     for annotation in content['annotations']:
         found[annotation['image_id']].add(annotation['category_id'])
     names = {image['file_name']: found[image['id']] for image in content['images']}
-    val = choose_val(names, seed)
-    if not any(names[name] for name in val):
+    said = {name: split_of_path(PurePosixPath(name).parent / '_') for name in names}
+    how = 'by the folders of its images'
+    if None in said.values() or not {'train', 'val'} <= {*said.values()}:
+        how = f'by the seed {seed}'
+        val = choose_val(names, seed)
+        said = {name: 'val' if name in val else 'train' for name in names}
+    if not any(names[name] for name in names if said[name] == 'val'):
         raise InputError(f'{one.path} is too small to split ({len(names)} images): give a json to validate as well')
-    parts = []
-    for is_val in (False, True):
-        images = [image for image in content['images'] if (image['file_name'] in val) == is_val]
+    parts = {}
+    for split in [split for split in SPLITS if split in said.values()]:
+        images = [image for image in content['images'] if said[image['file_name']] == split]
         ids = {image['id'] for image in images}
         annotations = [annotation for annotation in content['annotations'] if annotation['image_id'] in ids]
-        parts.append({**content, 'images': images, 'annotations': annotations})
-    return parts[0], parts[1]
+        parts[split] = {**content, 'images': images, 'annotations': annotations}
+    return parts, how
 
 
 def _compare(contents: dict[str, dict], folders: dict[str, Path], classes: Sequence[str]) -> list[str]:

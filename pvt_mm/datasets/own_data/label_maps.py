@@ -36,6 +36,8 @@ def read(tree: Tree, out: Path, seed: int) -> OwnData | None:
         raise InputError(f'{tree.root} has label maps to {" and ".join(map(str, found))}, and none to train on')
     if 'train' in found and (rest := found.pop(None, [])):
         notes.append(f'{len(rest)} images are in no split and are left out, such as {rest[0][0]}')
+    if 'val' not in found and len(next(iter(found.values()))) < 2:
+        raise InputError(f'{tree.root} has one image with a label map: add images to validate')
     names = read_class_list(tree)
     pairs = {split: [(tree.root / image, tree.root / one) for image, one in of] for split, of in found.items()}
     every = [one for of in pairs.values() for _, one in of]
