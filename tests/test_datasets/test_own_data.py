@@ -387,7 +387,7 @@ def _other(name: str, root: Path) -> str:
         return r'Pascal VOC annotations \(1 xml files\)'
     if name == 'cvat_xml':
         write_text(root / 'annotations.xml', '<annotations/>')
-        return r'"CVAT for images" \(annotations.xml\): export it as COCO 1.0'
+        return r'"CVAT for images" \(annotations.xml\): COCO json is needed.*CVAT \(COCO 1.0\)'
     if name == 'labelme':
         write_text(root / 'images/0.json', json.dumps(dict(version='5', shapes=[], imagePath='0.jpg')))
         return 'annotations of LabelMe'
@@ -399,7 +399,7 @@ def _other(name: str, root: Path) -> str:
         return 'Brush labels to PNG'
     if name == 'multi_label':
         write_text(root / 'train/_classes.csv', 'filename, cat, dog\n0.jpg, 1, 1\n')
-        return 'several to an image'
+        return r'several classes for each image \(train/_classes.csv\)'
     if name == 'csv':
         write_text(root / 'train/_annotations.csv', 'filename,width,height,class,xmin,ymin,xmax,ymax\n')
         return 'contains train/_annotations.csv'
@@ -462,6 +462,13 @@ def test_a_folder_that_cannot_be_used_is_one_line(name, tmp_path):
     assert str(root) in str(raised.value) or name == 'ambiguous'
     assert '\n' not in str(raised.value)
     assert not (tmp_path / 'out').exists()
+
+
+def test_the_export_to_make_is_that_of_the_task(tmp_path):
+    _other('yolo', tmp_path / 'data')
+    for kind, message in (('label_maps', r'CVAT \(Segmentation mask 1.1\)'), ('folders', r'CVAT \(ImageNet 1.0\)')):
+        with pytest.raises(InputError, match=message):
+            find_data([str(tmp_path / 'data')], tmp_path / 'out', kind=kind)
 
 
 def test_data_of_another_task_is_named(shapes, tmp_path):
@@ -558,13 +565,26 @@ def test_label_maps_are_found_by_name(image, label_map, shapes, tmp_path):
     for at, shape in enumerate(read_shapes(shapes)[:12]):  # 1 and 10 begin alike
         copy(shape.image, root / image.format(at))
         copy(shape.label_map, root / label_map.format(at))
-        if 'gtFine' in label_map:
-            copy(shape.image, root / label_map.format(at).replace('labelTrainIds', 'color'))
+        for other in ('color', 'instanceIds', 'labelIds') if 'gtFine' in label_map else ():
+            copy(shape.image, root / label_map.format(at).replace('labelTrainIds', other))
         expected[key(shape.image)] = cv2.imread(str(shape.label_map), 0).tolist()
     data = find_data([str(root)], tmp_path / 'out', kind='label_maps')
     found = read_label_maps(data)
     assert found['train'] | found['val'] == expected
     assert len(found['val']) == 2
+
+
+def test_a_name_that_begins_like_an_image_is_another(shapes, tmp_path):
+    root, every = tmp_path / 'data', read_shapes(shapes)
+    for name, shape in zip(('a', 'a_1', 'a_2', 'b', 'b_1', 'c'), every[:6], strict=True):
+        copy(shape.image, root / f'images/{name}.jpg')
+    for name, shape in zip(('a_1', 'a_2', 'b', 'b_2', 'c'), (every[at] for at in (1, 2, 3, 0, 5)), strict=True):
+        copy(shape.label_map, root / f'masks/{name}.png')
+    data = find_data([str(root)], tmp_path / 'out')
+    found = read_label_maps(data)
+    expected = {key(every[at].image): cv2.imread(str(every[at].label_map), 0).tolist() for at in (1, 2, 3, 5)}
+    assert found['train'] | found['val'] == expected
+    assert '2 images have no label map and are left out: images/a.jpg, images/b_1.jpg' in data.notes
 
 
 def test_images_without_a_label_map_are_left_out_and_named(shapes, tmp_path):

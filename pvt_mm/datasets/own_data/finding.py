@@ -59,4 +59,4 @@ def _describe_missing(tree: Tree, kind: str | None) -> str:
                     f'{tree.root} contains {KINDS[other]}, and the config needs {KINDS[kind]}: use a config for the '
                     'former'
                 )
-    return f'{describe_other(tree)}; docs/own_data.md lists the layouts that are read'
+    return f'{describe_other(tree, kind or "coco")}; docs/own_data.md lists the layouts that are read'

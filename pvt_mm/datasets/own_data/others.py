@@ -1,58 +1,63 @@
 """What a folder contains whose layout is not read, and what to do."""
 
 import json
-from collections import Counter
 from pathlib import Path
 
 from pvt_mm.datasets.own_data.pairs import BRUSH
 from pvt_mm.datasets.own_data.tree import Tree, read_lines
 from pvt_mm.utils.text import shorten
 
-_EXPORT = 'Roboflow (COCO JSON), CVAT (COCO 1.0) and Label Studio (COCO) export it'
+# What a kind of data is exported as.
+_EXPORTS = {
+    'coco': 'COCO json is needed; Roboflow (COCO JSON), CVAT (COCO 1.0) and Label Studio (COCO) export it',
+    'label_maps': (
+        'label maps are needed; Roboflow (Semantic Segmentation Masks) and CVAT (Segmentation mask 1.1) export them'
+    ),
+    'folders': 'a folder for each class is needed; Roboflow (Folder Structure) and CVAT (ImageNet 1.0) export them',
+}
+_OTHER = 'something else than COCO'
+_MANY = 100  # files of a kind, of which only the first are read
 
 
-def describe_other(tree: Tree) -> str:
-    """Returns what a folder contains whose layout is not known, and what to do, in one line."""
+def describe_other(tree: Tree, kind: str) -> str:
+    """Returns what a folder contains whose layout is not that of a kind of data, and what to do, in one line."""
     root = tree.root
-    count = Counter(path.suffix.lower() for path in tree.files)
-    archives = tree.ending('.zip', '.tar', '.tar.gz', '.tgz', '.7z', '.rar')
-    yolo = [path for path in tree.ending('.txt') if _is_yolo(root / path)] or tree.ending('data.yaml')
-    classes = tree.ending('_classes.csv')
-    jsons = tree.ending('.json')[:20]
-    tools = {path: tool for path in jsons if (tool := describe_json(read_other(root / path))) and 'else' not in tool}
-    if tools:
-        path, tool = next(iter(tools.items()))
-        return f'{root} contains annotations of {tool} ({path}): COCO json is needed; {_EXPORT}'
-    if yolo:
-        return f'{root} contains YOLO annotations ({shorten(yolo, 1)}): COCO json is needed; {_EXPORT}'
+    return (
+        f'{root} contains {found}: {_EXPORTS[kind]}' if (found := _annotations(tree)) else _describe_files(tree, kind)
+    )
+
+
+def _annotations(tree: Tree) -> str:
+    """Returns the tool or format whose annotations a folder has, and a file of it, or ''."""
+    for path in tree.ending('.json')[:_MANY]:
+        tool = describe_json(read_other(tree.root / path))
+        if tool not in ('', _OTHER):
+            return f'annotations of {tool} ({path})'
+    for path in [*tree.ending('.txt')[:_MANY], *tree.ending('data.yaml')]:
+        if path.name == 'data.yaml' or _is_yolo(tree.root / path):
+            return f'YOLO annotations ({path})'
     if tree.ending('annotations.xml'):
-        return f'{root} contains an export "CVAT for images" (annotations.xml): export it as COCO 1.0 from CVAT'
-    if count['.xml']:
-        return f'{root} contains Pascal VOC annotations ({count[".xml"]} xml files): COCO json is needed; {_EXPORT}'
+        return 'an export "CVAT for images" (annotations.xml)'
+    if xml := tree.ending('.xml'):
+        return f'Pascal VOC annotations ({len(xml)} xml files)'
     if any(BRUSH.search(path.name) for path in tree.images):
-        return (
-            f'{root} contains Label Studio\'s "Brush labels to PNG", which do not name their images: export COCO, or '
-            'write a label map for each image'
-        )
-    if classes and 'filename' in (read_lines(root / classes[0]) or [''])[0].lower():
-        return (
-            f'{root} contains classes in {classes[0]}, several to an image (multi-label): a classifier needs a folder '
-            'for each class'
-        )
-    if tree.ending('.tfrecord', '.tfrecords', '.parquet', '.csv'):
-        found = shorten(tree.ending('.tfrecord', '.tfrecords', '.parquet', '.csv'), 2)
-        return f'{root} contains {found}, which is not read: COCO json is needed; {_EXPORT}'
+        return 'Label Studio\'s "Brush labels to PNG", which do not name their images'
+    if (csv := tree.ending('_classes.csv')) and 'filename' in (read_lines(tree.root / csv[0]) or [''])[0].lower():
+        return f'several classes for each image ({csv[0]}), which no config trains'
+    if tables := tree.ending('.tfrecord', '.tfrecords', '.parquet', '.csv'):
+        return f'{shorten(tables, 2)}, which is not read'
+    return ''
+
+
+def _describe_files(tree: Tree, kind: str) -> str:
+    root, archives = tree.root, tree.ending('.zip', '.tar', '.tar.gz', '.tgz', '.7z', '.rar')
     if archives and not tree.images:
         return f'{root} contains {shorten(archives, 2)}: unpack it, and give the folder that this creates'
     if tree.images:
-        return (
-            f'{root} contains {len(tree.images)} images ({shorten(tree.images, 2)}) and no annotations: put the COCO '
-            f'json, the label maps or a folder for each class there; {_EXPORT}'
-        )
-    if not tree.files:
-        return f'{root} is empty'
+        found = f'{len(tree.images)} images ({shorten(tree.images, 2)})'
+        return f'{root} contains {found} and no annotations: {_EXPORTS[kind]}'
     tops = sorted({path.parts[0] + '/' * (len(path.parts) > 1) for path in tree.files})
-    return f'{root} contains no images; it contains {shorten(tops)}'
+    return f'{root} contains no images; it contains {shorten(tops)}' if tops else f'{root} is empty'
 
 
 def _is_yolo(path: Path) -> bool:
@@ -93,4 +98,4 @@ def describe_json(content: object) -> str:
         return 'CreateML'
     elif {'image_id', 'score'} <= first.keys():
         return "a detector's predictions"
-    return 'something else than COCO'
+    return _OTHER

@@ -1,7 +1,7 @@
 """Pairs of an image and its label map, by the names of folders and files."""
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -110,10 +110,17 @@ def _trimmed(stem: str) -> Iterator[str]:
             yield stem[: separator.start()]
 
 
-def _bare(stem: str) -> str:
-    """Returns a stem without words that say what a file is: ``mask_001`` is ``001``."""
+def _bare(stem: str) -> tuple[str, str]:
+    """Returns a stem without words that say what a file is, and these: ``mask_001`` is ``001`` and ``_mask``."""
     words = re.split(r'[-_. ]+', stem)
-    return ' '.join(word for word in words if not {*_words(word)} & (_IMAGE_WORDS | _MAP_WORDS))
+    telling = [word for word in words if _is_telling(word)]
+    return ' '.join(word for word in words if word not in telling), ''.join(f'_{word}' for word in telling)
+
+
+def _is_telling(name: str) -> bool:
+    """Returns whether a name consists of words that say what a file is."""
+    words = _words(name)
+    return bool(words) and {*words} <= _IMAGE_WORDS | _MAP_WORDS | _OTHER_WORDS | {'bit'}
 
 
 def _match(images: Sequence[_Entry], maps: Sequence[_Entry]) -> list[tuple[_Entry, _Entry]]:
@@ -139,21 +146,27 @@ def _match_by(images: Sequence[_Entry], maps: Sequence[_Entry], key: Callable) -
     bare: dict[tuple, list[_Entry]] = defaultdict(list)
     for image in images:
         stems[key(image), image.path.stem].append(image)
-        bare[key(image), _bare(image.path.stem)].append(image)
-    found: dict[_Entry, dict[str, list[_Entry]]] = defaultdict(lambda: defaultdict(list))
+        bare[key(image), _bare(image.path.stem)[0]].append(image)
+    found: list[tuple[_Entry, str, _Entry]] = []  # an image, how the name of its label map differs, the label map
     for one in maps:
-        tries = [(stems, stem) for stem in _trimmed(one.path.stem)] + [(bare, _bare(one.path.stem))]
-        for names, stem in tries:
+        name, telling = _bare(one.path.stem)
+        tries = [(stems, stem, one.path.stem[len(stem) :]) for stem in _trimmed(one.path.stem)]
+        for names, stem, end in [*tries, (bare, name, telling)]:
             if len(candidates := names.get((key(one), stem), ())) == 1:
-                found[candidates[0]][one.path.stem[len(stem) :] if names is stems else ''].append(one)
+                found.append((candidates[0], end.lower(), one))
                 break
-    return [(image, one) for image, ends in found.items() if (one := _choose_map(image, ends))]
+    counts = Counter(end for _, end, _ in found)
+    by_image: dict[_Entry, dict[str, list[_Entry]]] = defaultdict(lambda: defaultdict(list))
+    for image, end, one in found:
+        if not end or _is_telling(end) or 2 * counts[end] > len(maps):  # a_2 is no label map of a
+            by_image[image][end].append(one)
+    return [(image, one) for image, ends in by_image.items() if (one := _choose_map(image, ends))]
 
 
 def _choose_map(image: _Entry, ends: dict[str, list[_Entry]]) -> _Entry | None:
     """Returns the label map of an image among those whose names begin with its name, by how they end."""
     order = ('', '_labeltrainids', '_labelids', '_gtfine_labeltrainids', '_gtfine_labelids')
-    known = {end.lower(): maps for end, maps in ends.items() if not {*_words(end)} & _OTHER_WORDS}
+    known = {end: maps for end, maps in ends.items() if not {*_words(end)} & _OTHER_WORDS}
     maps = next((known[end] for end in order if end in known), [one for maps in known.values() for one in maps])
     if len(maps) > 1:
         every = sorted(str(one.path) for one in maps)
