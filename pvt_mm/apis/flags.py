@@ -128,7 +128,8 @@ def resume(config: Config, what: str) -> str | None:
         InputError: The checkpoint does not exist, or ``'auto'`` found damaged ones only.
     """
     checkpoint = on_first_rank(find_resumable_checkpoint, config.work_dir) if what == 'auto' else what
-    config.resume, config.load_from = checkpoint is not None, checkpoint
+    config.resume = checkpoint is not None
+    config.load_from = checkpoint or config.get('load_from')
     if checkpoint is not None:
         check_file('checkpoint', checkpoint)
     return checkpoint

@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -57,8 +58,15 @@ def find_own_data(config: Config, name: str, paths: Sequence[str], resume: bool)
     kind = next(kind for kind, model in MODELS_OF.items() if model == task)
 
     def find() -> dict[str, Any]:
-        data = _find_or_keep(config.work_dir, list(paths), kind, resume)
-        _check_task(config, data, name)
+        folder = Path(config.work_dir).absolute()
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
+        try:
+            data = _find_or_keep(config.work_dir, list(paths), kind, resume)
+            _check_task(config, data, name)
+        except InputError:
+            if made:
+                shutil.rmtree(made[-1], ignore_errors=True)
+            raise
         return asdict(data)
 
     found = on_first_rank(find)

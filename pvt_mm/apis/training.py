@@ -15,6 +15,7 @@ from torch import nn
 from pvt_mm.apis import data_checks, flags, schedule, weight_checks
 from pvt_mm.apis.config import READ_BY_TOOLS, check_submodules, settings_of
 from pvt_mm.apis.image_size import check_size, use_size
+from pvt_mm.apis.installed import find_config
 from pvt_mm.apis.launch import build_model, build_runner, prepare_config, report_lost_ranks, report_unknown_arguments
 from pvt_mm.apis.own_data import count_images, find_own_data, parts_of, use_data
 from pvt_mm.apis.published import published_weights
@@ -24,7 +25,7 @@ from pvt_mm.apis.resuming import report_changes
 from pvt_mm.checkpoint.reader import safe_reading
 from pvt_mm.datasets.image_io import report_unreadable_images
 from pvt_mm.engine.randomness import check_deterministic
-from pvt_mm.utils.errors import CheckpointError, InputError
+from pvt_mm.utils.errors import CheckpointError, InputError, config_errors
 from pvt_mm.utils.files import atomic_write
 
 
@@ -102,7 +103,10 @@ def train(
         notes += _use_weights(cfg, path, weights, bool(data), options)
         if data and scale_lr and not auto_scale_lr and 'optim_wrapper.optimizer.lr' not in options:
             notes.append(schedule.scale_lr_to_batch(cfg, _processes(cfg)))
-        cfg.merge_from_dict({key: value for key, value in options.items() if key != 'data_root'})  # they win
+        with config_errors('--cfg-options do not fit the other options'):  # over which they win
+            cfg.merge_from_dict({key: value for key, value in options.items() if key != 'data_root'})
+        if cfg.get('visualizer'):  # MMEngine would log to the folder of an earlier visualizer of the name
+            cfg.visualizer.pop('name', None)
         schedule.without_workers(cfg)
         if amp:
             flags.use_amp(cfg, amp)
@@ -124,7 +128,7 @@ def train(
         for note in notes:
             runner.logger.info(note)
         if data:
-            on_first_rank(_write_config, cfg, str(_config_of_run(runner)), start)
+            on_first_rank(_write_config, runner, cfg, start)
         with report_unreadable_images(), report_lost_ranks(), report_unknown_arguments():
             runner.train()
         return _result(runner, tell=bool(data))
@@ -174,11 +178,17 @@ def _use_weights(config: Config, path: str, weights: str | None, own_data: bool,
     """Chooses the weights to start from, and returns a line about them; without ``--data`` the config's stay."""
     if weights is None and own_data and 'load_from' not in options:
         weights = config.get('load_from') or published_weights(path)
+    pretrained = {
+        place: part
+        for place, part in parts_of(config.model, 'model')
+        if isinstance(part.get('init_cfg'), dict) and part['init_cfg'].get('type') == 'Pretrained'
+    }
     if weights is None:
-        return []
+        found = [f'{place} from {part["init_cfg"]["checkpoint"]}' for place, part in pretrained.items()]
+        return [f'starting with {", ".join(found)}'] if found and own_data else []
     config.load_from = None if weights == 'none' else weights
-    for place, part in parts_of(config.model, 'model'):  # their weights would be downloaded, and replaced
-        if 'Pretrained' in str(part.get('init_cfg')) and not any(f'{place}.init_cfg.' in key for key in options):
+    for place, part in pretrained.items():  # their weights would be downloaded, and replaced
+        if not any(key.startswith(f'{place}.init_cfg.') for key in options):
             part['init_cfg'] = None
     return [f'starting from {"random weights" if weights == "none" else weights}']
 
@@ -192,7 +202,7 @@ def _processes(config: Config) -> int:
 def _config_path(config: str | Config) -> Iterator[str]:
     """Yields the path of a config; one in memory is written to a temporary file of its name."""
     if not isinstance(config, Config):
-        yield str(config)
+        yield find_config(config)
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, f'{Path(config.filename or "config").stem}.py')
@@ -246,12 +256,12 @@ def _config_of_run(runner: Runner) -> Path:
     return Path(runner.work_dir).absolute() / name
 
 
-def _write_config(config: Config, path: str, load_from: str | None) -> None:
+def _write_config(runner: Runner, config: Config, load_from: str | None) -> None:
     """Writes the config of a run so that it can be read, edited and used without ``--data``, ``--resume`` and the like.
 
     It has all settings that something reads, and no variables. ``load_from`` is what the run has started from.
     """
-    read = settings_of(Runner) | {*READ_BY_TOOLS}
+    read, path = settings_of(type(runner)) | {*READ_BY_TOOLS}, _config_of_run(runner)
     settings = {name: value for name, value in config.to_dict().items() if name in read}
     settings |= dict(work_dir=os.path.abspath(config.work_dir), load_from=load_from, resume=False, launcher='none')
     text = (

@@ -1,0 +1,43 @@
+"""configs/own_data: each recipe is short, follows the data, and keeps and stops by the metric that it evaluates."""
+
+import pytest
+from mmengine.config import Config
+from mmengine.registry import HOOKS
+
+from pvt_mm.apis.own_data import MAIN_METRICS, MODELS_OF, RECIPES, task_of, use_data
+from pvt_mm.engine import EarlyStoppingHook
+from tests.conftest import ROOT
+from tests.test_apis.test_own_data import COCO, FOLDERS, MAPS
+
+DATA = dict(detection=COCO, instance_segmentation=COCO, semantic_segmentation=MAPS, classification=FOLDERS)
+
+
+def test_every_recipe_is_discovered_and_described():
+    folder = ROOT / 'configs/own_data'
+    assert sorted(path.stem for path in folder.glob('*.py')) == sorted(DATA)
+    readme = (folder / 'README.md').read_text()
+    assert all(f'[{name}.py]({name}.py)' in readme for name in DATA)
+    assert {path.rsplit('/')[-1] for path in RECIPES.values()} < {f'{name}.py' for name in DATA}
+
+
+@pytest.mark.parametrize('name', DATA)
+def test_a_recipe_is_short_and_follows_the_data(name):
+    path = ROOT / f'configs/own_data/{name}.py'
+    lines = path.read_text().splitlines()
+    assert f'#   tools/train.py configs/own_data/{name}.py --data FOLDER' in lines
+    code = [line for line in lines if line and not line.startswith('#')]
+    assert code[0].startswith('_base_ = ')
+    assert len(code) <= 25
+    config, data = Config.fromfile(path), DATA[name]
+    use_data(config, data)
+    assert task_of(config, name) == MODELS_OF[data.kind]
+    metric = 'coco/segm_mAP' if name.startswith('instance') else MAIN_METRICS[data.kind]
+    average, stop = config.custom_hooks
+    assert (average.type, average.strict_load) == ('EMAHook', False)
+    assert config.default_hooks.checkpoint.save_best == stop.monitor == metric
+    assert isinstance(HOOKS.build(stop), EarlyStoppingHook)
+    assert stop.min_delta == (0.001 if metric.startswith('coco') else 0.1)  # AP is at most 1, the others 100
+    epochs = config.train_cfg.max_epochs
+    assert (config.param_scheduler[1].end, stop.patience) == (epochs, epochs // 3)
+    assert config.train_dataloader.sampler.type == 'DefaultSampler'
+    assert (name == 'detection') == bool(config.load_from)
