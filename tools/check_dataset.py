@@ -32,6 +32,7 @@ with starting(__name__, parse_args):
 
     from pvt_mm.analysis import dataset_check, figures, samples
     from pvt_mm.apis.config import load_config
+    from pvt_mm.utils.files import check_writable
 
 
 def print_summary(splits: Sequence[dataset_check.Split]) -> None:
@@ -63,6 +64,7 @@ def print_faults(faults: Sequence[dataset_check.Fault], limit: int) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     figures.check_out(args.out)
+    check_writable(args.out)
     config = load_config(args.config, args.cfg_options)
     splits = dataset_check.check_datasets(config)
     faults = [fault for split in splits for fault in split.faults]

@@ -15,7 +15,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 
-from pvt_mm.apis.config import annotation_steps, as_list
+from pvt_mm.apis.config import annotation_steps, as_list, type_name
 from pvt_mm.apis.remembered import Remembered
 from pvt_mm.datasets.classes import classes_of
 from pvt_mm.datasets.coco import KINDS, Fault, encoding_fault, find_faults, read_coco
@@ -94,7 +94,7 @@ def _full_name(kind: type) -> str:
 def predicts_only(config: Config, split: str) -> bool:
     """Returns whether the evaluators of a split only write predictions, which needs no ground truth."""
     evaluators = as_list(config.get(f'{split}_evaluator'))
-    return bool(evaluators) and all(evaluator.get('format_only') for evaluator in evaluators)
+    return bool(evaluators) and all(one.get('format_only') or type_name(one).startswith('Dump') for one in evaluators)
 
 
 def needs_masks(dataset: dict, config: Config, split: str) -> bool:
@@ -178,7 +178,7 @@ def _class_faults(dataset: BaseDataset, content: dict, classes: tuple[str, ...])
         return
     numbered = [by_id[key] for key in dataset.cat_ids]
     names = list(by_id.values())
-    write = f'write metainfo.classes={tuple(numbered or names)!r:.1000}'
+    write = f'write metainfo.classes={tuple(numbered or names)!r:.500}'
     if not classes:
         yield Fault('wrong classes', 'metainfo.classes is None, so that no class is trained on', fix=write)
     missing = [name for name in classes if name not in names]

@@ -17,8 +17,10 @@ from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
 
 from pvt_mm.analysis import dataset_check
-from pvt_mm.analysis.dataset_check.coco import decode_run_lengths, mask_fault
 from pvt_mm.apis import data_checks
+from pvt_mm.datasets.coco import KINDS as COCO_KINDS
+from pvt_mm.datasets.coco import find_faults, repair
+from pvt_mm.datasets.coco.masks import decode_run_lengths, mask_fault
 from pvt_mm.datasets.shapes import CLASSES
 from pvt_mm.utils.errors import InputError
 from tests.conftest import ROOT
@@ -27,11 +29,13 @@ from tools import check_dataset
 
 SIDE = 64
 KINDS = {
-    'bad mask', 'box outside', 'class never seen', 'duplicate', 'empty box', 'invalid annotations', 'label outside',
-    'missing', 'missing image', 'missing label map', 'unknown category', 'unreadable image', 'unreadable label map',
-    'wrong size',
+    *COCO_KINDS, 'class never seen', 'duplicate', 'label outside', 'missing', 'missing label map', 'unreadable image',
+    'unreadable label map', 'wrong size',
 }  # fmt: skip
-WHOLE_FILE = {'invalid annotations', 'class never seen'}
+WHOLE_FILE = {
+    'invalid annotations', 'class never seen', 'dropped objects', 'invalid category', 'no images', 'no objects',
+    'only crowds', 'project as category', 'repeated category', 'wrong classes',
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True, scope='module')
@@ -92,6 +96,23 @@ def assert_trains(config: Config) -> list[dict]:
         assert boxes.isfinite().all()
         assert (boxes[:, 2:] > boxes[:, :2]).all()
     return samples
+
+
+def assert_repaired(shapes: Path, content: dict) -> None:
+    """Asserts that a corrected copy has no faults, is as it was if it had none, or cannot be made."""
+    folder, before = shapes / 'train2017', repr(content)
+    faulty = any(find_faults(content, folder))
+    try:
+        repaired, lines = repair(content, folder)
+    except InputError as refused:
+        assert_clear(str(refused))
+        assert faulty
+        return
+    assert list(find_faults(repaired, folder)) == []
+    assert bool(lines) == (repr(repaired) != before) == faulty
+    for line in lines:
+        assert_clear(line)
+    assert repr(content) == before
 
 
 def assert_refused_or_passed(config: Config) -> bool:
@@ -194,6 +215,7 @@ def test_changed_entries_are_named_or_train(shapes, annotations, mutations, with
     if not faults:
         assert passed
         assert_trains(config)
+    assert_repaired(shapes, content)
 
 
 @st.composite
@@ -266,10 +288,10 @@ def test_every_bad_box_is_reported(shapes, annotations, number, box):
     path = shapes.parent / f'box{os.getpid()}.json'
     path.write_text(json.dumps(content))
     faults = faults_of(coco(shapes, path, False))
-    found = [fault for fault in faults if fault.kind in ('empty box', 'box outside')]
+    found = [fault for fault in faults if fault.kind in ('empty box', 'box outside', 'invalid box')]
     assert len(found) == 1
     assert f'annotation {was["id"]}:' in found[0].text
-    assert {fault.kind for fault in faults} - {found[0].kind} <= {'class never seen'}
+    assert {fault.kind for fault in faults} - {found[0].kind} <= {'class never seen', 'dropped objects'}
 
 
 @cases('annotations', 200, quick=10)(st.data())

@@ -167,6 +167,7 @@ def _image_faults(images: list[dict], folder: str | os.PathLike | None, sampled:
         key, name = one.get('id'), one.get('file_name')
         if not isinstance(name, str) or not name:
             yield Fault('invalid image', f'image {key!r:.80} has the file_name {name!r:.80}')
+            found.setdefault(_hashable(key), (f'image {key!r:.80}', None))
             continue
         if not _is_id(key):
             yield Fault('invalid image', f'{name} has the id {key!r:.80}, which is not an integer')
@@ -215,6 +216,7 @@ def _annotation_faults(annotations: list[dict], images: dict, categories: set, m
                 and y >= -SLACK
                 and x + w <= right
                 and y + h <= bottom
+                and bool not in (type(x), type(y), type(w), type(h))
             )
         except (KeyError, TypeError, ValueError):
             valid = False

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 from PIL import Image
 
-from pvt_mm.datasets.image_io import EXTENSIONS
+from pvt_mm.datasets.image_io import EXTENSIONS, read_image
 
 _TRANSPOSED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 
@@ -82,10 +82,15 @@ def _stem_key(name: str) -> str:
 
 
 def upright_size(path: str | os.PathLike) -> tuple[int, int] | None:
-    """Returns the (H, W) in pixels that an image has upright, from its header; None if it cannot be read."""
+    """Returns the (H, W) in pixels of an image as training reads it, turned upright; None if it cannot be read."""
     try:
         with Image.open(Path(path)) as image:
             W, H = image.size
-            return (W, H) if image.getexif().get(0x0112) in _TRANSPOSED else (H, W)
+            if image.getexif().get(0x0112) not in _TRANSPOSED:
+                return H, W
+            if image.format in ('JPEG', 'MPO'):
+                return W, H
+        H, W = read_image(path).shape[:2]  # OpenCV turns some other formats
+        return H, W
     except Exception:  # decoders raise anything
         return None
