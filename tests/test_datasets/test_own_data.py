@@ -672,6 +672,12 @@ def test_lists_choose_the_splits(file, shapes, tmp_path):
         names = [f'images/{name}.jpg masks/{name}.png' for name in names] if 'splits' in file else names
         write_text(root / file.format(split), '\n'.join(names))
     assert read_label_maps(find_data([str(root)], tmp_path / 'out')) == truth(shapes, 'label_maps')
+    (root / file.format('train')).unlink()  # the others are trained on
+    assert read_label_maps(find_data([str(root)], tmp_path / 'out')) == truth(shapes, 'label_maps')
+    (root / file.format('val')).rename(root / file.format('train'))
+    data = find_data([str(root)], tmp_path / 'out')
+    assert data.counts == dict(train=5, val=1)
+    assert any('12 images are in no split and are left out' in line for line in data.notes)
 
 
 # ---- folders of classes

@@ -34,6 +34,8 @@ def read(tree: Tree, out: Path, seed: int) -> OwnData | None:
         return None
     if not {'train', None} & found.keys():
         raise InputError(f'{tree.root} has label maps to {" and ".join(map(str, found))}, and none to train on')
+    if 'val' in found and 'train' not in found:  # a list of those to validate alone
+        found['train'] = found.pop(None)
     if 'train' in found and (rest := found.pop(None, [])):
         notes.append(f'{len(rest)} images are in no split and are left out, such as {rest[0][0]}')
     if 'val' not in found and len(next(iter(found.values()))) < 2:
@@ -100,6 +102,8 @@ def _settings(split: str, pairs: Sequence[tuple[Path, Path]], out: Path) -> dict
     )
     if not fits:
         img_suffix, map_suffix, names, maps_folder = '', '.png', images, out / 'linked_maps' / split
+        if spaced := [name for name in names if name != name.strip()]:
+            raise InputError(f'the name of {images_folder / spaced[0]} begins or ends with a space: rename it')
         for name, (_, one) in zip(names, pairs, strict=True):
             _link(one, maps_folder / f'{name}.png')
     ann_file = out / f'{split}.txt'

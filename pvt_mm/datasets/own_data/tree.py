@@ -35,7 +35,8 @@ class Tree:
     @cached_property
     def folders(self) -> tuple[PurePosixPath, ...]:
         """The folders of all files, parents first."""
-        return tuple(sorted({folder for file in self.files for folder in file.parents}))
+        parents = {file.parent for file in self.files}
+        return tuple(sorted({folder for parent in parents for folder in (parent, *parent.parents)}))
 
     def ending(self, *suffixes: str) -> list[PurePosixPath]:
         """Returns the files whose name ends with one of the suffixes, in any case."""
