@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.logging import print_log
+from mmengine.runner import Runner
 from mmengine.utils import digit_version
 
+from pvt_mm.apis.config import settings_of
 from pvt_mm.checkpoint.reader import read_file
 from pvt_mm.utils.errors import InputError
 from pvt_mm.utils.text import shorten
@@ -17,16 +19,7 @@ from pvt_mm.utils.text import shorten
 # Settings that a checkpoint overrides, as MMEngine loads the states of the optimizer and its schedules.
 KEPT = ('optim_wrapper.optimizer', 'optim_wrapper.paramwise_cfg', 'param_scheduler', 'randomness.seed')
 # Settings that say where and how a run is started, not how it trains.
-INCIDENTAL = (
-    'load_from',
-    'resume',
-    'work_dir',
-    'launcher',
-    'experiment_name',
-    'visualizer',
-    'vis_backends',
-    'log_level',
-)
+INCIDENTAL = {'load_from', 'resume', 'work_dir', 'launcher', 'experiment_name', 'visualizer', 'log_level'}
 NEW_SCHEDULE = 'pvt_mm.NewScheduleHook'
 LIMIT = 8  # settings to list
 
@@ -75,7 +68,7 @@ def read_settings(text: str) -> dict[str, Any]:
     except (SyntaxError, ValueError, RecursionError):
         return {}
     named = {node.targets[0].id: _value(node.value) for node in assignments if isinstance(node.targets[0], ast.Name)}
-    return dict(_flatten(named, ''))
+    return dict(_flatten(named, '')) if named else {}
 
 
 def _value(node: ast.expr) -> Any:
@@ -104,26 +97,11 @@ def _flatten(value: Any, where: str) -> Iterator[tuple[str, Any]]:
 
 def _changes(before: dict, now: dict) -> Iterator[tuple[str, Any, Any]]:
     """Yields the name of each setting of MMEngine's runner that differs, and both values."""
-    read = {name.split('.')[0] for name in before}
+    read = settings_of(Runner) - INCIDENTAL
     for name in [*now, *(name for name in before if name not in now)]:
-        # Variables of the config file, which both list, are not settings; INCIDENTAL ones change nothing.
-        part = name.split('.')[0]
-        is_setting = part.endswith(PARTS) and part not in INCIDENTAL
-        if is_setting and (part in read or part in ('custom_hooks',)) and before.get(name) != now.get(name):
-            yield name, before.get(name), now.get(name)
-
-
-PARTS = (
-    'model',
-    'dataloader',
-    'evaluator',
-    '_cfg',
-    'optim_wrapper',
-    'param_scheduler',
-    'hooks',
-    'randomness',
-    'compile',
-)
+        values = before.get(name), now.get(name)
+        if name.split('.')[0] in read and values[0] != values[1] and NEW_SCHEDULE not in values:
+            yield name, *values
 
 
 def _check_optimizer(content: dict, before: dict, now: dict, instead: str) -> None:
