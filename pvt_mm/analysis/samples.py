@@ -105,6 +105,8 @@ def _draw(axes: Axes, split: Split, item: Item, used: list[int]) -> None:
             labels = split.maps.load({**item.seg_map, 'seg_fields': []})['gt_seg_map']
         except Exception:  # it is among the faults
             return
+        if labels.ndim != 2:  # likewise
+            return
         overlay = np.zeros((*labels.shape, 4))
         for label in np.unique(labels):
             if 0 <= label < len(split.classes) and label != split.maps.ignored:

@@ -124,7 +124,7 @@ PLANTED = {
     '0 and 255': Planted(
         rewrite(lambda labels: image((labels > 0) * 255)),
         'one label',
-        r'have the label 0 \(background\) and 255, which is ignored: in place of 255, write the number of its class',
+        r'have the label 0 \(background\) and 255, which is ignored: write 1 \(shape\) in place of 255, or let tools',
         BINARY,
         lambda labels: labels > 0,
     ),

@@ -17,9 +17,9 @@ def list_maps(split: Split, dataset: Any, pipeline: Sequence[dict], config: Conf
     infos = dataset.load_data_list()
     split.items = [Item(info['img_path'], seg_map=info if 'seg_map_path' in info else None) for info in infos]
     has_maps = bool(dataset.data_prefix.get('seg_map_path') and step) and not predicts_only(config, split.name)
-    for fault in find_file_faults(dataset, infos):
+    for fault in find_file_faults(dataset, infos, has_maps):
         if fault.kind == 'missing label map' or (fault.kind == 'missing image' and not fault.is_warning):
-            split.remarks += [fault.text] if has_maps else []  # each of them is a fault, found when it is read
+            split.remarks.append(fault.text)  # each of them is a fault, found when it is read
         else:
             split.add(fault.kind, fault.text)
     if not has_maps:

@@ -221,10 +221,9 @@ class LabelMaps:
             text = f'the label maps have the label 0, which reduce_zero_label=True ignores, and then {what}'
             return Fault(kind, f'{text}: set reduce_zero_label=False')
         if self.ignored in self.maps:
-            text = (
-                f'the label maps have {what} and {self.ignored}, which is ignored: in place of {self.ignored}, write '
-            )
-            return Fault(kind, f'{text}the number of its class, or let tools/train.py --data do it')
+            number = f'1 ({self.classes[1]})' if n == 2 and labels == [0] else 'the number of its class'
+            text = f'the label maps have {what} and {self.ignored}, which is ignored: write {number} in place of '
+            return Fault(kind, f'{text}{self.ignored}, or let tools/train.py --data do it')
         if is_complete:
             return Fault(kind, f'the label maps have {what} only, and there are {n} classes: there is nothing to learn')
         return None

@@ -10,14 +10,15 @@ from pvt_mm.datasets.image_io import EXTENSIONS
 from pvt_mm.utils.text import shorten
 
 
-def find_file_faults(dataset: Any, infos: Sequence[dict]) -> Iterator[Fault]:
+def find_file_faults(dataset: Any, infos: Sequence[dict], has_maps: bool = True) -> Iterator[Fault]:
     """Yields the faults in what a data set lists.
 
     Args:
         dataset: A ``BaseSegDataset``, whose paths are local ones.
         infos: What its ``load_data_list`` returns.
+        has_maps: Whether label maps are read.
     """
-    folder, maps = dataset.data_prefix.get('img_path'), dataset.data_prefix.get('seg_map_path')
+    folder, maps = dataset.data_prefix.get('img_path'), has_maps and dataset.data_prefix.get('seg_map_path')
     if not folder or '://' in folder or not os.path.isdir(folder):
         return
     is_list = os.path.isfile(dataset.ann_file)
