@@ -187,4 +187,5 @@ def report_unreadable_images() -> Iterator[None]:
         if absent and not absent.lower().endswith(EXTENSIONS):
             raise
         fault = f'{absent} does not exist' if absent else f'{damaged} is truncated or not an image'
-        raise unreadable_error(fault) from error
+        found = find_fault(dict(img_path=damaged), decode=True) if os.path.exists(damaged) else None
+        raise unreadable_error(found or fault) from error

@@ -1,5 +1,6 @@
 """Predictions on the user's images: for every task, on unreadable files, and on videos."""
 
+import errno
 import functools
 import json
 import shutil
@@ -9,13 +10,17 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import DATASETS, MODELS, DefaultScope
 from pycocotools import mask
 
-from pvt_mm.analysis.drawing import MIN_SIDE
-from pvt_mm.analysis.predictor import Predictor, encode_mask
+from pvt_mm.analysis import drawing
+from pvt_mm.analysis.dataset_check import check_datasets
+from pvt_mm.analysis.drawing import MIN_SIDE, place_labels
+from pvt_mm.analysis.predictor import Predictor, Result, encode_mask
 from pvt_mm.apis.config import load_config
+from pvt_mm.utils.errors import InputError
 from tests.conftest import ROOT, TINY_ARCH
+from tests.test_datasets.test_image_io import make_formats
 from tests.test_tools.test_train_and_test import DETECTOR, MASKS, SEGMENTOR
 from tools import demo
 
@@ -115,8 +120,9 @@ def test_every_task_is_drawn_and_written(task, trained, shapes, tmp_path, capsys
 def test_an_image_without_predictions_is_unchanged(trained, image):
     config, checkpoint = trained('boxes')
     image = cv2.imread(str(image))
-    drawn, found = Predictor(load_config(config), checkpoint, score_thr=1.0)(image)
-    assert found == []
+    result = Predictor(load_config(config), checkpoint, score_thr=1.0)(image)
+    drawn = result.draw()
+    assert result.objects == []
     expected = cv2.resize(image, (512, 512), interpolation=cv2.INTER_CUBIC)  # 8 times 64
     assert np.abs(cv2.resize(drawn, (512, 512)).astype(int) - expected).mean() < 2  # the colours in their order
 
@@ -144,6 +150,105 @@ def test_unreadable_files_are_named_and_skipped(trained, image, tmp_path, capsys
             assert f'{name} is truncated or not an image' in line
     drawn = sorted(path.relative_to(images / 'drawn').as_posix() for path in (images / 'drawn').rglob('*.*'))
     assert drawn == ['bitmap.bmp.jpg', 'more/complete.jpg', 'predictions.json']
+
+
+def test_images_that_the_model_cannot_take_are_skipped(trained, image, tmp_path, capsys):
+    Path('images').mkdir()
+    for width, height in ((2000, 6), (6, 2000), (3000, 1), (1, 1), (5, 5)):
+        cv2.imwrite(f'images/{width}x{height}.png', np.full((height, width, 3), 90, np.uint8))
+    shutil.copy(image, 'images/ünï 图片.PNG')
+    assert demo.main(['images', *trained('boxes'), '--out', 'drawn']) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out.splitlines()[-1]) == {'out': 'drawn', 'images': 3, 'skipped': 3}
+    skipped = [line for line in captured.err.splitlines() if line.startswith('skipped: ')]
+    for name, line in zip(('2000 x 6', '3000 x 1', '6 x 2000'), skipped, strict=True):
+        path = f'images/{name.replace(" ", "")}.png'
+        assert line.startswith(f'skipped: {path}: {name} pixels are too thin for the test pipeline: its Resize')
+    found = json.loads(Path('drawn/predictions.json').read_text())['images']
+    assert sorted(found) == ['1x1.png', '5x5.png', 'ünï 图片.PNG']
+    assert demo.main(['images/2000x6.png', *trained('boxes'), '--out', 'one']) == 2
+    assert 'error: images/2000x6.png: 2000 x 6 pixels are too thin' in capsys.readouterr().err
+    # padded to 32 pixels, as a batch of training is
+    wide = ['--cfg-options', 'test_dataloader.dataset.pipeline.1.scale=(1333,800)']
+    assert demo.main(['images/2000x6.png', *trained('boxes'), '--out', 'one', *wide]) == 0
+
+
+@pytest.mark.parametrize(
+    ('error', 'code'),
+    [(RuntimeError('out of\nmemory'), 0), (KeyboardInterrupt(), 130), (OSError(errno.ENOSPC, 'full'), 2)],
+)
+def test_what_was_done_is_kept_whatever_happens(error, code, trained, shapes, monkeypatch, capsys):
+    original = Predictor.__call__
+
+    def fail(self, path):
+        if path.stem.endswith('3'):
+            raise error
+        return original(self, path)
+
+    monkeypatch.setattr(Predictor, '__call__', fail)
+    assert demo.main([str(shapes / 'val2017'), *trained('scores'), '--out', 'drawn']) == code
+    names = sorted(path.name for path in (shapes / 'val2017').iterdir())
+    expected = [name for name in names if '3' not in name] if code == 0 else names[:2]
+    assert sorted(json.loads(Path('drawn/predictions.json').read_text())['images']) == expected
+    if code == 0:
+        assert f'skipped: {shapes}/val2017/{names[2]}: RuntimeError: out of memory' in capsys.readouterr().err
+
+
+def test_all_tools_read_the_same_pixels(trained, tmp_path, monkeypatch):
+    config, checkpoint = trained('scores')
+    folders = [tmp_path / 'train' / name for name in CLASSES]
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    for folder in folders:
+        folder.mkdir(parents=True)
+        cv2.imwrite(str(folder / f'{folder.name}.png'), pixels // (1 + folders.index(folder)))
+    for name, content in make_formats(pixels).items():
+        (folders[0] / name).write_bytes(content)
+    config = load_config(config)
+    config.train_dataloader.dataset.update(data_root=str(tmp_path), data_prefix='train')
+    config.val_dataloader = None
+    with DefaultScope.overwrite_default_scope('mmengine'):
+        predictor = Predictor(config, checkpoint)
+        config.test_dataloader = None
+        (split,) = check_datasets(config)
+        dataset = DATASETS.build(config.train_dataloader.dataset)
+    unreadable = {fault.text for fault in split.faults if fault.kind == 'unreadable image'}
+    assert unreadable
+    seen = set()
+    monkeypatch.setattr(predictor, '_objects', lambda sample: [])
+    for i in range(len(dataset)):
+        path = dataset.get_data_info(i)['img_path']
+        try:
+            result = predictor(path)
+        except InputError as error:
+            seen.add(str(error))
+            continue
+        np.testing.assert_array_equal(result.image, dataset.pipeline.transforms[0](dict(img_path=path))['img'])
+    assert seen == unreadable
+
+
+def test_labels_are_placed_apart_and_on_the_canvas():
+    rng = np.random.default_rng(0)
+    corners = rng.integers(0, 400, (30, 2))
+    boxes = np.hstack([corners, corners + rng.integers(30, 200, (30, 2))])
+    sizes = [(80, 15)] * 30
+    placed = np.array(place_labels(sizes, boxes, (500, 500)))
+    assert placed.min() >= 0
+    ends = np.add(placed, (80, 15))
+    assert ends.max() <= 500
+    both = np.minimum(ends[:, None], ends) - np.maximum(placed[:, None], placed)
+    overlaps = both.clip(0).prod(-1) - np.diag([80 * 15] * 30)
+    assert overlaps.sum() == 0
+    # one box, free: above it; at the upper edge: inside of it
+    assert place_labels([(80, 15)], [(10, 100, 60, 200)], (500, 500)) == [(10, 85)]
+    assert place_labels([(80, 15)], [(10, 5, 60, 200)], (500, 500))[0][1] in (0, 5)
+
+
+def test_scores_are_written_from_0_to_1(trained, image, monkeypatch):
+    texts = []
+    monkeypatch.setattr(drawing, '_label', lambda pen, boxes, labels, *_: texts.extend(labels))
+    objects = [dict(label='circle', score=0.825, bbox=[1, 2, 30, 40])]
+    Result(objects, cv2.imread(str(image)), {'circle': (1, 2, 3)}).draw()
+    assert texts == ['circle 0.82']
 
 
 def test_the_frames_of_a_video(trained, shapes, tmp_path, capsys):
