@@ -129,7 +129,7 @@ def _advice(error: BaseException) -> str:
     if not isinstance(error, ModuleNotFoundError) or (error.name or '').startswith('pvt_mm'):
         return f'{type(error).__name__}: {error}; tools/doctor.py says how to fix it'
     what = f'this Python, {sys.executable}, has no {error.name}'
-    python = _environment()
+    python = made_environment()
     if python is None:
         return f'{what}: run `make setup`, or activate an environment with PyTorch and MMEngine'
     if os.path.abspath(python) == os.path.abspath(sys.executable):
@@ -137,7 +137,7 @@ def _advice(error: BaseException) -> str:
     return f'{what}: use {python} {sys.argv[0]}, or activate that environment'
 
 
-def _environment() -> str | None:
+def made_environment() -> str | None:
     """Returns the interpreter that `make` has set up, None if there is none."""
     with contextlib.suppress(OSError):
         made = (ROOT / 'build/python').read_text().strip()

@@ -17,7 +17,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parents[2]
+from pvt_mm.apis.command_line import ROOT, made_environment
+
 # Distributions of the maintained forks, and those of upstream with the same import name.
 STACK = {
     'onedl-mmengine': ('mmengine', 'mmengine-lite'),
@@ -32,6 +33,7 @@ UPSTREAM = {
     'onedl-mmsegmentation': "'mmsegmentation<2'",
 }
 MODULES = dict(zip(('mmengine', 'mmcv', 'mmdet', 'mmseg'), STACK, strict=True))
+DISTRIBUTIONS = ('torch', *STACK, *(name for names in STACK.values() for name in names))
 REMOVE_UPSTREAM = 'pip uninstall -y ' + ' '.join(name for names in STACK.values() for name in names)
 REMOVE_FORKS = f'pip uninstall -y {" ".join(STACK)}'
 BUILD_TOOLS = "pip install 'setuptools<82' wheel ninja"
@@ -59,9 +61,30 @@ class Line(NamedTuple):
 
 
 def examine() -> Iterator[Line]:
-    """Yields the line of each of :data:`CHECKS`, which run in parallel."""
+    """Yields the line of each of :data:`CHECKS`, which run in parallel.
+
+    Where neither PyTorch nor an OpenMMLab package is installed, one command installs all, not one for each.
+    """
     with ThreadPoolExecutor(4) as threads:
-        yield from threads.map(lambda check: check(), CHECKS)
+        lines = threads.map(lambda check: check(), CHECKS)
+        yield from lines if any(map(version, DISTRIBUTIONS)) else _with_one_fix(lines)
+
+
+def _with_one_fix(lines: Iterator[Line]) -> Iterator[Line]:
+    """Replaces what pip is to install, line by line, by one command."""
+    environment = made_environment()
+    fix = f'make setup; or, into this Python: {_install_all()}'
+    if environment:
+        fix = f'use {environment}, which make setup has installed, as in {environment} tools/doctor.py'
+    for line in lines:
+        if line.state == 'broken' and 'pip install' in line.fix:
+            line, fix = line._replace(fix=fix), ''
+        yield line
+
+
+def _install_all() -> str:
+    torch = f'pip install {torch_requirement()}'
+    return ' && '.join([torch, BUILD_TOOLS, install_package('onedl-mmcv'), install_rest()])
 
 
 def version(*distributions: str) -> str | None:

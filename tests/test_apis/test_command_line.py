@@ -119,7 +119,7 @@ def test_failed_imports_and_interrupts_are_one_line(capsys, monkeypatch):
     assert fail(AssertionError('wrong MMCV')) == (1, broken)
     assert fail(KeyboardInterrupt()) == (130, 'interrupted\n')
     assert fail(ImportError('numpy failed'), KeyboardInterrupt()) == (130, 'interrupted\n')
-    monkeypatch.setattr(command_line, '_environment', lambda: sys.executable)
+    monkeypatch.setattr(command_line, 'made_environment', lambda: sys.executable)
     assert 'has no mmcv: tools/doctor.py says' in fail(ModuleNotFoundError('no mmcv', name='mmcv'))[1]
     monkeypatch.setenv('PVT_MM_DEBUG', '1')
     with pytest.raises(AssertionError), starting('tools.any'):

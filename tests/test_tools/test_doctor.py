@@ -325,3 +325,23 @@ def test_train_and_test_name_it(tool, module, plant):
     assert re.search(r'^error: .*AssertionError: it is broken\W+tools/doctor.py says', done.stderr, re.MULTILINE)
     assert 'Traceback' not in done.stderr
     assert not Path('work_dirs').exists()
+
+
+@pytest.mark.parametrize('made', [None, '/there/bin/python'])
+def test_a_bare_python_gets_one_command(made, plant, installed, monkeypatch):
+    missing = 'raise ModuleNotFoundError("No module named {0!r}", name={0!r})'
+    plant(**{name: missing.format(name) for name in ('torch', 'numpy', 'mmcv', 'mmdet', 'mmseg', 'pvt_mm')})
+    installed()
+    monkeypatch.setattr(doctor, 'made_environment', lambda: made)
+    lines = list(doctor.examine())
+    broken = [line.name for line in lines if line.state == 'broken']
+    assert broken[:4] == ['torch', 'GPU', 'NumPy', 'OpenMMLab']
+    (fix,) = [line.fix for line in lines if line.state == 'broken' and line.fix]
+    start = (
+        f'use {made}, which make setup has installed'
+        if made
+        else "make setup; or, into this Python: pip install 'torch>=2.6'"
+    )
+    assert fix.startswith(start)
+    installed(torch='2.6.0')
+    assert len([line.fix for line in doctor.examine() if line.state == 'broken' and line.fix]) > 3
