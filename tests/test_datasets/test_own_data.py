@@ -658,6 +658,8 @@ def test_ade20k_keeps_its_label_without_a_class(shapes, tmp_path):
     data = find_data([str(root)], tmp_path / 'out')
     assert data.classes == CLASSES
     assert data.splits['train']['reduce_zero_label'] is True
+    (root / 'classes.txt').unlink()
+    assert find_data([str(root)], tmp_path / 'out').classes[:3] == ('wall', 'building', 'sky')
     assert np.unique(next(iter(read_label_maps(data)['train'].values())))[-1] == 255
 
 

@@ -135,9 +135,7 @@ def _images_folder(path: Path, content: dict, split: str | None, root: Path | No
 
 
 def _is_there(folder: Path, name: str) -> bool:
-    """Returns whether a folder has an image by its name, as it is or after the last slash, or the name says where."""
-    if os.path.isabs(name) and os.path.isfile(name):
-        return True
+    """Returns whether a folder has an image by its name, as it is or after the last slash."""
     name = name.replace('\\', '/')
     return any(
         (folder / path).is_file()

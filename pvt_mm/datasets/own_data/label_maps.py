@@ -44,14 +44,13 @@ def read(tree: Tree, out: Path, seed: int) -> OwnData | None:
     pairs = {split: [(tree.root / image, tree.root / one) for image, one in of] for split, of in found.items()}
     every = [one for of in pairs.values() for _, one in of]
     reduce_zero_label = _ADE in {*tree.root.parts, *(part for one in every for part in one.parts)}
-    classes, used = list(names.classes or ()), every
-    if reduce_zero_label and classes:
-        notes.append('ADE20K: the label 0 is no class (reduce_zero_label)')
+    if reduce_zero_label:
+        classes, used = list(names.classes or _ade_classes()), every
+        notes.insert(0, f'ADE20K: {names.note or "its 150 classes"}; the label 0 is none (reduce_zero_label)')
     else:
-        reduce_zero_label = False
         classes, used, lines = repair_maps(every, out / 'maps', names.classes, names.colors)
         notes += lines
-    notes.insert(0, names.note or f'no list of the classes: they are named by the label maps; {names.help}')
+        notes.insert(0, names.note or f'no list of the classes: they are named by the label maps; {names.help}')
     replaced = dict(zip(every, used, strict=True))
     pairs = {split: [(image, replaced[one]) for image, one in of] for split, of in pairs.items()}
     if 'val' not in pairs:
@@ -68,6 +67,12 @@ def read(tree: Tree, out: Path, seed: int) -> OwnData | None:
     palette = [colors[name] for name in classes] if {*classes} <= {*colors} else None
     notes.insert(0, f'images with label maps: {summary(counts, classes)}')
     return OwnData('label_maps', tuple(classes), splits, counts, palette, notes=notes)
+
+
+def _ade_classes() -> Sequence[str]:
+    from mmseg.datasets import ADE20KDataset  # of MMSegmentation, which detectors do not need
+
+    return ADE20KDataset.METAINFO['classes']
 
 
 def _split(tree: Tree, pairs: list[tuple[Path, Path]], seed: int, classes: int) -> dict:
