@@ -137,7 +137,7 @@ def test_two_repositories_files_of_one_name_are_two(server):
     assert server.requests == ['/a/pytorch_model.bin', '/b/pytorch_model.bin']  # once each
 
 
-# ---------------------------------------------------------------------------------------------------- Hugging Face's Hub
+# --------------------------------------------------------------------------------------------------- Hugging Face's Hub
 
 
 class Hub:
