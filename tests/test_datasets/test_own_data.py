@@ -261,6 +261,23 @@ def test_a_class_that_train_lacks_is_an_error(shapes, tmp_path):
         find_data([str(folders)], tmp_path / 'out')
 
 
+def test_a_json_finds_its_images_in_the_folder_above(shapes, tmp_path):
+    root = Path(lay_out(layouts.coco_in_images, shapes, tmp_path / 'data')[0])
+    (root / 'images').rename(root / 'photographs')
+    paths = [str(root / f'annotations/{split}.json') for split in ('train', 'valid')]
+    assert read_coco(find_data(paths, tmp_path / 'out')) == truth(shapes, 'coco')
+    (root / 'annotations').rename(root / 'plans')  # which says nothing: the folder above may be anyone's
+    with pytest.raises(InputError, match=r'the images of .*plans/train.json were not found'):
+        find_data([path.replace('annotations', 'plans') for path in paths], tmp_path / 'out')
+
+
+@pytest.mark.parametrize('name', ['x' * 300 + '.jpg', 'a\0b.jpg', '', '/', '..', 'C:\\a.jpg'])
+def test_a_name_that_no_file_can_have_is_missing(name, shapes, tmp_path):
+    path = Path(lay_out(layouts.one_json, shapes, tmp_path / 'data')[0])
+    edit(path, lambda content: content['images'][0].update(file_name=name))
+    assert sum(find_data([str(path)], tmp_path / 'out').counts.values()) == 17
+
+
 def test_a_few_missing_images_are_left_out_and_named(shapes, tmp_path):
     root = Path(lay_out(layouts.cvat_subsets, shapes, tmp_path / 'data')[0])
     (root / 'images/Train/000000000003.jpg').unlink()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -138,7 +139,7 @@ def _is_there(folder: Path, name: str) -> bool:
     """Returns whether a folder has an image by its name, as it is or after the last slash."""
     name = name.replace('\\', '/')
     return any(
-        (folder / path).is_file()
+        os.path.isfile(folder / path)
         for spelling in (name, unquote(name))
         for path in (spelling, spelling.rsplit('/', 1)[-1])
         if path and not path.startswith('/')
@@ -158,8 +159,8 @@ def _bases(path: Path, split: str | None, root: Path | None, given: Path | None)
         for inner in sorted(place.iterdir())
         if split_of(inner.name) == split and (split or place.name in named) and inner.is_dir()
     )
-    is_apart = not given and not root and not any(word in path.parent.name.lower() for word in ('ann', 'label', 'json'))
-    found |= dict.fromkeys(place for place in places if not (is_apart and place == path.parent.parent))
+    is_apart = not re.search(r'\b(ann|label|json)', path.parent.name.lower().replace('_', ' '))
+    found |= dict.fromkeys(place for place in places if root or given or not is_apart or place != path.parent.parent)
     found |= dict.fromkeys([root] if root and not given else [])
     yield from found
 
