@@ -7,10 +7,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Server:
-    """Serves ``files`` by path; ``requests`` are the paths asked for, and ``cut`` those that end after half."""
+    """Serves ``files`` by path; ``requests`` are the paths asked for.
+
+    Of those in ``cut`` only the first half comes, and of those in ``held`` nothing more until ``released`` is set.
+    """
 
     def __init__(self, address: str):
-        self.address, self.files, self.requests, self.cut = address, {}, [], set()
+        self.address, self.files, self.requests = address, {}, []
+        self.cut, self.held, self.released = set(), set(), threading.Event()
 
     def url(self, path: str) -> str:
         return f'{self.address}{path}'
@@ -30,8 +34,11 @@ def serve() -> Iterator[Server]:
             self.send_response(200)
             self.send_header('Content-Length', str(len(content)))
             self.end_headers()
+            half = self.path in server.cut or self.path in server.held
             with contextlib.suppress(ConnectionError):
-                self.wfile.write(content[: len(content) // 2] if self.path in server.cut else content)
+                self.wfile.write(content[: len(content) // 2] if half else content)
+            if self.path in server.held:
+                server.released.wait(60)
 
         def log_message(self, *_):
             pass

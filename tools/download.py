@@ -77,12 +77,13 @@ def _get(url: str, folder: str | None) -> Path:
             print(f'{path}: {error}')
     try:
         fetch(url, path, _progress(path.name))
-        read_checkpoint(path)
-    except CheckpointError:
-        path.unlink(missing_ok=True)
-        raise
     finally:
         sys.stderr.write('\n' * sys.stderr.isatty())
+    try:
+        read_checkpoint(path)
+    except CheckpointError as error:
+        path.unlink()
+        raise CheckpointError(f'{url}: {error} (and was removed)') from None
     return path
 
 
