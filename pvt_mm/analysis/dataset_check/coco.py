@@ -10,7 +10,7 @@ from mmengine.registry import TRANSFORMS
 
 from pvt_mm.analysis.dataset_check.findings import Item, Split
 from pvt_mm.apis.coco_checks import find_data_faults, load, needs_masks, parse, predicts_only, why_dropped
-from pvt_mm.datasets.coco import read_coco
+from pvt_mm.datasets.coco import KINDS, read_coco
 from pvt_mm.datasets.coco.files import ImageFiles
 from pvt_mm.utils.errors import InputError, config_errors
 
@@ -28,8 +28,11 @@ def list_coco(split: Split, dataset: BaseDataset, pipeline: Sequence[dict], conf
         split.add('invalid annotations', str(error))
         return
     masks = needs_masks({'pipeline': pipeline}, config, part)
+    explained: set[str] = set()
     for fault in find_data_faults(dataset, content, annotated, masks, sampled=0):
-        split.add(fault.kind, f'{fault.text}; {fault.fix}' if fault.fix else fault.text)
+        fix = fault.fix or (KINDS[fault.kind].fix if fault.kind not in explained else '')
+        explained.add(fault.kind)
+        split.add(fault.kind, f'{fault.text}; {fix}' if fix else fault.text)
     if not annotated and not content.get('annotations'):
         split.remarks.append('there is no ground truth: the images can only be predicted on')
         split.classes = []
