@@ -13,15 +13,17 @@ OURS = {'DetDataPreprocessor': 'pvt_mm.DetDataPreprocessor', 'SegDataPreProcesso
 COLOR_ONLY = ('PhotoMetricDistortion', 'YOLOXHSVRandomAug', 'ColorTransform', 'Color', 'Grayscale', 'RandomGrayscale')
 
 
-def check_channels(config: Config, *splits: str) -> None:
-    """Raises an InputError where a model, and the pipelines of ``splits``, disagree on the number of channels.
-
-    The number is the backbone's ``in_channels``, or else that of the preprocessor's means.
-    """
+def channels_of(config: Config) -> int:
+    """Returns the number of channels of a model's images: ``in_channels`` of the backbone, or else of the means."""
     model = config.get('model') or {}
-    normalize, backbone = model.get('data_preprocessor') or {}, model.get('backbone') or {}
-    means = len(normalize.get('mean') or ())
-    channels = backbone.get('in_channels', max(means, 3) if means != 1 else 3)
+    means = len((model.get('data_preprocessor') or {}).get('mean') or ())
+    return (model.get('backbone') or {}).get('in_channels', max(means, 3) if means != 1 else 3)
+
+
+def check_channels(config: Config, *splits: str) -> None:
+    """Raises an InputError where a model, and the pipelines of ``splits``, disagree on the number of channels."""
+    normalize = (config.get('model') or {}).get('data_preprocessor') or {}
+    means, channels = len(normalize.get('mean') or ()), channels_of(config)
     if means not in (0, 1, channels):
         raise InputError(
             f'model.data_preprocessor.mean has {means} values, and model.backbone.in_channels is {channels}: give mean '

@@ -77,8 +77,11 @@ def test_every_tool_takes_four_channels(data, tmp_path, monkeypatch, capsys):
     assert model.backbone.stages[0].patch_embed.proj.weight.shape[1] == 4
     assert channels_of(choose_part(model, None)[0]) == 4  # the images that the export is compared on
 
-    image = shutil.copy(image, 'three.tif')
-    cv2.imwrite(image, cv2.imread(image))
+    copy = Path(shutil.copytree(data, 'copy')) / 'val2017' / '000000000002.tif'
+    cv2.imwrite(str(copy), cv2.imread(str(copy)))
+    assert check_dataset.main(['four.py', '--cfg-options', 'data_root=copy/', '--out', 'samples.png']) == 1
+    assert '000000000002.tif has 3 channels, and the model takes 4' in capsys.readouterr().out
+    image = shutil.copy(copy, 'three.tif')
     assert demo.main([image, 'four.py', 'run', '--out', 'drawn']) == 2
     assert 'three.tif has 3 channels, and model.data_preprocessor.mean 4 values' in capsys.readouterr().err
 

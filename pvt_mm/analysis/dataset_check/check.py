@@ -19,6 +19,7 @@ from pvt_mm.analysis.dataset_check.coco import list_coco
 from pvt_mm.analysis.dataset_check.findings import Findings, Item, Split
 from pvt_mm.analysis.dataset_check.folders import list_folders
 from pvt_mm.analysis.dataset_check.label_maps import check_all_maps, check_map, list_maps
+from pvt_mm.apis.channel_checks import channels_of
 from pvt_mm.apis.coco_checks import predicts_only
 from pvt_mm.apis.config import SPLITS, leaf_datasets, type_name
 from pvt_mm.apis.data_checks import describe_missing
@@ -100,6 +101,7 @@ def _open(name: str, cfg: dict, config: Config) -> Split:
         dataset = registry.build({**cfg, 'pipeline': [], 'lazy_init': True})
     split = Split(name, classes=list(dataset.metainfo.get('classes') or ()))
     split.load = build_loader(cfg.get('pipeline') or ())
+    split.channels = channels_of(config)
     readers = {  # by name, since MMDetection and MMSegmentation are optional
         'mmdet.CocoDataset': list_coco,
         'mmseg.BaseSegDataset': list_maps,
@@ -137,6 +139,9 @@ def _check(split: Split, item: Item) -> tuple[Findings, bytes | None]:
         found.add('unreadable image' if os.path.exists(item.path) else 'missing image', str(error))
     else:
         size = image.shape[:2]
+        channels = image.shape[2] if image.ndim == 3 else 1
+        if split.channels and channels != split.channels:
+            found.add('wrong channels', f'{item.path} has {channels} channels, and the model takes {split.channels}')
         digest = hashlib.blake2b(image, digest_size=16, key=f'{size}'.encode()).digest()
     if item.size and size and size != tuple(item.size):
         expected = f'{item.size[1]} x {item.size[0]}'

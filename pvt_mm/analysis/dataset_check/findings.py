@@ -48,6 +48,7 @@ class Split(Findings):
     classes: list[str] = field(default_factory=list)  # that are trained on
     items: list[Item] = field(default_factory=list)
     load: Any = None  # the pipeline's transform that loads images
+    channels: int | None = None  # of the images that the model takes
     maps: Any = None  # the label maps that were read, a LabelMaps
     remarks: list[str] = field(default_factory=list)  # that are not faults
 
