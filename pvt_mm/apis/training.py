@@ -244,9 +244,9 @@ def _weights_advice(config: Config) -> Iterator[None]:
     except CheckpointError as error:
         if '://' not in config.load_from:
             raise
+        why = str(error).split(', or set another file with')[0]  # settings of init_cfg follow, which is not in use
         raise CheckpointError(
-            f'{error}; where there is a network, download it (tools/download.py CONFIG), and give --weights PATH here; '
-            'or start from random weights with --weights none'
+            f'{why}, or give a file with --weights PATH, or start from random weights with --weights none'
         ) from error
 
 
