@@ -79,6 +79,8 @@ def rehearse(config: Config, split: str = 'val') -> None:
         known = [metric for metric in built if _names(metric) & FED]
         others = [metric for metric in built if metric not in known and not type(metric).__name__.startswith('Dump')]
         samples = _perfect_samples(dataset, classes, split) if known else []
+        if not samples:
+            others, known = [*others, *known], []
         computed, remarks = _compute(known, samples, dataset.metainfo, where)
     for remark in remarks:
         _log(remark, logging.WARNING)
@@ -151,18 +153,17 @@ def _build_dataset(cfg: dict, split: str) -> tuple[Any, Sequence[str]]:
 
 
 def _perfect_samples(dataset: Any, classes: Sequence[str], split: str) -> list[dict]:
-    """Returns what a perfect model would give the metrics for a few images."""
+    """Returns what a perfect model would give the metrics for a few images, [] if samples are not MMEngine's."""
     samples = []
     for i in _choose(dataset):
         info = dataset.get_data_info(i)
         with config_errors(f'the {split} pipeline fails on {info.get("img_path")}'), report_unreadable_images():
             packed = dataset[i]
-        if not isinstance(packed, dict) or not hasattr(packed.get('data_samples'), 'to_dict'):
-            raise InputError(
-                f'the {split} pipeline does not end with a transform that packs data_samples, such as PackDetInputs, '
-                'PackSegInputs or pvt_mm.PackInputs'
-            )
-        samples.append(_perfect_sample(info, packed['data_samples'].to_dict(), len(classes), split))
+        sample = packed.get('data_samples') if isinstance(packed, dict) else None
+        sample = sample[0] if isinstance(sample, (list, tuple)) else sample  # of the versions in test-time augmentation
+        if not hasattr(sample, 'to_dict'):
+            return []
+        samples.append(_perfect_sample(info, sample.to_dict(), len(classes), split))
     return samples
 
 
