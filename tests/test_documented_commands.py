@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import itertools
 import json
 import re
 import runpy
@@ -19,11 +20,15 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
-from pvt_mm.apis import export
+from pvt_mm.apis import doctor, export
 from pvt_mm.apis.config import load_config
+from pvt_mm.checkpoint.download import cached_path
 from pvt_mm.checkpoint.integrity import verify
+from pvt_mm.models import PVT
+from pvt_mm.models.backbone import IMAGENET
 from tests import layouts
 from tests.conftest import ROOT, TINY_ARCH, forget_visualizers
+from tools import download
 
 PAGES = sorted(
     [ROOT / 'README.md', ROOT / 'tools/README.md', *(ROOT / 'docs').glob('*.md'), *ROOT.glob('configs/*/README.md')]
@@ -35,7 +40,7 @@ backbone = dict(arch=dict(_delete_=True, **{arch}), drop_path_rate=0.0, init_cfg
 model = dict(
     backbone=backbone,
     neck=dict(in_channels=[8, 16, 24, 32], out_channels=8),
-    bbox_head=dict(in_channels=8, feat_channels=8, stacked_convs=1, num_classes=3),
+    bbox_head=dict(in_channels=8, feat_channels=32, stacked_convs=1, num_classes=3),
     test_cfg=dict(score_thr=0.0, max_per_img=5),
 )
 load, resize, pack = dict(type='LoadImageFromFile'), dict(type='Resize', scale=(64, 64)), dict(type='PackDetInputs')
@@ -58,8 +63,6 @@ STAND_INS = (
 )
 # What the capitals of the documented commands stand for.
 WORDS = dict(CONFIG='mine.py', CHECKPOINT='mine.pth', DIR='export', FOLDER='photos', IMAGE='photos/1.jpg')
-# Options that make a tool quick, where its own tests run it without.
-FASTER = {'tools/doctor.py': ['--fast']}
 # Commands that others need to have run.
 BEFORE = {'predictions.pkl': 'tools/test.py CONFIG CHECKPOINT --out predictions.pkl'}
 
@@ -143,13 +146,18 @@ def run(command: str, monkeypatch: pytest.MonkeyPatch) -> int | None:
         runpy.run_path(tool, run_name='__main__')
         return 0
     tool = importlib.import_module(words[0].removesuffix('.py').replace('/', '.'))
-    return tool.main([*words[1:], *FASTER.get(words[0], ())])
+    return tool.main(words[1:])
 
 
 @pytest.mark.parametrize('command', COMMANDS, ids=range(len(COMMANDS)))
 def test_readmes_command_runs(command, folder, monkeypatch, capfd):
     monkeypatch.chdir(folder)
+    weights = (folder / 'mine.pth').read_bytes()
     monkeypatch.setattr(plt, 'show', lambda *_, **__: None)
+    some = itertools.islice(doctor.examine(), 3)  # all of them take 10 s
+    monkeypatch.setattr(doctor, 'examine', lambda: some)
+    Path('weights').mkdir(exist_ok=True)
+    monkeypatch.setattr(download, 'fetch', lambda url, path, report: Path(path).write_bytes(weights))
     monkeypatch.setattr(export, 'export', lambda part, out, about: Path(out).touch() or {})  # takes 10 s
     for needed, first in BEFORE.items():
         if needed in command and '--out' not in command and not (folder / needed).exists():
@@ -191,11 +199,47 @@ def check(command: str, folder: Path, printed: str) -> None:
     elif 'browse' in command:
         assert len(list((folder / 'browsed').glob('*'))) == 4
     elif 'demo.py FOLDER' in command:
-        assert len(json.loads((folder / 'drawn/predictions.json').read_text())) == 2
+        assert len(json.loads((folder / 'drawn/predictions.json').read_text())['images']) == 2
+    elif 'download' in command:
+        assert len(list((folder / 'weights').glob('*.pth'))) == 2
     elif 'onnx' in command:
         assert (folder / 'backbone.onnx').exists()
     elif 'dry-run' in command:
         assert 'shapes-lr' in printed
+
+
+def test_readmes_three_lines_of_python_run(folder, monkeypatch):
+    """As they stand, but for the size of the model and the weights that would be downloaded."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv('TORCH_HOME', str(folder / 'torch'))
+    forget_visualizers()
+    shutil.copy('photos/1.jpg', 'image.jpg')
+    if not Path('my_export').exists():
+        shutil.copytree('export', 'my_export')
+    path = Path(cached_path(IMAGENET['small']))
+    path.parent.mkdir(parents=True)
+    torch.save(PVT('small').state_dict(), path)
+    example = (ROOT / 'README.md').read_text().split('```python\n')[1].split('```')[0]
+    names = {}
+    exec(example, names)
+    assert {'coco/bbox_mAP', 'config', 'checkpoint'} <= set(names['result'])
+    assert all(set(found) >= {'label', 'score', 'bbox'} for found in names['boxes'].objects)
+    loaded, saved = names['backbone'].state_dict(), torch.load(path)
+    assert all(torch.equal(loaded[key], saved[key]) for key in saved)
+    assert [level.shape[1] for level in names['backbone'](torch.zeros(1, 3, 64, 64))] == [64, 128, 320, 512]
+
+
+def test_own_datas_settings_without_data_are_a_config(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    blocks = (ROOT / 'docs/own_data.md').read_text().split('```python\n')[1:]
+    example = next(block.split('```')[0] for block in blocks if '_base_' in block)
+    Path('by_hand.py').write_text(example)
+    config = load_config('by_hand.py')
+    for split in ('train', 'val', 'test'):
+        dataset = config[f'{split}_dataloader'].dataset
+        assert (dataset.data_root, dataset.metainfo.classes) == ('my_export/', ('circle', 'square', 'triangle'))
+    assert config.model.bbox_head.num_classes == 3
+    assert config.test_evaluator.ann_file.startswith('my_export/')
 
 
 # ------------------------------------------------------------------------------------- the commands of all other pages
