@@ -109,7 +109,7 @@ def describe_fit(model: nn.Module, weights: dict[str, Tensor]) -> str:
             faults[part] = 'absent'
         elif fitting.isdisjoint(names) and set(others).isdisjoint(names):
             faults[part] = f'of another kind, with {shorten(others, 2)}'
-    lines = {}
+    lines: dict[str, str] = {}
     for key in target:
         if key not in fitting and not any(f'{key}.'.startswith(f'{name}.') for name in faults):
             name = key.rpartition('.')[0] or key

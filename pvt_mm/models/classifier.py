@@ -30,6 +30,8 @@ class ImageClassifier(AnyFormat, BaseModel):
           with ``pred_score`` and ``pred_label`` with ``mode='predict'``.
     """
 
+    init_cfg: dict | None
+
     def __init__(self, backbone: dict, head: dict, data_preprocessor: dict | None = None, init_cfg: dict | None = None):
         if isinstance(data_preprocessor, dict):
             data_preprocessor = {'num_classes': head['num_classes'], **data_preprocessor}
