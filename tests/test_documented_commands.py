@@ -283,6 +283,8 @@ OURS = (
     'it does not fit the model; ',
     ' data is missing: ',
     'metainfo.classes is the string ',
+    'the evaluation would fail: ',
+    ', and pvt_mm.PVT is version 1',
     ' has the label ',
     'an image cannot be read: ',
     ' and the learning rate is for ',
