@@ -515,11 +515,15 @@ def test_data_may_lie_below_other_folders(shapes, tmp_path):
         assert (whole.classes, whole.counts) == (inner.classes, inner.counts)
 
 
-def test_a_run_in_the_folder_of_the_data_does_not_find_its_own_files(shapes, tmp_path):
-    root = Path(lay_out(layouts.roboflow, shapes, tmp_path / 'data')[0])
-    for work_dir in ('runs/a', 'runs/a', 'work_dirs/b', 'work_dirs/c'):
-        data = find_data([str(root)], root / work_dir / 'data')
-        assert data.counts == dict(train=12, val=6, test=6)
+def test_a_run_in_the_folder_of_the_data_does_not_find_the_files_of_runs(shapes, tmp_path):
+    root = Path(lay_out(layouts.label_studio, shapes, tmp_path / 'data')[0])
+    for work_dir in ('runs/a', 'runs/a', 'runs/b', 'work_dirs/a', 'work_dirs/b'):
+        out = root / work_dir / 'data'
+        (out / 'own_data.json').unlink(missing_ok=True)
+        data = find_data([str(root)], out)
+        assert 'no validation split' in data.notes[1]
+        if 'runs' in work_dir:
+            write_text(out / 'own_data.json', '{}')
 
 
 def test_the_folders_of_the_images_of_one_json_are_its_splits(shapes, tmp_path):

@@ -17,6 +17,7 @@ _SPLIT_WORDS = {
     'test': 'test testing tst',
 }
 SPLIT_OF = {word: split for split, words in _SPLIT_WORDS.items() for word in words.split()}
+_RECORD = 'own_data.json'  # what training writes to the folder of corrected data
 _IGNORED = ('__MACOSX', '__pycache__', '$RECYCLE.BIN', '@eaDir', 'work_dirs')
 
 
@@ -65,6 +66,8 @@ def _walk(folder: Path, prefix: str, seen: tuple[str, ...]) -> Iterator[str]:
             found = [entry for entry in entries if not entry.name.startswith('.') and entry.name not in _IGNORED]
     except OSError as error:
         raise InputError(f'{folder} cannot be read: {error.strerror}') from None
+    if _RECORD in (entry.name for entry in found):
+        return
     for entry in found:
         if not entry.is_dir():
             yield prefix + entry.name
