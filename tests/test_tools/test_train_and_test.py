@@ -64,11 +64,9 @@ _base_ = '{root}/configs/mask_rcnn/pvt_t_1x.py'
 backbone = dict(arch=dict(_delete_=True, **{arch}), init_cfg=None)
 head = dict(num_classes=3)
 model = dict(backbone=backbone, neck=dict(in_channels=[8, 16, 24, 32]), roi_head=dict(bbox_head=head, mask_head=head))
-test_dataloader = dict(
-    num_workers=0,
-    persistent_workers=False,
-    dataset=dict(indices=2, metainfo=dict(classes=('circle', 'square', 'triangle'))),
-)
+shapes = dict(metainfo=dict(classes=('circle', 'square', 'triangle')))
+train_dataloader = dict(dataset=shapes)
+test_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(indices=2, **shapes))
 """
 # What is compiled is smaller still.
 TWO_STAGES = """
