@@ -599,8 +599,8 @@ def test_a_name_that_begins_like_an_image_is_another(shapes, tmp_path):
     root, every = tmp_path / 'data', read_shapes(shapes)
     for name, shape in zip(('a', 'a_1', 'a_2', 'b', 'b_1', 'c'), every[:6], strict=True):
         copy(shape.image, root / f'images/{name}.jpg')
-    for name, shape in zip(('a_1', 'a_2', 'b', 'b_2', 'c'), (every[at] for at in (1, 2, 3, 0, 5)), strict=True):
-        copy(shape.label_map, root / f'masks/{name}.png')
+    for name, at in dict(a_1=1, a_2=2, a_3=0, b=3, b_2=0, c=5).items():
+        copy(every[at].label_map, root / f'masks/{name}.png')
     data = find_data([str(root)], tmp_path / 'out')
     found = read_label_maps(data)
     expected = {key(every[at].image): cv2.imread(str(every[at].label_map), 0).tolist() for at in (1, 2, 3, 5)}
