@@ -285,7 +285,7 @@ OURS = (
     'metainfo.classes is the string ',
     'the evaluation would fail: ',
     ', and pvt_mm.PVT is version 1',
-    ' has the label ',
+    ' pixels have the label ',
     'an image cannot be read: ',
     ' and the learning rate is for ',
     ' has checkpoints of another run, which this one overwrites',

@@ -63,7 +63,7 @@ def test_valid_data_passes(kind, request):
 
 
 def test_missing_files_are_named_with_the_layout(coco, folders, root):
-    coco.test_evaluator = [dict(ann_file='gone.json')]
+    coco.test_evaluator = [dict(type='CocoMetric', ann_file='gone.json')]
     refuses(coco, 'test', r'test_evaluator.ann_file, gone.json, does not exist')
     coco.val_dataloader.dataset.data_prefix.img = 'images2017'
     refuses(coco, 'val', r'the val data is missing: .*/images2017 does not exist. COCO is laid out as')
