@@ -20,6 +20,7 @@ from pvt_mm.apis.remembered import Remembered
 from pvt_mm.datasets.classes import classes_of
 from pvt_mm.datasets.coco import KINDS, Fault, encoding_fault, find_faults, read_coco
 from pvt_mm.datasets.coco.faults import same_name, stops_training
+from pvt_mm.datasets.coco.reading import no_garbage_collection
 from pvt_mm.datasets.image_io import find_fault
 from pvt_mm.utils.errors import InputError, config_errors
 from pvt_mm.utils.text import shorten
@@ -53,9 +54,10 @@ def check_annotations(dataset: dict, config: Config, split: str) -> None:
     content = read_coco(path)
     counts: Counter = Counter()
     found: defaultdict[str, list[Fault]] = defaultdict(list)
-    for fault in find_data_faults(opened, content, annotated, masks, SAMPLED):
-        counts[fault.kind] += fault.count
-        found[fault.kind] += [fault] if len(found[fault.kind]) < 2 else []
+    with no_garbage_collection():
+        for fault in find_data_faults(opened, content, annotated, masks, SAMPLED):
+            counts[fault.kind] += fault.count
+            found[fault.kind] += [fault] if len(found[fault.kind]) < 2 else []
     for kind, (fault, *others) in found.items():
         if kind == 'bad mask' and not masks:  # they are not loaded
             continue

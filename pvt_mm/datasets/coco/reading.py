@@ -1,14 +1,28 @@
 """Reading a COCO json."""
 
 import codecs
+import contextlib
 import gc
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from pvt_mm.utils.errors import InputError
 
 BYTE_ORDER_MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+@contextlib.contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """Keeps Python from looking through millions of new lists again and again, in the block."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def read_coco(path: str | os.PathLike) -> dict:
@@ -17,19 +31,15 @@ def read_coco(path: str | os.PathLike) -> dict:
     Raises:
         InputError: The file cannot be read, is empty, truncated or not json, or contains something else than an object.
     """
-    collects = gc.isenabled()
-    gc.disable()  # it would look through millions of new lists, again and again
     try:
-        content = json.loads(Path(path).read_bytes())
+        with no_garbage_collection():
+            content = json.loads(Path(path).read_bytes())
     except OSError as error:
         raise InputError(f'{path} cannot be read: {error.strerror or error}') from None
     except (ValueError, RecursionError) as error:
         size = os.path.getsize(path)
         why = f'is not json: {error}' if size else 'is empty'
         raise InputError(f'{path} {why}; export the annotations again') from None
-    finally:
-        if collects:
-            gc.enable()
     if not isinstance(content, dict):
         raise InputError(
             f'{path} is not a COCO annotation file: it contains a {type(content).__name__}, not an object with '
