@@ -543,8 +543,8 @@ def test_the_learning_rate_of_imagenet_rises_for_5_epochs_and_falls_for_295():
 
 
 def test_the_readmes_example_turns_mmdets_retinanet_into_ours(tmp_path):
-    examples = (ROOT / 'README.md').read_text().split('```python\n')[1:]
-    example = next(block.split('```')[0] for block in examples if '_delete_=True' in block)
+    blocks = [rest.split('```')[0] for rest in (ROOT / 'README.md').read_text().split('```python\n')[1:]]
+    example = next(block for block in blocks if '_delete_=True' in block)
     (tmp_path / 'mine.py').write_text(f"_base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'\n{example}")
     model = Config.fromfile(tmp_path / 'mine.py').model
     assert model.backbone.pop('init_cfg') == dict(type='Pretrained', checkpoint=WEIGHTS.format('small'))
