@@ -1,6 +1,7 @@
 """Helpers and fixtures shared by the tests."""
 
 import functools
+import gc
 import os
 import sys
 from pathlib import Path
@@ -55,6 +56,14 @@ def forget_visualizers() -> None:
     """Forgets MMEngine's first visualizer, which it would keep with its folder for all later runs of the process."""
     for kind in (Visualizer, *Visualizer.__subclasses__()):
         kind._instance_dict.clear()
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _freeze_garbage():
+    """MMEngine collects garbage whenever it builds a data set, which takes long with all that is imported."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope='session', autouse=True)

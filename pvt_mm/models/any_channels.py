@@ -40,7 +40,7 @@ class AnyChannels(BaseDataPreprocessor):
             raise ValueError('bgr_to_rgb and rgb_to_bgr exclude each other')
         self.reverses = bgr_to_rgb or rgb_to_bgr
         for name, values in dict(mean=mean, std=std).items():
-            values = torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) if values else None
+            values = torch.tensor(values, dtype=torch.get_default_dtype()).view(-1, 1, 1) if values else None
             self.register_buffer(name, values, persistent=False)
 
     def forward(self, data: dict, training: bool = False) -> dict:

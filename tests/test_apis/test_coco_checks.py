@@ -1,7 +1,6 @@
 """Training refuses the faults of COCO exports in one line, and the data checker lists them, by the same code."""
 
 import copy
-import gc
 import json
 import os
 from pathlib import Path
@@ -17,14 +16,6 @@ from tests.coco_faults import FAULTS, HOPELESS, MASK_FAULTS, each, one
 from tests.conftest import ROOT
 
 LOADED = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True)]
-
-
-@pytest.fixture(autouse=True, scope='module')
-def _freeze_garbage():
-    """MMEngine collects garbage whenever it builds a data set, which takes long with all that is imported."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,5 @@
 """Faults planted in folders of classes: named by the check of data, refused or warned of before training."""
 
-import gc
 import shutil
 from pathlib import Path
 
@@ -12,14 +11,6 @@ from pvt_mm.apis import data_checks, faults
 from pvt_mm.datasets.shapes import CLASSES
 from pvt_mm.utils.errors import InputError
 from tests.data_configs import folder_config
-
-
-@pytest.fixture(autouse=True, scope='module')
-def _freeze_garbage():
-    """MMEngine collects garbage whenever it builds a data set, which takes long with all that is imported."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture

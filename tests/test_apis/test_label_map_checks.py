@@ -1,7 +1,6 @@
 """Faults planted in label maps: named by the check of data, refused before training, repaired where they can be."""
 
 import copy
-import gc
 import os
 import shutil
 import struct
@@ -24,14 +23,6 @@ from tests.data_configs import MAP_CLASSES, map_config, map_data
 
 COLORS = np.array([[0, 0, 0], [200, 0, 0], [0, 200, 0], [0, 0, 200]], np.uint8)
 NAMES = {tuple(color): name for color, name in zip(COLORS.tolist(), MAP_CLASSES, strict=True)}
-
-
-@pytest.fixture(autouse=True, scope='module')
-def _freeze_garbage():
-    """MMEngine collects garbage whenever it builds a data set, which takes long with all that is imported."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture

@@ -110,7 +110,7 @@ def alike(tmp_path_factory) -> Path:
         noise = chance.integers(-20, 20, pixels.shape)
         cv2.imwrite(str(root / 'train2017' / image['file_name']), np.clip(pixels + noise, 0, 255))
         content['annotations'] += [{**box, 'image_id': image['id']} for box in boxes]
-    for number, box in enumerate(content['annotations']):
+    for number, box in enumerate(content['annotations'], start=1):
         box['id'] = number
     path.write_text(json.dumps(content))
     return root

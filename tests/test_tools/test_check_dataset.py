@@ -1,7 +1,6 @@
 """Faults planted in a copy of the shapes, one at a time and all at once, are found and nothing else is."""
 
 import functools
-import gc
 import json
 import shutil
 from pathlib import Path
@@ -26,14 +25,6 @@ test_dataloader = val_dataloader
 """
 IMAGE = '{:012d}.jpg'
 DETECTOR = str(ROOT / 'configs/demo/retinanet_shapes.py')
-
-
-@pytest.fixture(autouse=True, scope='module')
-def _freeze_garbage():
-    """MMEngine collects garbage whenever it builds a data set, which takes long with all that is imported."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture

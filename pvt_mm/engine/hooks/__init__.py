@@ -1,1 +1,1 @@
-"""Hooks: atomic checkpoints, steps with NaN/Inf, float32 for mmcv's operators, PyTorch's switches, torch.compile, early stopping."""
+"""Hooks of training: checkpoints, NaN/Inf, float32 for mmcv's operators, PyTorch's switches, compiling, stopping."""
