@@ -1,6 +1,5 @@
 """The models that configs name by ``type='pvt_mm.…'``. Some extend MMDetection's or MMSegmentation's."""
 
-import contextlib
 from typing import NoReturn
 
 from pvt_mm.registry import MODELS
@@ -8,6 +7,7 @@ from pvt_mm.registry import MODELS
 from .backbone import ARCHS, PVT
 from .classifier import ImageClassifier, LinearClsHead
 from .cls_data_preprocessor import ClsDataPreprocessor
+from .contiguous_ops import make_operators_contiguous
 from .interpolated_pyramid import InterpolatedPyramid
 from .pvt import PyramidVisionTransformer
 
@@ -32,10 +32,7 @@ def _register_missing(name: str, package: str, error: Exception) -> None:
     MODELS.register_module(name, module=missing)
 
 
-with contextlib.suppress(Exception):  # without MMCV's operators there is nothing to fix
-    from .contiguous_ops import make_maps_contiguous
-
-    make_maps_contiguous()
+make_operators_contiguous()
 
 # Where one of the two is not installed, or does not work here, the other has its PVT. A wrong MMCV raises
 # AssertionError, a wrong NumPy ValueError.

@@ -1,44 +1,49 @@
-"""MMCV's operators on feature maps that are channels-last in memory, as those of a PVT and of an FPN after it.
+"""MMCV's operators on tensors that are not contiguous, such as the channels-last maps of a PVT and of an FPN after it.
 
-Most of them read a map as if it were (B, C, H, W) in memory, whatever its strides: RoI align then returns features of
-other places and channels, without an error. Here they get a copy that is. Other maps are passed on as they are.
+Most of them read a tensor as if it were contiguous, whatever its strides: RoI align then returns features of other places
+and channels, without an error. Here they get a copy that is contiguous, of inputs and of gradients.
 """
 
 import functools
-import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor
-
-# The modules of mmcv.ops and their functions on maps.
-FUNCTIONS = {
-    'border_align': 'BorderAlignFunction',
-    'carafe': 'CARAFEFunction',
-    'deform_conv': 'DeformConv2dFunction',
-    'deform_roi_pool': 'DeformRoIPoolFunction',
-    'modulated_deform_conv': 'ModulatedDeformConv2dFunction',
-    'roi_align': 'RoIAlignFunction',
-    'roi_align_rotated': 'RoIAlignRotatedFunction',
-    'roi_pool': 'RoIPoolFunction',
-}
+from torch.autograd import Function
 
 
-def make_maps_contiguous() -> None:
-    """Makes MMCV's operators on maps take any memory format, for the rest of the process."""
-    for module, name in FUNCTIONS.items():
-        function = getattr(importlib.import_module(f'mmcv.ops.{module}'), name)
-        if not hasattr(function.forward, '__wrapped__'):
-            function.forward = staticmethod(_with_contiguous_maps(function.forward))
+def make_operators_contiguous() -> None:
+    """Makes MMCV's operators take tensors of any memory format, for the rest of the process."""
+    try:
+        import mmcv.ops  # noqa: F401
+    except Exception:  # of MMCV without operators or of another PyTorch's: none can be called
+        return
+    for function in operators():
+        for name in ('forward', 'backward'):
+            if name in vars(function) and not hasattr(getattr(function, name), 'takes_any_format'):
+                setattr(function, name, staticmethod(_with_contiguous(getattr(function, name))))
 
 
-def _with_contiguous_maps(forward: Callable) -> Callable:
-    @functools.wraps(forward)
+def operators() -> Iterator[type[Function]]:
+    """Yields MMCV's operators that are imported."""
+    found = [Function]
+    for function in found:
+        found += [one for one in function.__subclasses__() if one not in found]
+        if function.__module__.startswith('mmcv.ops'):
+            yield function
+
+
+def _with_contiguous(method: Callable) -> Callable:
+    @functools.wraps(method)
     def run(ctx: Any, *values: Any, **more: Any) -> Any:
-        return forward(ctx, *(_contiguous(value) for value in values), **more)
+        return method(ctx, *map(_contiguous, values), **{name: _contiguous(value) for name, value in more.items()})
 
+    run.takes_any_format = True  # type: ignore[attr-defined]
     return run
 
 
 def _contiguous(value: Any) -> Any:
-    return value.contiguous() if isinstance(value, Tensor) else value
+    if not isinstance(value, Tensor) or value.is_contiguous():
+        return value
+    # Some operators ask a tensor itself whether it needs a gradient.
+    return value.contiguous().requires_grad_(value.requires_grad)
