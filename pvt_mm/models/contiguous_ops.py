@@ -1,7 +1,7 @@
 """MMCV's operators on tensors that are not contiguous, such as the channels-last maps of a PVT and of an FPN after it.
 
-Most of them read a tensor as if it were contiguous, whatever its strides: RoI align then returns features of other places
-and channels, without an error. Here they get a copy that is contiguous, of inputs and of gradients.
+Most of them read a tensor as if it were contiguous, whatever its strides: RoI align then returns features of other
+places and channels, without an error. Here they get a copy that is contiguous, of inputs and of gradients.
 """
 
 import functools
