@@ -1,5 +1,6 @@
 """A config on the user's own data: classes, heads, data sets, evaluators and the test part at once."""
 
+import contextlib
 import hashlib
 import inspect
 import os
@@ -16,6 +17,7 @@ from mmengine.registry import DATASETS, MODELS
 from pvt_mm.apis.config import SPLITS, annotation_steps, as_list, innermost_dataset, type_name
 from pvt_mm.apis.ranks import on_first_rank
 from pvt_mm.datasets.own_data import OwnData, find_data
+from pvt_mm.datasets.own_data.tree import read_tree
 from pvt_mm.utils.errors import InputError
 from pvt_mm.utils.files import read_json, write_json
 
@@ -43,7 +45,7 @@ def find_own_data(config: Config, name: str, paths: Sequence[str], resume: bool)
     """Finds the user's data (``--data``) on the first rank, and returns it on all.
 
     Corrected annotations and the split go to ``data/`` in the work directory, as does a record of what was found. A
-    resumed run keeps them, and warns if the user's files have changed.
+    resumed run keeps them, and warns if the user's files have changed. A new run needs a work directory of its own.
 
     Args:
         config: The config of the run, with its work directory.
@@ -52,20 +54,20 @@ def find_own_data(config: Config, name: str, paths: Sequence[str], resume: bool)
         resume: Whether the run resumes.
 
     Raises:
-        InputError: There is no such data, it is wrong, is of another task than the config, or a resumed run had other.
+        InputError: There is no such data, it is wrong, is of another task than the config, a resumed run had other, or
+            the work directory is that of another run.
     """
     task = task_of(config, name)
     kind = next(kind for kind, model in MODELS_OF.items() if model == task)
 
     def find() -> dict[str, Any]:
-        folder = Path(config.work_dir).absolute()
-        made = [path for path in (folder, *folder.parents) if not path.exists()]
+        out = Path(config.work_dir, 'data').absolute()
+        made = [path for path in (out, *out.parents) if not path.exists()]
         try:
             data = _find_or_keep(config.work_dir, list(paths), kind, resume)
             _check_task(config, data, name)
         except InputError:
-            if made:
-                shutil.rmtree(made[-1], ignore_errors=True)
+            _remove(made)
             raise
         return asdict(data)
 
@@ -74,11 +76,23 @@ def find_own_data(config: Config, name: str, paths: Sequence[str], resume: bool)
     return OwnData(**found)
 
 
+def _remove(made: Sequence[Path]) -> None:
+    """Removes the folder of corrected data and then those above it that are empty, if this run made them."""
+    for folder in made[:1]:
+        shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):  # it holds what others wrote meanwhile
+        for folder in made[1:]:
+            os.rmdir(folder)
+
+
 def _find_or_keep(work_dir: str, paths: list[str], kind: str, resume: bool) -> OwnData:
     out = Path(work_dir, 'data')
     record = out / RECORD
-    now = dict(paths=[os.path.abspath(path) for path in paths], files=_fingerprint(paths))
-    before = read_json(record) if resume else {}
+    now = dict(paths=[os.path.abspath(path) for path in paths], files=_fingerprint(paths, work_dir))
+    before = read_json(record)
+    if not resume:
+        _check_unused(work_dir, paths, before.get('paths', now['paths']) != now['paths'])
+        before = {}
     if before and before['paths'] != now['paths']:
         raise InputError(
             f'--resume: this run trains on {" ".join(before["paths"])}, and --data is {" ".join(paths)}: give the same '
@@ -97,16 +111,26 @@ def _find_or_keep(work_dir: str, paths: list[str], kind: str, resume: bool) -> O
     return data
 
 
-def _fingerprint(paths: Sequence[str]) -> str:
-    """Returns a digest of the names and sizes of the files in folders, and of json files."""
+def _check_unused(work_dir: str, paths: list[str], other_data: bool) -> None:
+    """Raises an InputError if a new run would replace the config and the data of another."""
+    names = ('last_checkpoint', 'epoch_*.pth', 'iter_*.pth', 'best_*.pth')
+    checkpoints = any(path for name in names for path in Path(work_dir).glob(name))
+    if checkpoints or other_data:
+        what = 'checkpoints of another run' if checkpoints else 'a run on other data'
+        hint = '' if other_data else 'add --resume to continue it, or '
+        raise InputError(f'--data {" ".join(paths)}: {work_dir} has {what}: {hint}choose another --work-dir')
+
+
+def _fingerprint(paths: Sequence[str], work_dir: str) -> str:
+    """Returns a digest of the names and sizes of json files, and of the files in folders outside of the work directory.
+
+    Hidden files are left out, as they are where data is found.
+    """
     digest = hashlib.sha256()
-    for path in paths:
-        folders = sorted(os.walk(path)) if os.path.isdir(path) else [('', [], [path])]
-        for folder, _, names in folders:
-            for name in sorted(names):
-                file = os.path.join(folder, name)
-                size = os.stat(file).st_size if os.path.exists(file) else -1
-                digest.update(os.fsencode(f'{os.path.relpath(file, path)} {size}\n'))
+    for path in map(Path, paths):
+        for file in read_tree(path, without=Path(work_dir)).files if path.is_dir() else ('',):
+            size = os.stat(path / file).st_size if os.path.exists(path / file) else -1
+            digest.update(os.fsencode(f'{file} {size}\n'))
     return digest.hexdigest()
 
 

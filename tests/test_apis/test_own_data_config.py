@@ -205,6 +205,8 @@ def test_a_resumed_run_keeps_its_split_and_says_what_changed(tmp_path, monkeypat
     assert found == [([str(folder)], str(tmp_path / 'run/data'), 'folders')]
     assert find_own_data(config, 'c.py', [str(folder)], resume=True) == FOLDERS
     assert len(found) == 1
+    (folder / '.cache').write_bytes(b'2')
+    assert find_own_data(config, 'c.py', [str(folder)], resume=True) == FOLDERS
     assert 'have changed' not in capsys.readouterr().out
     (folder / 'b.jpg').write_bytes(b'2')
     assert find_own_data(config, 'c.py', [str(folder)], resume=True) == FOLDERS
@@ -217,3 +219,37 @@ def test_a_resumed_run_keeps_its_split_and_says_what_changed(tmp_path, monkeypat
     assert len(found) == 2
     record = json.loads((tmp_path / 'run/data/own_data.json').read_text())
     assert record['data']['classes'] == ['ant', 'bee']
+
+
+def test_the_work_directory_may_be_in_the_data(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(own_data, 'find_data', lambda *args, **settings: FOLDERS)
+    config = read('classification/pvt_s_300e')
+    (tmp_path / 'a.jpg').write_bytes(b'1')
+    config.work_dir = str(tmp_path / 'run')
+    find_own_data(config, 'c.py', [str(tmp_path)], resume=False)
+    (tmp_path / 'run/epoch_1.pth').write_bytes(b'1')
+    find_own_data(config, 'c.py', [str(tmp_path)], resume=True)
+    assert 'have changed' not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('other', [True, False])
+def test_a_failed_run_leaves_what_others_wrote(other, tmp_path, monkeypatch):
+    """Another run may begin in the same folder of runs while the data of this one is read."""
+
+    def find(paths, out, kind):
+        (tmp_path / 'runs/mine/data/maps').mkdir(parents=True)
+        (tmp_path / 'runs/mine/data/maps/0.png').write_bytes(b'1')
+        if other:
+            (tmp_path / 'runs/other').mkdir()
+            (tmp_path / 'runs/other/epoch_1.pth').write_bytes(b'1')
+        raise InputError('wrong')
+
+    monkeypatch.setattr(own_data, 'find_data', find)
+    config = read('classification/pvt_s_300e')
+    config.work_dir = str(tmp_path / 'runs/mine')
+    with pytest.raises(InputError, match='wrong'):
+        find_own_data(config, 'c.py', [str(tmp_path)], resume=False)
+    left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob('*') if path.is_file())
+    assert left == (['runs/other/epoch_1.pth'] if other else [])
+    assert (tmp_path / 'runs').exists() == other
+    assert not (tmp_path / 'runs/mine').exists()
