@@ -8,6 +8,7 @@ from mmengine.config import Config
 
 from pvt_mm.apis.config import SPLITS, type_name
 from pvt_mm.utils.errors import InputError
+from pvt_mm.utils.text import plural
 
 WARM_UP_SHARE = 0.1  # of the training, at most
 MIN_WARM_UP = 2  # steps: MMEngine's LinearLR of one step would stay at its start
@@ -142,8 +143,8 @@ def _schedulers(config: Config) -> list[dict]:
 
 def _fit_schedulers(config: Config, unit: str, old: int, new: int, steps: int) -> None:
     schedulers, dropped = _schedulers(config), []
-    for by_epoch in (True, False):
-        same = [scheduler for scheduler in schedulers if scheduler.get('by_epoch', True) == by_epoch]
+    units = [(flag, [one for one in schedulers if one.get('by_epoch', True) == flag]) for flag in (True, False)]
+    for by_epoch, same in units:
         alike = by_epoch == (unit == 'max_epochs')
         total = new if alike else new * steps if not by_epoch else new / steps
         before = old if alike else None
@@ -153,7 +154,7 @@ def _fit_schedulers(config: Config, unit: str, old: int, new: int, steps: int) -
             place.new_warm = 0
             dropped += map(id, warm_ups)
         for scheduler in same:
-            _fit_scheduler(scheduler, place)
+            _fit_scheduler(scheduler, place, steps if by_epoch else 1)
     if isinstance(config.get('param_scheduler'), list):
         config.param_scheduler = [scheduler for scheduler in schedulers if id(scheduler) not in dropped]
 
@@ -183,7 +184,7 @@ class _Stretch:
         return self.new_warm + (point - self.warm) * rest
 
 
-def _fit_scheduler(scheduler: dict, place: _Stretch) -> None:
+def _fit_scheduler(scheduler: dict, place: _Stretch, steps: int) -> None:
     whole = not scheduler.get('convert_to_iter_based')
 
     def rounded(value: float) -> float:
@@ -202,9 +203,24 @@ def _fit_scheduler(scheduler: dict, place: _Stretch) -> None:
     if scheduler.get('periods'):
         scheduler.periods = [max(1, rounded(period * ratio)) for period in scheduler.periods]
     if 'milestones' in scheduler:
-        last = place.total if place.before is not None else math.inf
-        milestones = sorted({round(place(milestone)) for milestone in scheduler['milestones']})
-        scheduler['milestones'] = [milestone for milestone in milestones if 0 < milestone < last]
+        _fit_milestones(scheduler, [place(one) for one in sorted({*scheduler['milestones']})], place, steps)
+
+
+def _fit_milestones(scheduler: dict, points: list[float], place: _Stretch, steps: int) -> None:
+    """Sets milestones to the points, rounded; in iterations if not all of them are epochs before the last one's end."""
+    last = place.total if place.before is not None else math.inf
+    scheduler['milestones'] = [round(point) for point in points]
+    if [*scheduler['milestones'], last] == sorted({0, *scheduler['milestones'], last})[1:]:
+        return
+    for key in ('begin', 'end'):
+        if isinstance(scheduler.get(key), (int, float)) and math.isfinite(scheduler[key]):
+            scheduler[key] *= steps
+    scheduler.pop('convert_to_iter_based', None)
+    scheduler['by_epoch'] = False
+    found, last = [], last * steps
+    for left, point in zip(range(len(points), 0, -1), points, strict=True):
+        found.append(max(min(round(point * steps), last - left), 1, *(one + 1 for one in found[-1:])))
+    scheduler['milestones'] = [one for one in found if one < last]
 
 
 def scale_lr_to_batch(config: Config, processes: int) -> str:
@@ -245,7 +261,8 @@ def describe_length(config: Config, images: int, steps: int) -> str:
     unit = _unit(loop)
     epochs = loop[unit] if unit == 'max_epochs' else loop[unit] / steps
     total = loop[unit] * steps if unit == 'max_epochs' else loop[unit]
-    return f'{images} training images, {total} steps: {epochs:.3g} epochs of {steps} steps (--epochs N changes it)'
+    passes = f'{epochs:.3g} epoch{"s" * (epochs != 1)} of {plural(steps, "step")}'
+    return f'{plural(images, "training image")}, {plural(total, "step")}: {passes} (--epochs N changes it)'
 
 
 def check_count(flag: str, value: Any) -> None:

@@ -40,20 +40,43 @@ def rates(config: Config, steps: int) -> list[float]:
     return found
 
 
-def test_epochs_keep_the_place_of_milestones_and_shorten_the_warm_up():
+DECAYS = {  # the first epoch, or step of 100 an epoch, of each decay: 8 and 11 of 12 epochs
+    1: (67, 92),
+    2: (133, 183),
+    3: (200, 275),
+    4: (267, 367),
+    5: (333, 458),
+    6: (400, 550),
+    7: (500, 600),
+    8: (500, 700),
+    9: (600, 800),
+    10: (700, 900),
+    11: (700, 1000),
+    12: (800, 1100),
+    24: (1600, 2200),
+}
+
+
+@pytest.mark.parametrize('epochs', DECAYS)
+def test_epochs_keep_the_place_of_milestones_and_shorten_the_warm_up(epochs):
     config = read('retinanet/pvt_s_1x')
-    schedule.use_epochs(config, 6, 100)
-    assert config.train_cfg.max_epochs == 6
-    warm_up, decay = config.param_scheduler
-    assert (warm_up.begin, warm_up.end) == (0, 60)  # a tenth of 600 steps
-    assert (decay.begin, decay.end, decay.milestones) == (0, 6, [4])  # 8 and 11 of 12; 5.5 is the end
-    found = rates(config, 100)
+    schedule.use_epochs(config, epochs, 100)
+    schedule.fit_schedule(config, 100)
+    assert config.train_cfg.max_epochs == epochs
+    warm = min(500, 10 * epochs)  # a tenth at most
+    assert config.param_scheduler[0].end == warm
+    found, (first, second) = rates(config, 100), DECAYS[epochs]
     assert found[0] == pytest.approx(0.001)
-    assert found[60:400] == pytest.approx([1.0] * 340)
-    assert found[400:] == pytest.approx([0.1] * 200)
-    schedule.use_epochs(config, 24, 100)
-    assert config.param_scheduler[1].milestones == [16]
-    assert config.param_scheduler[0].end == 60  # a warm-up does not get longer
+    assert found[warm:first] == pytest.approx([1.0] * (first - warm))
+    assert found[first:second] == pytest.approx([0.1] * (second - first))
+    assert found[second:] == pytest.approx([0.01] * (100 * epochs - second))
+
+
+@pytest.mark.parametrize(('steps', 'epochs', 'milestones'), [(1, 4, [2, 3]), (1, 3, [1, 2]), (2, 1, [1])])
+def test_milestones_of_a_few_steps_stay_before_the_end(steps, epochs, milestones):
+    config = read('retinanet/pvt_s_1x')
+    schedule.use_epochs(config, epochs, steps)
+    assert config.param_scheduler[-1].milestones == milestones
 
 
 @pytest.mark.parametrize('epochs', [1, 2, 3, 10, 60])
