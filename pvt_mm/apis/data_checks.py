@@ -12,7 +12,7 @@ from pvt_mm.apis.config import as_list, leaf_datasets, settings_in, type_name
 from pvt_mm.apis.folder_checks import check_folders
 from pvt_mm.apis.label_map_checks import check_labels
 from pvt_mm.datasets.classes import classes_of, differing_classes, image_folder
-from pvt_mm.datasets.folder_faults import SPLIT_FOLDERS
+from pvt_mm.datasets.own_data.tree import SPLIT_OF
 from pvt_mm.utils.errors import InputError, config_errors
 from pvt_mm.utils.text import shorten
 
@@ -78,7 +78,7 @@ def describe_missing(path: str, root: str, kind: str) -> str:
     if root and not os.path.isdir(root):
         return f'{text}; {_listed(os.path.dirname(os.path.abspath(root)))}: set data_root=PATH in --cfg-options'
     parent, name = os.path.split(os.path.abspath(path.rstrip('/')))
-    names = next((names for names in SPLIT_FOLDERS.values() if name in names), ())
+    names = [other for other, split in SPLIT_OF.items() if split == SPLIT_OF.get(name)]
     if same := next((other for other in names if os.path.isdir(os.path.join(parent, other))), None):
         return f'{text}, but {os.path.join(parent, same)} does: name it in data_prefix'
     folders = dict.fromkeys(map(os.path.abspath, (root, os.path.dirname(path.rstrip('/')))))
@@ -105,7 +105,8 @@ def _check_heads(dataset: dict, config: Config, split: str) -> None:
     """Checks that the heads predict as many classes as the data set has."""
     classes = classes_of(dataset)
     for where, number in settings_in(config.model, 'model') if classes else ():
-        of_a_head = where.endswith('.num_classes') and not {'backbone', 'rpn_head'} & set(where.split('.'))
+        parts = where.split('.')  # the semantic_head of an HTC predicts stuff
+        of_a_head = parts[-1] == 'num_classes' and not {'backbone', 'rpn_head', 'semantic_head'} & {*parts}
         if of_a_head and number != len(classes):
             raise InputError(
                 f'{where} is {number}, and the {split} data has {len(classes)} classes: they must be equal'
@@ -121,7 +122,9 @@ def _check_same_classes(dataset: dict, config: Config, split: str) -> None:
         folder = image_folder(other)
         if split == 'test' and folder is None:
             continue
-        if type_name(other) != type_name(dataset) or (folder is not None and not any(Path(folder).glob('*/'))):
+        if type_name(other) != type_name(dataset):
+            continue
+        if folder is not None and not any(entry.is_dir() for entry in Path(folder).glob('*')):
             continue
         if difference := differing_classes(classes_of(other), classes_of(dataset), 'train', split):
             raise InputError(difference)

@@ -72,7 +72,12 @@ def differing_classes(trained: Sequence[str], tested: Sequence[str], train: str,
         return ''
     what, listed = f'the classes of the {train} and the {test} data differ', {train: trained, test: tested}
     lacking = [(train, set(tested) - set(trained)), (test, set(trained) - set(tested))]
-    told = [f'the {split} data has no {shorten(sorted(names))}' for split, names in lacking if names]
+    near = {split: {name.casefold(): name for name in of} for split, of in ((train, trained), (test, tested))}
+    told = []
+    for split, names in lacking:
+        if names:
+            alike = sorted(near[split][name.casefold()] for name in names if name.casefold() in near[split])
+            told.append(f'the {split} data has no {shorten(sorted(names))}' + f', but {shorten(alike)}' * bool(alike))
     if not told:
         what = f'{what} in order'
         told = [f'those of the {split} data are {shorten(classes, 10)}' for split, classes in listed.items()]

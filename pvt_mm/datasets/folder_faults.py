@@ -9,14 +9,9 @@ from pathlib import Path
 
 from pvt_mm.datasets.faults import Fault
 from pvt_mm.datasets.image_folder import EXTENSIONS, find_images
+from pvt_mm.datasets.own_data.tree import SPLIT_OF
 from pvt_mm.utils.text import shorten
 
-# Names of the folder of a split, the usual one first.
-SPLIT_FOLDERS = {
-    'train': ('train', 'training'),
-    'val': ('val', 'valid', 'validation'),
-    'test': ('test', 'testing'),
-}
 MAX_COMPARED = 50_000  # images of a split that are compared with each other
 
 
@@ -28,15 +23,14 @@ def find_folder_faults(folder: str, classes: Sequence[str], is_list: bool = Fals
         classes: The names of the classes.
         is_list: Whether a list chooses the images and gives their classes.
     """
-    splits = [name for name in classes if any(name.lower() in names for names in SPLIT_FOLDERS.values())]
-    if len(splits) == len(classes):
+    if all(name.lower() in SPLIT_OF for name in classes):
         yield Fault('nested folders', _describe_nesting(folder, classes))
         return
     if len(classes) < 2:
-        inner = [entry.name for entry in Path(folder, classes[0]).glob('*/')] if not is_list else []
+        inner = [] if is_list else _folders(Path(folder, classes[0]))
         text = f'there is one class, {classes[0]}'
         if len(inner) > 1:
-            listed = shorten(sorted(inner))
+            listed = shorten(inner)
             hint = f'its folder has the folders {listed}: if they are the classes, let data_prefix end in it'
             yield Fault('nested folders', f'{text}: {hint}')
         else:
@@ -47,8 +41,8 @@ def find_folder_faults(folder: str, classes: Sequence[str], is_list: bool = Fals
         by_case[name.casefold()].append(name)
     for names in by_case.values():
         if len(names) > 1:
-            text = f'the classes {" and ".join(names)} of {folder} differ in case only: give their images one folder'
-            yield Fault('classes that differ in case', text)
+            text = f'the classes {" and ".join(names)} of {folder} differ in case only: if they are one, use one folder'
+            yield Fault('classes that differ in case', text, is_warning=True)
     if is_list:
         return
     with ThreadPoolExecutor() as threads:
@@ -65,8 +59,12 @@ def find_folder_faults(folder: str, classes: Sequence[str], is_list: bool = Fals
         yield Fault('image left out', text, is_warning=True)
 
 
+def _folders(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.glob('*') if entry.is_dir())
+
+
 def _describe_nesting(folder: str, classes: Sequence[str]) -> str:
-    inner = sorted({entry.name for name in classes for entry in Path(folder, name).glob('*/')})
+    inner = sorted({inner for name in classes for inner in _folders(Path(folder, name))})
     below = f', and {shorten(inner)} below them' if inner else ''
     return (
         f'the classes of {folder} would be {shorten(classes)}{below}: these are splits; let data_prefix end in one of '

@@ -117,3 +117,5 @@ def test_heads_with_another_number_of_classes(coco, maps, folders):
     coco.model = dict(roi_head=dict(bbox_head=dict(num_classes=3), mask_head=dict(num_classes=80)))
     init_default_scope('mmdet')
     refuses(coco, 'train', 'model.roi_head.mask_head.num_classes is 80')
+    coco.model = dict(roi_head=dict(bbox_head=dict(num_classes=3), semantic_head=dict(num_classes=183)))
+    data_checks.check_data(coco, 'train')  # of stuff, as in HTC

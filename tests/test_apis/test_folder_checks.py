@@ -67,6 +67,13 @@ def test_folders_without_classes_or_images(folders, root):
     refuses(folders, 'train', r'train contains no folder: it must have one for each class')
 
 
+def test_a_file_is_no_folder_of_images(folders, root):
+    shutil.rmtree(root / 'train')
+    (root / 'train').mkdir()
+    (root / 'train/readme.txt').write_text('')  # and no class: what is tested needs no training data
+    data_checks.check_data(folders, 'test')
+
+
 @pytest.mark.parametrize('name', ['train', 'shapes'])
 def test_folders_that_are_nested_by_mistake(name, folders, root):
     shutil.move(root / 'train', root / 'all')
@@ -94,10 +101,17 @@ def test_folders_of_archives_are_no_classes(folders, root):
     assert kinds(folders) == []
 
 
-def test_classes_that_differ_in_case(folders, root):
-    shutil.copytree(root / 'train/circle', root / 'train/Circle')
-    refuses(folders, 'train', r'the classes Circle and circle of .* differ in case only: give their images one folder')
+def test_classes_that_differ_in_case(folders, root, warnings):
+    for split in ('train', 'val'):
+        (root / split / 'square').rename(root / split / 'Circle')
+    data_checks.check_data(folders, 'train', 'val')
+    assert len(warnings) == 2
+    assert f'the classes Circle and circle of {root}/train differ in case only: if they are one, use' in warnings[0]
     assert ('train', 'classes that differ in case') in kinds(folders)
+    (root / 'val/Circle').rename(root / 'val/Square')
+    (root / 'train/Circle').rename(root / 'train/square')
+    message = 'the train data has no Square, but square, and the val data has no square, but Square; give both'
+    refuses(folders, 'val', message)
 
 
 def test_an_image_of_two_classes(folders, root, warnings):

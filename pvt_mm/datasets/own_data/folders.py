@@ -86,7 +86,11 @@ def read(tree: Tree, out: Path, seed: int) -> OwnData | None:
     for split, one in found.items():
         other = [name for name in one.images if name not in classes]
         if other:
-            raise InputError(f'{tree.root} has images of {shorten(other)} in {split}, and none in train: add some')
+            alike = sorted({*map(str.casefold, other)} & {*map(str.casefold, classes)})
+            near = [name for name in classes if name.casefold() in alike]
+            what = f'which has {shorten(near)}: use one name' if near else 'none in train: add some'
+            where = f'{tree.root} has images of {shorten(other)} in {split}'
+            raise InputError(f'{where}, and {"not in train, " * bool(near)}{what}')
     notes += differing({split: {*found[split].images} for split in ('train', 'val')}, classes, 'images')
     paths = {
         split: [str(found[split].folder / path) for of in found[split].images.values() for path in of]
