@@ -33,8 +33,15 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 with starting(__name__, parse_args):
     from pvt_mm.apis.config import check_file, load_config
-    from pvt_mm.apis.published import initial_weights, published
-    from pvt_mm.checkpoint.download import cached_path, check_downloaded, fetch, file_name, published_digest
+    from pvt_mm.apis.published import initial_weights, list_published
+    from pvt_mm.checkpoint.download import (
+        cached_path,
+        check_downloaded,
+        fetch,
+        file_name,
+        find_by_name,
+        published_digest,
+    )
     from pvt_mm.checkpoint.formats import convert
     from pvt_mm.checkpoint.reader import catalog_url, hub_path, read_checkpoint
     from pvt_mm.checkpoint.writer import save_checkpoint
@@ -46,29 +53,34 @@ def main(argv: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # removes the part that has been downloaded
     check_file('config', args.config)
     config = load_config(args.config)
-    weights, starts = published(args.config), initial_weights(config)
+    weights, starts = list_published(args.config), initial_weights(config)
     whole = next((one for one in weights if one.downloadable), None)
+    start = config.get('load_from')
+    named = isinstance(start, str) and '://' in start  # it is the model, whatever is published of the config
+    model = start if named else whole and whole.url
     for one in (one for one in weights if not one.downloadable):
         print(f'{one.source}: {_figures(one.metrics)}: {one.url} (Google Drive: download it with a browser)')
-    if not weights:
+    if not weights and not named:
         print(f'no weights of the whole model of {args.config} are published')
-    if whole is None and not starts:
+    if model is None and not starts:
         raise InputError(f'{args.config}: there is nothing to download')
     files = {}
-    for name, url in {**({'model': whole.url} if whole else {}), **starts}.items():
+    for name, url in {**({'model': model} if model else {}), **starts}.items():
         url = catalog_url(url)
         files[name] = hub_path(url) if url.startswith('hf://') else str(_get(url, args.dest))
-        what = f'{whole.source}: {_figures(whole.metrics)}' if name == 'model' and whole else f'{name} starts from it'
+        what = f'{"load_from" if name == "model" else name} starts from it'
+        if name == 'model' and whole and not named:
+            what = f'{whole.source}: {_figures(whole.metrics)}'
         print(f'{files[name]}: {os.path.getsize(files[name]) / 1e6:.1f} MB, {_hash(url)}; {what}')
     if args.convert and 'model' in files:
         files['converted'] = _convert(files['model'])
-    _print_commands(args.config, files, cached=args.dest is None)
+    _print_commands(args.config, files, named, cached=args.dest is None)
     print(json_text(files))
 
 
 def _get(url: str, folder: str | None) -> Path:
     """Returns the file of a URL, which is downloaded unless it is there and intact."""
-    path = Path(folder, file_name(url)) if folder else Path(cached_path(url))
+    path = Path(folder, file_name(url)) if folder else Path(find_by_name(url) or cached_path(url))
     if path.is_file():
         try:
             check_downloaded(url, path)
@@ -120,17 +132,20 @@ def _hash(url: str) -> str:
     return f'its SHA-256 begins with {digest}, as published' if digest else 'no hash of it is published'
 
 
-def _print_commands(config: str, files: dict[str, str], cached: bool) -> None:
+def _print_commands(config: str, files: dict[str, str], named: bool, cached: bool) -> None:
     model, starts = files.get('model'), [name for name in files if name not in ('model', 'converted')]
     train = f'tools/train.py {config}'
-    if model:
+    settings = [f'{name}.init_cfg.checkpoint={files[name]}' for name in starts]
+    if model and named:  # whose classes may be others than those of the config
+        starts, settings = ['load_from', *starts], [f'load_from={model}', *settings]
+    elif model:
         print(f'tools/test.py {config} {model}')
         print(f'tools/demo.py IMAGE {config} {model}')
         print(' '.join([f'{train} --cfg-options load_from={model}', *(f'{name}.init_cfg=None' for name in starts)]))
     if starts and cached:
         print(f'{train}  # finds {" and ".join(starts)} without a network')
     elif starts:
-        print(' '.join([train, '--cfg-options', *(f'{name}.init_cfg.checkpoint={files[name]}' for name in starts)]))
+        print(' '.join([train, '--cfg-options', *settings]))
 
 
 if __name__ == '__main__':

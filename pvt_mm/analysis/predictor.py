@@ -76,7 +76,7 @@ class Predictor:
         score_thr: Minimum score of a detector's objects.
 
     Raises:
-        InputError: The config, the model or its test pipeline is not valid, or the checkpoint is of another model.
+        InputError: The config, the model or its test pipeline is not valid, or the checkpoint does not match the model.
     """
 
     def __init__(self, config: str | os.PathLike | Config, checkpoint: str | os.PathLike, score_thr: float = 0.3):

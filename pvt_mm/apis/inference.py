@@ -21,7 +21,7 @@ def load_model(config: Config, checkpoint: str) -> nn.Module:
     """Builds the model of a config in eval mode with the weights of a checkpoint, on a GPU if there is one.
 
     Raises:
-        InputError: The model cannot be built, or the checkpoint cannot be read or is of another model.
+        InputError: The model cannot be built, or the checkpoint cannot be read or does not match the model.
     """
     check_channels(config)
     import_scope(config)

@@ -22,15 +22,15 @@ class Published(NamedTuple):
         return not self.url.startswith('https://drive.google.com/')
 
 
-def published_weights(config_path: str) -> str | None:
+def first_download(config_path: str) -> str | None:
     """Returns the URL of the first published checkpoint of a shipped config that can be downloaded, None without one.
 
     It is a checkpoint of the whole model (a detector, a segmentor, a classifier), of any known format.
     """
-    return next((one.url for one in published(config_path) if one.downloadable), None)
+    return next((one.url for one in list_published(config_path) if one.downloadable), None)
 
 
-def published(config_path: str) -> list[Published]:
+def list_published(config_path: str) -> list[Published]:
     """Returns all published checkpoints of a shipped config; of any other there are none."""
     path = Path(config_path).resolve()
     metafile = path.with_name('metafile.yml')

@@ -18,14 +18,14 @@ from pvt_mm.apis.image_size import check_size, use_size
 from pvt_mm.apis.installed import find_config
 from pvt_mm.apis.launch import build_model, build_runner, prepare_config, report_lost_ranks, report_unknown_arguments
 from pvt_mm.apis.own_data import count_images, find_own_data, parts_of, use_data
-from pvt_mm.apis.published import published_weights
+from pvt_mm.apis.published import first_download
 from pvt_mm.apis.ranks import on_each_machine, on_first_rank
 from pvt_mm.apis.rehearsal import rehearse
 from pvt_mm.apis.resuming import report_changes
 from pvt_mm.checkpoint.reader import safe_reading
 from pvt_mm.datasets.image_io import report_unreadable_images
 from pvt_mm.engine.randomness import check_deterministic
-from pvt_mm.utils.errors import CheckpointError, InputError, config_errors
+from pvt_mm.utils.errors import InputError, config_errors
 from pvt_mm.utils.files import atomic_write
 
 
@@ -177,7 +177,7 @@ def _use_sizes(config: Config, own_data: bool, batch: int | None, epochs: int | 
 def _use_weights(config: Config, path: str, weights: str | None, own_data: bool, options: dict) -> list[str]:
     """Chooses the weights to start from, and returns a line about them; without ``--data`` the config's stay."""
     if weights is None and own_data and 'load_from' not in options:
-        weights = config.get('load_from') or published_weights(path)
+        weights = config.get('load_from') or first_download(path)
     pretrained = {
         place: part
         for place, part in parts_of(config.model, 'model')
@@ -232,22 +232,8 @@ def _check_weights(config: Config, model: nn.Module) -> None:
     check_submodules(config, model)
     on_first_rank(weight_checks.check_pretrained, model)
     if config.get('load_from'):
-        with _weights_advice(config):
-            weight_checks.check_checkpoint_of_ranks(model, config.load_from, strict=bool(config.get('resume')))
-
-
-@contextlib.contextmanager
-def _weights_advice(config: Config) -> Iterator[None]:
-    """Adds all ways out to the error of published weights that cannot be downloaded."""
-    try:
-        yield
-    except CheckpointError as error:
-        if '://' not in config.load_from:
-            raise
-        why = str(error).split(', or set another file with')[0]  # settings of init_cfg follow, which is not in use
-        raise CheckpointError(
-            f'{why}, or give a file with --weights PATH, or start from random weights with --weights none'
-        ) from error
+        check = weight_checks.check_resumed if config.get('resume') else weight_checks.check_start
+        check(model, config.load_from)
 
 
 def _config_of_run(runner: Runner) -> Path:

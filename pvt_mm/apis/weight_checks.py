@@ -7,19 +7,24 @@ from collections.abc import Callable
 from importlib.util import find_spec
 
 from mmengine.config import Config
+from mmengine.dist import is_distributed
 from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from pvt_mm.apis.config import as_list, settings_in
-from pvt_mm.apis.ranks import on_first_rank
+from pvt_mm.apis.ranks import on_each_machine, on_first_rank
 from pvt_mm.checkpoint.formats import check_sizes, check_weights, layout_at
 from pvt_mm.checkpoint.integrity import assume_intact, identity
 from pvt_mm.checkpoint.loading import AnyFormat, translate_all
-from pvt_mm.checkpoint.reader import read_checkpoint, read_file
+from pvt_mm.checkpoint.reader import download_advice, read_checkpoint, read_file
 from pvt_mm.utils.errors import CheckpointError, InputError, config_errors
 from pvt_mm.utils.text import shorten
+
+LOAD_FROM_ADVICE = (
+    'give a file with --weights PATH or --cfg-options load_from=PATH, or start from random weights with --weights none'
+)
 
 
 def check_init_weights(config: Config) -> None:
@@ -60,38 +65,64 @@ def check_pretrained(model: nn.Module) -> None:
         if len(fitting) < len(target) / 2:
             absent = [key for key in target if key not in fitting]
             raise CheckpointError(
-                f'{path} fills {len(fitting)} of {len(target)} parameters of {type(module).__name__}: it has no '
+                f'{path} has {len(fitting)} of {len(target)} parameters of {type(module).__name__}: no '
                 f'{shorten(absent, 3)} of that shape; its keys are {shorten(weights, 3)}'
             )
 
 
 def check_checkpoint(model: nn.Module, path: str, strict: bool) -> dict[str, Tensor]:
-    """Returns the parameters in a checkpoint if they fit ``model``: all of them, or (not ``strict``) at least one.
+    """Returns the parameters in a checkpoint if they fit ``model``: all, or (not ``strict``) enough to start from.
 
+    Enough are all of the backbone, or half of a model without one: a head may be of other classes.
     They are those that are loaded: of any format that a part of the model takes
     (:class:`pvt_mm.checkpoint.loading.AnyFormat`).
 
     Raises:
-        CheckpointError: It cannot be read; or a part does not fit (named); or (not strict) none does.
+        CheckpointError: It cannot be read; or a part does not fit (named); or (not strict) too little does.
     """
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
-    read, target = read_checkpoint(path), model.state_dict()
+    read = _read(path)
     try:
-        weights = translate_all(model, {key.removeprefix('module.'): value for key, value in read.items()})
+        weights = translate_all(model, read)
     except CheckpointError as error:
         raise CheckpointError(f'{path}: {error}') from None
+    _check_fit(model, weights, path, strict)
+    return weights
+
+
+def _read(path: str) -> dict[str, Tensor]:
+    return {key.removeprefix('module.'): value for key, value in read_checkpoint(path).items()}
+
+
+def _check_fit(model: nn.Module, weights: dict[str, Tensor], path: str, strict: bool) -> None:
+    target = model.state_dict()
     try:
         check_weights(weights, target)
     except CheckpointError:
         report = describe_fit(model, weights)
         fitting = _fitting(weights, target)
         if strict:
-            raise CheckpointError(f'{path} is of another model: {report}') from None
-        if not fitting:
-            raise CheckpointError(f'{path} has nothing for this model: {report}') from None
-        print_log(f'{path} fills {len(fitting)} of {len(target)} parameters: {report}', logger='current')
-    return weights
+            raise CheckpointError(f'{path} does not match the model: {report}') from None
+        if lacking := _lacking_to_start(model, fitting):
+            raise CheckpointError(
+                f'{path} does not match the model, which cannot start from it: {lacking}: {report}'
+            ) from None
+        absent = shorten([key for key in target if key not in fitting], 3)
+        print_log(
+            f'{path}: loaded {len(fitting)} of {len(target)} parameters; randomly initialised: {absent} ({report})',
+            logger='current',
+        )
+
+
+def _lacking_to_start(model: nn.Module, fitting: list[str]) -> str:
+    """Returns how much fits, if that is too little to start a training from, else ''."""
+    names = [name for name, _ in model.named_parameters()]
+    backbone = [name for name in names if 'backbone' in name.split('.')]
+    needed, what = (backbone, 'the backbone') if backbone else (names, 'the model')
+    found = len(set(needed) & set(fitting))
+    enough = found == len(needed) if backbone else found >= len(needed) / 2
+    return '' if enough else f'it has {found} of {len(needed)} parameters of {what}'
 
 
 def describe_fit(model: nn.Module, weights: dict[str, Tensor]) -> str:
@@ -165,13 +196,27 @@ def _classes_of(found: int, wanted: int, classes: int) -> int | None:
     return None if rest or found % each else found // each
 
 
-def check_checkpoint_of_ranks(model: nn.Module, path: str, strict: bool) -> None:
-    """Runs :func:`check_checkpoint` on the first rank; the others wait, and need not verify the file when they load it.
+def check_start(model: nn.Module, path: str) -> None:
+    """Checks weights to start from as :func:`check_checkpoint` does, not strictly, on the first rank.
+
+    The others wait, and need not verify the file when they load it.
 
     Raises:
         CheckpointError: See there.
     """
-    _check_of_ranks(lambda: model, path, strict)
+    with download_advice(LOAD_FROM_ADVICE):
+        _check_of_ranks(path, lambda: check_checkpoint(model, path, strict=False))
+
+
+def check_resumed(model: nn.Module, path: str) -> None:
+    """Checks on the first rank that a checkpoint to resume from has the model's parameters, in our format.
+
+    Those that have to be translated or resampled would not fit the optimizer's state.
+
+    Raises:
+        CheckpointError: It cannot be read, or does not match the model.
+    """
+    _check_of_ranks(path, lambda: _check_fit(model, _read(path), path, strict=True))
 
 
 def check_tested_checkpoint(config: Config, path: str) -> None:
@@ -187,18 +232,20 @@ def check_tested_checkpoint(config: Config, path: str) -> None:
         with config_errors('the config cannot be built'):
             return MODELS.build(copy.deepcopy(config.model))
 
-    _check_of_ranks(build, path, strict=True)
+    _check_of_ranks(path, lambda: check_checkpoint(build(), path, strict=True))
 
 
-def _check_of_ranks(build: Callable[[], nn.Module], path: str, strict: bool) -> None:
-    if '://' in path:  # the first rank of each machine downloads it, for which all must ask
-        check_checkpoint(build(), path, strict)
+def _check_of_ranks(path: str, check: Callable[[], object]) -> None:
+    if '://' not in path:
+        assume_intact(path, on_first_rank(_identity_of_checked, path, check))
         return
-    assume_intact(path, on_first_rank(_identity_of_checked, build, path, strict))
+    if not is_distributed():  # on GPUs MMEngine's runner connects the ranks later, so that the reader could not wait
+        on_each_machine(read_file, path)
+    check()  # on all ranks: the first one of each machine downloads the file, and the others wait
 
 
-def _identity_of_checked(build: Callable[[], nn.Module], path: str, strict: bool) -> tuple[int, ...]:
-    check_checkpoint(build(), path, strict)
+def _identity_of_checked(path: str, check: Callable[[], object]) -> tuple[int, ...]:
+    check()
     return identity(path)
 
 

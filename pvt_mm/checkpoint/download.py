@@ -33,6 +33,18 @@ def cached_path(url: str) -> str:
     return os.path.join(torch.hub.get_dir(), 'checkpoints', name)
 
 
+def find_by_name(url: str) -> str | None:
+    """Returns the file that torch.hub or MMEngine has downloaded from a URL, where its name says its digest."""
+    path = os.path.join(torch.hub.get_dir(), 'checkpoints', file_name(url))
+    if not published_digest(url) or not os.path.isfile(path):
+        return None
+    try:
+        check_downloaded(url, path)
+    except (CheckpointError, OSError):
+        return None
+    return path
+
+
 def published_digest(url: str) -> str | None:
     """Returns what the SHA-256 of the file at a URL begins with, in hexadecimal, where its name says that."""
     found = re.fullmatch(_NAMES_WITH_DIGESTS, url)

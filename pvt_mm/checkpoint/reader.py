@@ -14,13 +14,13 @@ from unittest import mock
 from urllib.parse import urlparse
 
 from mmengine import fileio
-from mmengine.dist import barrier
+from mmengine.dist import barrier, is_distributed
 from mmengine.logging import print_log
 from mmengine.runner import CheckpointLoader
 from mmengine.runner.checkpoint import get_external_models, get_torchvision_models
 from torch import Tensor
 
-from pvt_mm.checkpoint.download import cached_path, fetch
+from pvt_mm.checkpoint.download import cached_path, fetch, find_by_name
 from pvt_mm.checkpoint.integrity import verify_once
 from pvt_mm.checkpoint.unpickling import allowed_globals, foreign_globals, load, load_trusted
 from pvt_mm.checkpoint.writer import import_safetensors
@@ -35,7 +35,29 @@ SCHEMES += ('hf://', 'pavi://', r'(\S+\:)?s3://', r'(\S+\:)?petrel://')
 # The files of a repository of the Hugging Face Hub that have its weights, best first.
 HUB_FILES = ('model.safetensors', 'pytorch_model.bin')
 
+# What the errors of weights that init_cfg names say.
+INIT_CFG_ADVICE = (
+    'set another file with --cfg-options model.backbone.init_cfg.checkpoint=PATH, or start from random weights with '
+    'model.backbone.init_cfg=None'
+)
+
+# The variables of torchrun, Slurm and Open MPI. MMDetection's tools set torchrun's to 0 where another one starts them.
+LOCAL_RANKS = ('LOCAL_RANK', 'SLURM_LOCALID', 'OMPI_COMM_WORLD_LOCAL_RANK')
+
 _trust: ContextVar[bool] = ContextVar('trust', default=False)
+
+
+class DownloadError(CheckpointError):
+    """A checkpoint cannot be downloaded."""
+
+
+@contextlib.contextmanager
+def download_advice(advice: str) -> Iterator[None]:
+    """Adds what else to do, such as the setting that names the checkpoint, to a DownloadError in the block."""
+    try:
+        yield
+    except DownloadError as error:
+        raise CheckpointError(f'{error}, or {advice}') from None
 
 
 @contextlib.contextmanager
@@ -55,7 +77,8 @@ def safe_reading(trust: bool = False) -> Iterator[None]:
 
 def _load_for_mmengine(path: str, map_location: str | None = None) -> Any:
     """Reads a checkpoint for MMEngine, without the config text that Runner.resume would run as Python."""
-    content = read_file(path, map_location or 'cpu')
+    with download_advice(INIT_CFG_ADVICE):  # what load_from names has been read before
+        content = read_file(path, map_location or 'cpu')
     if isinstance(content, dict) and isinstance(content.get('meta'), dict):
         content['meta'].pop('config', None)
     return content
@@ -159,7 +182,7 @@ def catalog_url(path: str) -> str:
 
 def _download(url: str) -> str:
     """Downloads a file once a machine, on its first rank; the other ranks wait for it, also where it fails."""
-    path = cached_path(url)
+    path = find_by_name(url) or cached_path(url)
     reason = 'by the first rank of this machine'
     if _is_first_of_machine() and not os.path.exists(path):
         try:
@@ -169,10 +192,9 @@ def _download(url: str) -> str:
             reason = _one_line(error).removeprefix(f'{url} cannot be downloaded: ').removeprefix(f'{url}: ')
     barrier()
     if not os.path.exists(path):
-        raise CheckpointError(
+        raise DownloadError(
             f'{url} cannot be downloaded ({reason}): run tools/download.py CONFIG where there is a network, for '
-            f'example on a login node, or put the file at {path}, or set another file with --cfg-options '
-            'model.backbone.init_cfg.checkpoint=PATH, or train from random weights with model.backbone.init_cfg=None'
+            f'example on a login node, or put the file at {path}'
         )
     return path
 
@@ -222,7 +244,8 @@ def hub_path(address: str) -> str:
 
 
 def _is_first_of_machine() -> bool:
-    return int(os.environ.get('LOCAL_RANK', 0)) == 0
+    """Returns whether this process downloads for its machine; so does each that could not wait for another."""
+    return not is_distributed() or all(int(os.environ.get(name, 0)) == 0 for name in LOCAL_RANKS)
 
 
 def _parameters(content: Any, path: str) -> dict[str, Tensor]:

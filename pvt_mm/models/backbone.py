@@ -9,6 +9,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from pvt_mm.checkpoint.loading import AnyFormat, load_pretrained, translate_backbone
+from pvt_mm.checkpoint.reader import INIT_CFG_ADVICE, download_advice
 from pvt_mm.models.eager import replace_layers
 from pvt_mm.models.mixed_precision import MixedFFN, MixedSRA
 from pvt_mm.models.padded_heads import PaddedSRA
@@ -152,7 +153,8 @@ class PVT(AnyFormat, PyramidVisionTransformer, BaseModule):
             module.requires_grad_(False)
         self.train()
         if weights is not None:
-            load_pretrained(self, weights)
+            with download_advice('give weights=PATH'):
+                load_pretrained(self, weights)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         self._check_input(x)
@@ -184,7 +186,8 @@ class PVT(AnyFormat, PyramidVisionTransformer, BaseModule):
             return
         if len(cfgs) > 1:
             raise ValueError("init_cfg must be one dict where its type is 'Pretrained', which loads every parameter")
-        load_pretrained(self, **{key: value for key, value in cfgs[0].items() if key != 'type'})
+        with download_advice(INIT_CFG_ADVICE):
+            load_pretrained(self, **{key: value for key, value in cfgs[0].items() if key != 'type'})
         self._is_init = True
 
     def translate(self, state_dict: dict[str, Tensor], prefix: str) -> None:

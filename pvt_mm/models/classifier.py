@@ -6,6 +6,7 @@ from mmengine.model import BaseModel, BaseModule
 from torch import Tensor, nn
 
 from pvt_mm.checkpoint.loading import AnyFormat, load_classifier, translate_classifier
+from pvt_mm.checkpoint.reader import INIT_CFG_ADVICE, download_advice
 from pvt_mm.registry import MODELS
 from pvt_mm.structures import DataSample
 
@@ -58,7 +59,8 @@ class ImageClassifier(AnyFormat, BaseModel):
         """
         init_cfg = dict(self.init_cfg or {})
         if init_cfg.pop('type', None) == 'Pretrained':
-            load_classifier(self.backbone, self.head.fc, **init_cfg)
+            with download_advice(INIT_CFG_ADVICE.replace('model.backbone.', 'model.')):
+                load_classifier(self.backbone, self.head.fc, **init_cfg)
         else:
             super().init_weights()
 

@@ -4,6 +4,8 @@ import contextlib
 import errno
 import json
 import os
+import platform
+import secrets
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,13 +19,15 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
 
     If the block raises, the temporary file is removed and ``path`` stays as it was. The file and then its name are
     flushed to disk, so that ``path`` survives a power cut. Compute first, and write inside of the block: a process that
-    is killed in it leaves the temporary file (``.<name>.<process id>.tmp``).
+    is killed in it leaves the temporary file (``.<name>.<machine>.<process id>.<random>.tmp``).
 
     Raises:
         OSError: The file cannot be written, or its folder, created if missing; it names ``path``.
     """
     path = Path(path)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    # Containers on several machines that share a folder have the same process ids, and may have the same names.
+    writer = f'{platform.node()[:32]}.{os.getpid()}.{secrets.token_hex(4)}'
+    temporary = path.with_name(f'.{path.name}.{writer}.tmp')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary

@@ -24,7 +24,7 @@ def test_a_model_is_loaded_strictly(tmp_path):
     assert all(torch.equal(value.cpu(), weights[key]) for key, value in model.state_dict().items())
     del weights['head.fc.bias']
     torch.save({'state_dict': weights}, path)
-    with pytest.raises(CheckpointError, match=r'epoch_1.pth is of another model: backbone fits; head.fc: missing'):
+    with pytest.raises(CheckpointError, match=r'epoch_1.pth does not match the model: backbone fits; head.fc: missing'):
         load_model(config, path)
 
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from pvt_mm.apis.config import load_config
-from pvt_mm.apis.published import initial_weights, paper_results, published, published_in, published_weights
+from pvt_mm.apis.published import first_download, initial_weights, list_published, paper_results, published_in
 from pvt_mm.checkpoint.download import published_digest
 from tests.conftest import ROOT
 
@@ -26,11 +26,11 @@ def test_the_detectors_of_mmdetections_model_zoo_are_its_own():
         size = re.fullmatch(r'retinanet_pvt-([tsm])_fpn_1x_coco', model['Name'])
         if size:
             config = f'configs/retinanet/pvt_{size[1]}_1x.py'
-            (ours,) = [one for one in published(str(ROOT / config)) if one.source == 'MMDetection']
+            (ours,) = [one for one in list_published(str(ROOT / config)) if one.source == 'MMDetection']
             assert ours.url == model['Weights']
             assert ours.metrics == model['Results'][0]['Metrics']
             assert ours.url.endswith(f'{published_digest(ours.url)}.pth')
-            assert published_weights(str(ROOT / config)) == model['Weights']
+            assert first_download(str(ROOT / config)) == model['Weights']
             checked += 1
     assert checked == 3
 
@@ -56,17 +56,17 @@ def test_every_entry_is_as_mim_reads_it_and_the_papers_figures_stay_apart():
     'name', ['retinanet/pvt_l_1x', 'mask_rcnn/pvt_s_1x', 'detr/pvt_s_50e', 'semantic_fpn/pvt_t_80k']
 )
 def test_what_is_on_google_drive_can_only_be_linked(name):
-    (one,) = published(str(ROOT / f'configs/{name}.py'))
+    (one,) = list_published(str(ROOT / f'configs/{name}.py'))
     assert one.source == 'authors'
     assert one.url.startswith('https://drive.google.com/file/d/')
-    assert published_weights(str(ROOT / f'configs/{name}.py')) is None
+    assert first_download(str(ROOT / f'configs/{name}.py')) is None
 
 
 def test_configs_that_nobody_published_have_none(tmp_path):
-    assert published(str(ROOT / 'configs/retinanet/pvt_s_scratch_1x.py')) == []
-    assert published_weights(str(tmp_path / 'pvt_s_1x.py')) is None
+    assert list_published(str(ROOT / 'configs/retinanet/pvt_s_scratch_1x.py')) == []
+    assert first_download(str(tmp_path / 'pvt_s_1x.py')) is None
     (tmp_path / 'metafile.yml').write_text('Models: []\n')
-    assert published_weights(str(tmp_path / 'pvt_s_1x.py')) is None
+    assert first_download(str(tmp_path / 'pvt_s_1x.py')) is None
 
 
 def test_the_weights_that_a_model_starts_from():

@@ -47,7 +47,7 @@ def test_initial_weights_of_another_model(tmp_path):
         weight_checks.check_pretrained(model)
     torch.save({f'backbone.{name}': value for name, value in weights.items()}, path)
     weight_checks.check_pretrained(Backbone(path, prefix='backbone'))
-    message = r'a.pth fills 1 of 4 parameters of Backbone: it has no layers.0.weight, layers.1.weight, layers.1.bias of'
+    message = r'a.pth has 1 of 4 parameters of Backbone: no layers.0.weight, layers.1.weight, layers.1.bias of'
     wrong = {'layers.0.bias': weights['layers.0.bias'], 'layers.0.weight': torch.zeros(3, 3), 'blocks': torch.zeros(1)}
     torch.save({'model': wrong}, path)
     with pytest.raises(CheckpointError, match=f'{message} that shape; its keys are layers.0.bias, layers.0.weight, bl'):
@@ -64,10 +64,35 @@ def test_checkpoints_of_another_model(tmp_path):
     assert list(weights) == list(model.state_dict())
     torch.save({'state_dict': {**weights, '1.weight': torch.ones(5, 3)}}, path)
     weight_checks.check_checkpoint(model, path, strict=False)
-    with pytest.raises(CheckpointError, match=r'of another model: 0 fits; 1: \(5, 3\), not \(4, 3\)'):
+    with pytest.raises(CheckpointError, match=r'does not match the model: 0 fits; 1: \(5, 3\), not \(4, 3\)'):
         weight_checks.check_checkpoint(model, path, strict=True)
     torch.save({'other': torch.ones(1)}, path)
-    with pytest.raises(CheckpointError, match='has nothing for this model'):
+    with pytest.raises(CheckpointError, match='cannot start from it: it has 0 of 4 parameters of the model: 0: absent'):
         weight_checks.check_checkpoint(model, path, strict=False)
     with pytest.raises(CheckpointError, match=r'a.pth has no meta, message_hub, optimizer, so no run can resume'):
         weight_checks.check_resumable(path)
+
+
+@pytest.mark.parametrize(
+    ('changed', 'fault'),
+    [
+        ({'head.weight': torch.ones(7, 3), 'head.bias': torch.ones(7)}, None),
+        ({'head.weight': None, 'head.bias': None}, None),
+        ({'backbone.bias': torch.ones(7)}, r'it has 1 of 2 parameters of the backbone: .*backbone: \(7,\), not \(3,\)'),
+        ({'backbone.weight': None}, 'it has 1 of 2 parameters of the backbone: .*backbone: missing'),
+    ],
+)
+def test_training_starts_from_a_whole_backbone_with_any_head(changed, fault, tmp_path, monkeypatch):
+    messages = []
+    model, path = nn.ModuleDict(dict(backbone=nn.Linear(2, 3), head=nn.Linear(3, 4))), str(tmp_path / 'a.pth')
+    weights = {**model.state_dict(), **changed}
+    torch.save({'state_dict': {name: value for name, value in weights.items() if value is not None}}, path)
+    if fault is None:
+        monkeypatch.setattr(weight_checks, 'print_log', lambda message, logger: messages.append(message))
+        weight_checks.check_checkpoint(model, path, strict=False)
+        assert messages[0].startswith(
+            f'{path}: loaded 2 of 4 parameters; randomly initialised: head.weight, head.bias (backbone fits; head: '
+        )
+        return
+    with pytest.raises(CheckpointError, match=f'a.pth does not match the model, which cannot start from it: {fault}'):
+        weight_checks.check_checkpoint(model, path, strict=False)

@@ -127,6 +127,60 @@ def test_the_digest_in_the_name_is_verified_where_names_have_one(server, tmp_pat
     assert left(tmp_path) == ['a.pth']
 
 
+def test_what_torch_hub_has_downloaded_is_used_where_its_name_says_its_digest(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, '_NAMES_WITH_DIGESTS', r'http://127\.0\.0\.1:\d+/.*-([0-9a-f]{8})\.pth')
+    folder = tmp_path / 'home/hub/checkpoints'
+    folder.mkdir(parents=True)
+    whole, other = (f'a-{hashlib.sha256(content).hexdigest()[:8]}.pth' for content in (ZIP, LEGACY))
+    for name in (whole, other, 'plain.pth'):
+        (folder / name).write_bytes(ZIP)  # which is not the content that the name of the second says
+    assert torch.equal(read_checkpoint(server.url(f'/{whole}'))['weight'], WEIGHTS['weight'])
+    for name in (other, 'plain.pth'):
+        with pytest.raises(CheckpointError, match=r'cannot be downloaded .*404'):
+            read_checkpoint(server.url(f'/{name}'))
+    assert server.requests == [f'/{other}', '/plain.pth']
+
+
+@pytest.mark.parametrize(
+    ('variables', 'downloads'),
+    [
+        ({}, True),
+        (dict(LOCAL_RANK='0', RANK='8'), True),
+        (dict(LOCAL_RANK='1'), False),
+        (dict(SLURM_LOCALID='0', SLURM_PROCID='8'), True),
+        (dict(SLURM_LOCALID='1'), False),
+        (dict(OMPI_COMM_WORLD_LOCAL_RANK='0', OMPI_COMM_WORLD_RANK='8'), True),
+        (dict(OMPI_COMM_WORLD_LOCAL_RANK='1'), False),
+        (dict(OMPI_COMM_WORLD_LOCAL_RANK='1', LOCAL_RANK='0'), False),  # MMDetection's tools set it
+        (dict(SLURM_LOCALID='0', LOCAL_RANK='1'), False),  # one task a machine, which runs torchrun
+    ],
+)
+def test_only_the_first_rank_of_a_machine_downloads(variables, downloads, server, monkeypatch):
+    for name in reader.LOCAL_RANKS:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    waits = []
+
+    def wait():
+        waits.append(server.requests.copy())
+        if not downloads:  # the first rank has done it
+            fetch(server.url('/a.pth'), cached_path(server.url('/a.pth')))
+
+    server.files['/a.pth'] = ZIP
+    monkeypatch.setattr(reader, 'barrier', wait)
+    monkeypatch.setattr(reader, 'is_distributed', lambda: True)
+    assert read_checkpoint(server.url('/a.pth')).keys() == WEIGHTS.keys()
+    assert waits == [['/a.pth'] if downloads else []]
+
+
+def test_a_task_that_runs_on_its_own_downloads_whatever_its_number(server, monkeypatch):
+    """As one of several that srun starts, none of which waits for another."""
+    monkeypatch.setenv('SLURM_LOCALID', '1')
+    server.files['/a.pth'] = ZIP
+    assert read_checkpoint(server.url('/a.pth')).keys() == WEIGHTS.keys()
+
+
 def test_two_repositories_files_of_one_name_are_two(server):
     for owner, value in (('a', 1.0), ('b', 2.0)):
         server.files[f'/{owner}/pytorch_model.bin'] = saved({'weight': torch.full((2,), value)})

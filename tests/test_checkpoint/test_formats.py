@@ -8,11 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmengine.logging import HistoryBuffer
+from mmengine.model import BaseModule
 
+from pvt_mm.apis.weight_checks import check_resumed, check_start
 from pvt_mm.checkpoint import loading
 from pvt_mm.checkpoint.formats import backbone_weights, convert
 from pvt_mm.checkpoint.loading import load_pretrained
-from pvt_mm.checkpoint.reader import cached_path, read_checkpoint, read_file
+from pvt_mm.checkpoint.reader import cached_path, read_checkpoint, read_file, safe_reading
 from pvt_mm.checkpoint.writer import save_checkpoint
 from pvt_mm.models import PVT
 from pvt_mm.utils.errors import CheckpointError
@@ -465,8 +467,22 @@ def test_what_cannot_be_read_says_so(tmp_path, model):
 
 def test_a_url_that_cannot_be_reached_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setenv('TORCH_HOME', str(tmp_path))
-    with pytest.raises(CheckpointError, match=r'cannot be downloaded .*init_cfg.checkpoint=PATH'):
-        read_checkpoint('http://127.0.0.1:9/pvt_small.pth')
+    url = 'http://127.0.0.1:9/pvt_small.pth'
+    found = rf'^{url} cannot be downloaded \(.*\): run tools/download.py .* put the file at \S*pvt_small.pth'
+    start = dict(type='Pretrained', checkpoint=url)
+    other = 'set another file with --cfg-options model.backbone.init_cfg.checkpoint=PATH, or start from random weights'
+    with pytest.raises(CheckpointError, match=f'{found}$'):
+        read_checkpoint(url)
+    with pytest.raises(CheckpointError, match=f'{found}, or {other} with model.backbone.init_cfg=None$'):
+        PVT(TINY_ARCH, init_cfg=start).init_weights()
+    with pytest.raises(CheckpointError, match=f'{found}, or give weights=PATH$'):
+        PVT(TINY_ARCH, weights=url)
+    with safe_reading(), pytest.raises(CheckpointError, match=f'{found}, or {other}'):
+        BaseModule(start).init_weights()
+    with pytest.raises(CheckpointError, match=f'{found}, or give a file with --weights PATH or .* load_from=PATH, or'):
+        check_start(PVT(TINY_ARCH), url)
+    with pytest.raises(CheckpointError, match=f'{found}$'):
+        check_resumed(PVT(TINY_ARCH), url)
     assert not list(tmp_path.rglob('*.pth'))
 
 

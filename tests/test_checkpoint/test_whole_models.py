@@ -374,7 +374,7 @@ def test_detr_of_mmdetection_2_loads_whole(load, detr, tmp_path):
         (
             'retinanet',
             {'model.bbox_head.num_classes': 3},
-            'is of another model: backbone and neck fit; bbox_head.retina_cls: 80 classes, the model has 3$',
+            'does not match the model: backbone and neck fit; bbox_head.retina_cls: 80 classes, the model has 3$',
         ),
         (
             'mask_rcnn',
@@ -405,7 +405,7 @@ def test_what_does_not_fit_is_said_by_parts(task, changes, message, published):
 def test_another_kind_of_model_is_named(published, tmp_path):
     model, path = build(config_of('retinanet')), published['mask_rcnn'][1]['mmdet']
     with pytest.raises(
-        CheckpointError, match=r'of another model: backbone fits; bbox_head: absent, neck.lateral_convs.0'
+        CheckpointError, match=r'does not match the model: backbone fits; bbox_head: absent, neck.lateral_convs.0'
     ):
         check_checkpoint(model, path, strict=True)
     other = {key: value for key, value in model.state_dict().items() if not key.startswith('backbone.')}
@@ -524,7 +524,7 @@ def test_another_models_checkpoint_is_a_line_before_anything_is_built(detector, 
     path = published['retinanet'][1]['mmdet']
     assert test_tool.main(['detector.py', path, '--cfg-options', f'data_root={shapes}']) == 2
     printed = capsys.readouterr()
-    assert 'is of another model: backbone fits; neck.lateral_convs.0.conv: ' in printed.err
+    assert 'does not match the model: backbone fits; neck.lateral_convs.0.conv: ' in printed.err
     assert len((printed.out + printed.err).splitlines()) < 10
     assert not Path('work_dirs').exists()
 

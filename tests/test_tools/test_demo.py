@@ -292,7 +292,7 @@ def test_names_of_another_number_of_classes_are_refused(task, trained, image, ca
         (['a.jpg', 'CONFIG', 'CHECKPOINT'], 'a.jpg is truncated or not an image'),
         (['a.mp4', 'CONFIG', 'CHECKPOINT'], 'a.mp4 is truncated or not a video'),
         (['a.jpg', 'CONFIG', 'gone.pth'], 'gone.pth does not exist'),
-        (['a.jpg', 'CONFIG', 'other.pth'], 'other.pth is of another model'),
+        (['a.jpg', 'CONFIG', 'other.pth'], 'other.pth does not match the model'),
         (['a.jpg', 'CONFIG', 'CHECKPOINT', '--out', '.'], '--out . is the folder of the images'),
         (['a.jpg', 'CONFIG', 'CHECKPOINT', '--out', 'a.mp4'], '--out a.mp4 is a file'),
         (['a.jpg', 'CONFIG', 'CHECKPOINT', '--score-thr', '2'], '--score-thr 2.0: it must be from 0 to 1'),

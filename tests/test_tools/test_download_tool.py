@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -42,7 +43,7 @@ def zoo(tmp_path, monkeypatch):
             Published('MMDetection', server.url('/detector.pth'), {'box AP': 36.6}),
             Published('authors', 'https://drive.google.com/file/d/1/view', {'box AP': 36.7}),
         ]
-        monkeypatch.setattr(tool, 'published', lambda path: found)
+        monkeypatch.setattr(tool, 'list_published', lambda path: found)
         server.published = found
         for name in ('detector.pth', 'pvt.pth'):
             os.remove(name)
@@ -125,6 +126,32 @@ def test_what_is_wrong_is_one_line_and_nothing_is_left(content, message, zoo, ca
     assert not list(Path('weights').glob('.*'))
 
 
+@pytest.mark.parametrize('recipe', sorted((ROOT / 'configs/own_data').glob('*.py')), ids=lambda path: path.stem)
+def test_the_recipes_for_own_data_find_their_weights_without_a_network(recipe, zoo, capsys, monkeypatch):
+    """Where a server stands in for the sites that they name."""
+    name = 'detector' if recipe.stem == 'detection' else 'pvt'
+    url = zoo.url(f'/{name}.pth')
+    config = re.sub(r'https://[^\']*', url, Config.fromfile(recipe).pretty_text)
+    Path('recipe.py').write_text(config)
+    zoo.published.clear()
+    assert zoo.url('/') in config
+    start = 'load_from' if name == 'detector' else 'model.backbone'
+    code, lines, _ = run(capsys, 'recipe.py')
+    assert code == 0
+    assert json.loads(lines[-1]) == {'model' if name == 'detector' else start: cached_path(url)}
+    assert any(line.endswith(f'no hash of it is published; {start} starts from it') for line in lines)
+    assert lines[-2] == f'tools/train.py recipe.py  # finds {start} without a network'
+    code, lines, _ = run(capsys, 'recipe.py', '--dest', 'weights')
+    assert code == 0
+    setting = start if name == 'detector' else f'{start}.init_cfg.checkpoint'
+    assert lines[-2] == f'tools/train.py recipe.py --cfg-options {setting}=weights/{name}.pth'
+    zoo.files.clear()  # no network
+    path = cached_path(url)
+    assert zoo.requests == [f'/{name}.pth'] * 2
+    assert read_checkpoint(url).keys() == read_checkpoint(path).keys()
+    assert zoo.requests == [f'/{name}.pth'] * 2
+
+
 def test_configs_without_anything_to_download_say_so(zoo, capsys):
     zoo.published.clear()
     code, lines, errors = run(capsys, 'plain.py')
@@ -151,7 +178,8 @@ def test_an_interrupted_download_leaves_nothing(tmp_path):
             env={**os.environ, 'PYTHONPATH': str(ROOT)},
         )
         assert process.stdout.readline() == b'some\n'
-        assert [path.name for path in tmp_path.iterdir()] == [f'.a.pth.{process.pid}.tmp']
+        (temporary,) = tmp_path.iterdir()
+        assert re.fullmatch(rf'\.a\.pth\..*\.{process.pid}\.[0-9a-f]{{8}}\.tmp', temporary.name)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 143
         server.released.set()

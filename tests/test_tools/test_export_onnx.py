@@ -142,7 +142,7 @@ def test_a_module_that_differs_or_cannot_be_exported_is_not_written(tmp_path):
         (['gone.py', 'weights.pth'], 'the config gone.py does not exist'),
         (['config.py', 'gone.pth'], 'the checkpoint gone.pth does not exist'),
         (['config.py', 'weights.pth', '--out', 'out.pt'], '--out out.pt: name a file that ends in .onnx'),
-        (['config.py', 'other.pth'], 'other.pth is of another model'),
+        (['config.py', 'other.pth'], 'other.pth does not match the model'),
         (['config.py', 'weights.pth', '--part', 'model'], 'a RetinaNet is not a segmentor: use --part backbone'),
         (['config.py', 'weights.pth', '--cfg-options', 'model.type=RetinaNot'], 'cannot be built'),
     ],

@@ -111,7 +111,7 @@ def test_boxes_are_labelled_if_there_are_more_classes_than_colours(classes, text
         (['accuracy', '--out', 'accuracy.bmp'], 'accuracy.bmp'),
         (['predictions', 'gone.py', 'epoch_1.pth'], 'the config gone.py does not exist'),
         (['predictions', CONFIG, 'gone.pth', '--cfg-options', 'DATA'], 'gone.pth does not exist'),
-        (['predictions', CONFIG, 'other.pth', '--cfg-options', 'DATA'], 'other.pth is of another model'),
+        (['predictions', CONFIG, 'other.pth', '--cfg-options', 'DATA'], 'other.pth does not match the model'),
         (['predictions', CONFIG, '.', '--cfg-options', 'DATA'], '. has no checkpoint'),
         (['predictions', CONFIG, 'other.pth', '--images', '0'], '--images must be at least 1'),
         (['predictions', CONFIG, 'other.pth', '--cfg-options', 'data_root=gone'], 'the test data is missing'),

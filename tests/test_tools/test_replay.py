@@ -50,7 +50,7 @@ def test_the_command_that_training_prints_repeats_the_iteration(shapes, tmp_path
 
     for more, reason in (
         (['train_dataloader.dataset.indices=1'], 'batch 3 of epoch 0 is not what it was'),
-        (['model.bbox_head.num_classes=2'], 'is of another model'),
+        (['model.bbox_head.num_classes=2'], 'does not match the model'),
         (['train_dataloader.dataset.data_root=gone/'], 'the training data cannot be built'),
     ):
         assert replay_tool.main([*arguments, '--cfg-options', *more]) == 2

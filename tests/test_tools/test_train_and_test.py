@@ -207,7 +207,7 @@ def test_a_mask_rcnn_is_tested_flipped_at_several_scales(shapes, capsys):
             ['detector.py', '--cfg-options', 'model.backbone.frozen_stages=9', 'DATA'],
             'frozen_stages must be',
         ),
-        (train_tool, ['detector.py', '--cfg-options', 'load_from=other.pth', 'DATA'], 'has nothing for this model'),
+        (train_tool, ['detector.py', '--cfg-options', 'load_from=other.pth', 'DATA'], 'cannot start from it'),
         (
             train_tool,
             ['detector.py', '--cfg-options', 'activation_checkpointing=backbone,nek', 'DATA'],
@@ -230,7 +230,7 @@ def test_a_mask_rcnn_is_tested_flipped_at_several_scales(shapes, capsys):
             'other.pth: it holds no PVT',
         ),
         (test_tool, ['detector.py', 'gone.pth', '--cfg-options', 'DATA'], 'gone.pth does not exist'),
-        (test_tool, ['detector.py', 'other.pth', '--cfg-options', 'DATA'], 'other.pth is of another model'),
+        (test_tool, ['detector.py', 'other.pth', '--cfg-options', 'DATA'], 'other.pth does not match the model'),
     ],
 )
 def test_bad_input_is_one_line_with_exit_code_2(tool, arguments, message, shapes, capsys):

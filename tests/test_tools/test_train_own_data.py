@@ -195,7 +195,7 @@ def test_training_starts_from_published_weights_whose_head_is_of_other_classes(s
         head = published['state_dict'][f'bbox_head.retina_cls.{name}']
         published['state_dict'][f'bbox_head.retina_cls.{name}'] = torch.cat([head] * 2)
     torch.save({'state_dict': published['state_dict'], 'meta': {}}, 'published.pth')
-    monkeypatch.setattr(training, 'published_weights', lambda path: 'published.pth')
+    monkeypatch.setattr(training, 'first_download', lambda path: 'published.pth')
     Path('pretrained.py').write_text(
         "_base_ = 'detector.py'\n"
         "weights = dict(_delete_=True, type='Pretrained', checkpoint='https://nowhere.invalid/pvt.pth')\n"
@@ -210,7 +210,8 @@ def test_training_starts_from_published_weights_whose_head_is_of_other_classes(s
     assert set(weights) - same == {'bbox_head.retina_cls.weight', 'bbox_head.retina_cls.bias'}
     with pytest.raises(
         InputError,
-        match=r'^http://127.*: run tools/download.py .*, or give a file with --weights PATH, or [^,]* --weights none$',
+        match=r'^http://127.*: run tools/download.py .*, or give a file with --weights PATH or --cfg-options '
+        'load_from=PATH, or [^,]* --weights none$',
     ):
         train('detector.py', str(shapes), 'third', size=64, weights='http://127.0.0.1:9/a.pth', cfg_options=NO_WORKERS)
 

@@ -1,5 +1,8 @@
 """Files that are written atomically."""
 
+import os
+import platform
+
 import pytest
 
 from pvt_mm.utils.files import atomic_write, check_writable, read_json, write_json
@@ -14,6 +17,23 @@ def test_a_write_replaces_the_file_at_its_end(tmp_path):
         assert read_json(path) == dict(a=1)
     assert read_json(path) == dict(a=2)
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_two_processes_of_one_id_write_one_file(tmp_path, monkeypatch):
+    """As in containers on two machines, whose processes often have id 1."""
+    monkeypatch.setattr(os, 'getpid', lambda: 1)
+    path = tmp_path / 'a.json'
+    with atomic_write(path) as first:
+        first.write_text('{"a": 1}')
+        write_json(path, dict(a=2))
+        assert read_json(path) == dict(a=2)
+        assert first.read_text() == '{"a": 1}'
+        monkeypatch.setattr(platform, 'node', lambda: 'node7')
+        with atomic_write(path) as second:
+            second.write_text('{}')
+            assert second.name.startswith('.a.json.node7.1.')
+    assert read_json(path) == dict(a=1)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def write_and_raise(path, error):
