@@ -7,7 +7,7 @@ from mmengine.registry import HOOKS
 from pvt_mm.apis.own_data import MAIN_METRICS, MODELS_OF, RECIPES, task_of, use_data
 from pvt_mm.engine import EarlyStoppingHook
 from tests.conftest import ROOT
-from tests.test_apis.test_own_data import COCO, FOLDERS, MAPS
+from tests.test_apis.test_own_data_config import COCO, FOLDERS, MAPS
 
 DATA = dict(detection=COCO, instance_segmentation=COCO, semantic_segmentation=MAPS, classification=FOLDERS)
 
