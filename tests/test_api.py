@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 import torch
 from mmengine.registry import MODELS, DefaultScope
+from mmengine.structures import BaseDataElement, InstanceData
 
 import pvt_mm
+from pvt_mm.analysis.predictor import _classes
 from pvt_mm.apis import installed
 from pvt_mm.apis.config import load_config
+from pvt_mm.apis.inference import dataset_meta
 from pvt_mm.utils.errors import InputError
 from tests.conftest import ROOT, TINY_ARCH
 from tests.test_tools.test_train_and_test import DETECTOR
@@ -81,6 +84,56 @@ def test_a_predictor_takes_paths_and_arrays_as_the_demo_does(trained, shapes, tm
     folder = trained[1].parent
     (folder / 'last_checkpoint').write_text(str(trained[1]))
     assert pvt_mm.Predictor(load_config(str(trained[0])), folder, score_thr=0)(image).objects == result.objects
+
+
+def test_arrays_are_loaded_as_files_are(trained, shapes, monkeypatch):
+    config = load_config(str(trained[0]))
+    config.test_dataloader.dataset.pipeline[0].to_float32 = True
+    image, seen = sorted((shapes / 'val2017').iterdir())[0], []
+    model = pvt_mm.Predictor(config, trained[1])
+    predict = model.model.test_step
+    monkeypatch.setattr(model.model, 'test_step', lambda data: seen.append(data['inputs'][0]) or predict(data))
+    for one in (image, cv2.imread(str(image))):
+        model(one)
+    assert seen[0].dtype == seen[1].dtype == torch.float32
+    torch.testing.assert_close(seen[1], seen[0], rtol=0, atol=0)
+
+
+def test_scores_at_the_threshold_are_kept(trained, monkeypatch):
+    model = pvt_mm.Predictor(*trained, score_thr=0.5)
+    scores, labels = torch.tensor([0.25, 0.5, 0.75]), torch.tensor([0, 1, 2])
+    found = InstanceData(scores=scores, labels=labels, bboxes=torch.zeros(3, 4))
+    monkeypatch.setattr(model.model, 'test_step', lambda data: [BaseDataElement(pred_instances=found)])
+    assert [one['score'] for one in model(np.zeros((40, 60, 3), np.uint8)).objects] == [0.75, 0.5]
+
+
+def test_each_predictor_has_its_own_scope(trained, monkeypatch):
+    models, scopes = [pvt_mm.Predictor(*trained) for _ in range(2)], []
+    models[1].scope = 'mmengine'  # as that of a classifier
+    for model in models:
+        test_step = model.model.test_step
+
+        def noted(data, test_step=test_step):
+            scopes.append(DefaultScope.get_current_instance().scope_name)
+            return test_step(data)
+
+        monkeypatch.setattr(model.model, 'test_step', noted)
+    for model in (*models, *models):
+        model(np.zeros((40, 60, 3), np.uint8))
+    assert scopes == ['mmdet', 'mmengine'] * 2
+
+
+def test_classes_of_mmdetection_2_and_mmsegmentation_0(trained, shapes, tmp_path):
+    content = torch.load(trained[1], weights_only=True)
+    names, colors = ('bee', 'cat', 'dog'), [[i, 2 * i, 3 * i] for i in range(9)]
+    torch.save({**content, 'meta': {'mmdet_version': '2.25.0', 'CLASSES': names}}, tmp_path / 'old.pth')
+    model = pvt_mm.Predictor(trained[0], tmp_path / 'old.pth', score_thr=0)
+    assert {one['label'] for one in model(sorted((shapes / 'val2017').iterdir())[0]).objects} <= set(names)
+    assert model.classes == list(names)
+    torch.save({**content, 'meta': {'CLASSES': tuple('abcdefghi'), 'PALETTE': colors}}, tmp_path / 'old.pth')
+    meta = dataset_meta(str(tmp_path / 'old.pth'))
+    assert meta == {'classes': tuple('abcdefghi'), 'palette': colors}
+    assert _classes('old.pth', meta, {}, 9) == (list('abcdefghi'), [tuple(color) for color in colors])
 
 
 def test_wrong_input_is_one_line(trained, tmp_path):

@@ -18,9 +18,8 @@ from pvt_mm.analysis.drawing import Color, draw
 from pvt_mm.analysis.figures import CLASS_COLORS
 from pvt_mm.analysis.predictions import find_checkpoint
 from pvt_mm.apis.config import innermost_dataset, load_config
-from pvt_mm.apis.inference import image_steps, load_model, run_steps
+from pvt_mm.apis.inference import dataset_meta, image_steps, load_model, run_steps
 from pvt_mm.apis.installed import find_config
-from pvt_mm.checkpoint.reader import read_file
 from pvt_mm.datasets.image_io import read_image, to_bgr
 from pvt_mm.utils.errors import InputError
 from pvt_mm.utils.files import atomic_write
@@ -87,7 +86,8 @@ class Predictor:
         self.steps = image_steps(config)
         self.model = load_model(config, checkpoint)
         dataset = innermost_dataset(config.test_dataloader.dataset)
-        self.classes, palette = _classes(checkpoint, dataset, _count_classes(self.model))
+        meta, count = dataset_meta(checkpoint), _count_classes(self.model)
+        self.classes, palette = _classes(checkpoint, meta, dataset, count)
         self.colors = dict(zip(self.classes, palette, strict=False))
 
     @torch.no_grad()
@@ -142,9 +142,8 @@ def encode_mask(mask: np.ndarray) -> dict:
     return dict(size=coded['size'], counts=coded['counts'].decode())
 
 
-def _classes(checkpoint: str, dataset: dict, count: int | None) -> tuple[list[str], list[Color]]:
-    """Returns names and RGB colours of ``count`` classes, from the checkpoint or else from the data set's config."""
-    meta = (read_file(checkpoint).get('meta') or {}).get('dataset_meta') or {}
+def _classes(checkpoint: str, meta: dict, dataset: dict, count: int | None) -> tuple[list[str], list[Color]]:
+    """Returns names and RGB colours of ``count`` classes, from a checkpoint's ``meta`` or the data set's config."""
     try:
         known = DATASETS.build({**dataset, 'lazy_init': True}).metainfo
     except Exception:  # the data need not exist

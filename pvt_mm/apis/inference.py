@@ -14,6 +14,7 @@ from torch import nn
 from pvt_mm.apis.channel_checks import check_channels
 from pvt_mm.apis.config import import_scope, innermost_dataset
 from pvt_mm.apis.weight_checks import check_checkpoint
+from pvt_mm.checkpoint.reader import read_file
 from pvt_mm.utils.errors import InputError, config_errors
 
 
@@ -30,6 +31,19 @@ def load_model(config: Config, checkpoint: str) -> nn.Module:
         model = MODELS.build(copy.deepcopy(config.model))
     model.load_state_dict(check_checkpoint(model, checkpoint, strict=True))
     return revert_sync_batchnorm(model).to(get_device()).eval()
+
+
+def dataset_meta(checkpoint: str) -> dict:
+    """Returns what a checkpoint says of the data that its model was trained on: ``classes`` and ``palette``, if known.
+
+    MMDetection 2 and MMSegmentation 0 have them as ``CLASSES`` and ``PALETTE`` in ``meta`` itself.
+
+    Raises:
+        InputError: The checkpoint cannot be read.
+    """
+    meta = read_file(checkpoint).get('meta') or {}
+    found = meta.get('dataset_meta') or {key: meta[key] for key in ('CLASSES', 'PALETTE') if key in meta}
+    return {key.lower(): value for key, value in found.items()}
 
 
 def image_steps(config: Config) -> list:
