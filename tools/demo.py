@@ -53,8 +53,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         predictor = Predictor(config, checkpoint, args.score_thr)
     content, skipped = dict(config=args.config, checkpoint=checkpoint), []
     if paths[0].suffix.lower() in demo.VIDEOS:
-        content['frames'] = demo.run_video(predictor, paths[0], out)
-        count = {'frames': len(content['frames'])}
+        content['frames'], skipped = demo.run_video(predictor, paths[0], out)
+        sys.stderr.writelines(f'skipped: {reason}\n' for reason in skipped)
+        count = {'frames': len(content['frames']) - len(skipped)}
         write_json(out / 'predictions.json', content)
     else:
         root = Path(args.input) if Path(args.input).is_dir() else paths[0].parent

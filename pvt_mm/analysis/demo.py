@@ -9,6 +9,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
+from pvt_mm.analysis.drawing import draw
 from pvt_mm.analysis.predictor import IMAGES, Predictor
 from pvt_mm.datasets.image_io import EXTENSIONS
 from pvt_mm.utils.errors import InputError
@@ -60,41 +61,54 @@ def run_images(
         except Exception as error:  # one image must not lose the others
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
                 raise
-            reason = str(error) if isinstance(error, InputError) else f'{type(error).__name__}: {error}'
-            reason = ' '.join(reason.split())
+            reason = _reason(error)
             yield name, None, reason if str(path) in reason else f'{path}: {reason}'
         else:
             yield name, result.objects, ''
 
 
-def run_video(predictor: Predictor, path: Path, out: Path) -> list[list[dict]]:
-    """Writes a video with predictions drawn on it to a folder, under its name, as MPEG-4; returns those of each frame.
+def _reason(error: Exception) -> str:
+    reason = str(error) if isinstance(error, InputError) else f'{type(error).__name__}: {error}'
+    return ' '.join(reason.split())
+
+
+def run_video(predictor: Predictor, path: Path, out: Path) -> tuple[list[list[dict] | None], list[str]]:
+    """Writes a video with predictions drawn on it to a folder, under its name, as MPEG-4.
+
+    Returns the predictions of each frame, or None for those that are drawn without, and the reasons for these.
 
     Raises:
-        InputError: The video cannot be read.
+        InputError: The video cannot be read, or none of its frames can be predicted on.
     """
     reader = cv2.VideoCapture(str(path))
     count, fps = int(reader.get(cv2.CAP_PROP_FRAME_COUNT)), reader.get(cv2.CAP_PROP_FPS) or 25.0
-    found, writer = [], None
+    found: list[list[dict] | None] = []
+    skipped, writer = [], None
     with atomic_write(out / f'{path.stem}.mp4') as temporary:
         part = temporary.with_suffix('.mp4')  # OpenCV chooses the format by the suffix
         try:
             for frame in track(_frames(reader), 'predicting', count, console=Console(stderr=True), transient=True):
-                result = predictor(frame)
-                drawn = result.draw()
+                try:
+                    result = predictor(frame)
+                    objects, drawn = result.objects, result.draw()
+                except Exception as error:  # one frame must not lose the others
+                    objects, drawn = None, draw(frame, [], {})
+                    skipped.append(f'{path}, frame {len(found) + 1}: {_reason(error)}')
                 if writer is None:
                     size = (drawn.shape[1], drawn.shape[0])
                     writer = cv2.VideoWriter(str(part), cv2.VideoWriter_fourcc(*'mp4v'), fps, size)
                 writer.write(drawn)
-                found.append(result.objects)
+                found.append(objects)
             if writer is None:
                 raise InputError(f'{path} is truncated or not a video')
+            if len(skipped) == len(found):
+                raise InputError(f'no frame could be drawn; the first: {skipped[0]}')
             writer.release()
             part.replace(temporary)
         finally:
             part.unlink(missing_ok=True)
             reader.release()
-    return found
+    return found, skipped
 
 
 def _frames(reader: cv2.VideoCapture) -> Iterator[np.ndarray]:

@@ -15,7 +15,7 @@ from pycocotools import mask
 
 from pvt_mm.analysis import drawing
 from pvt_mm.analysis.dataset_check import check_datasets
-from pvt_mm.analysis.drawing import MIN_SIDE, place_labels
+from pvt_mm.analysis.drawing import MIN_SIDE, draw, place_labels
 from pvt_mm.analysis.predictor import Predictor, Result, encode_mask
 from pvt_mm.apis.config import load_config
 from pvt_mm.utils.errors import InputError
@@ -264,6 +264,44 @@ def test_the_frames_of_a_video(trained, shapes, tmp_path, capsys):
     assert film.get(cv2.CAP_PROP_FRAME_COUNT) == 6
     assert film.get(cv2.CAP_PROP_FPS) == 10
     assert film.read()[1].std() > 5
+
+
+def test_a_frame_that_fails_is_numbered_and_skipped(trained, image, monkeypatch, tmp_path, capsys):
+    frame = cv2.imread(str(image))
+    writer = cv2.VideoWriter('film.mp4', cv2.VideoWriter_fourcc(*'mp4v'), 10, (64, 64))
+    for _ in range(3):
+        writer.write(frame)
+    writer.release()
+    predict, calls, failing = Predictor.__call__, [], [2]
+
+    def fail_at_times(predictor, frame):
+        calls.append(frame)
+        if len(calls) in failing:
+            raise RuntimeError('out of\nmemory')
+        return predict(predictor, frame)
+
+    monkeypatch.setattr(Predictor, '__call__', fail_at_times)
+    assert demo.main(['film.mp4', *trained('scores'), '--out', 'drawn']) == 0
+    captured = capsys.readouterr()
+    assert 'skipped: film.mp4, frame 2: RuntimeError: out of memory\n' in captured.err
+    assert json.loads(captured.out.splitlines()[-1]) == {'out': 'drawn', 'frames': 2, 'skipped': 1}
+    frames = json.loads((tmp_path / 'drawn/predictions.json').read_text())['frames']
+    assert [objects is None for objects in frames] == [False, True, False]
+    assert cv2.VideoCapture('drawn/film.mp4').get(cv2.CAP_PROP_FRAME_COUNT) == 3
+
+    calls.clear()
+    failing += [1, 3]
+    assert demo.main(['film.mp4', *trained('scores'), '--out', 'none']) == 2
+    assert 'no frame could be drawn; the first: film.mp4, frame 1: RuntimeError' in capsys.readouterr().err
+    assert not list(Path('none').iterdir())
+
+
+def test_the_best_mask_is_on_top():
+    whole = encode_mask(np.ones((500, 500), bool))
+    found = [dict(label=label, score=0.5, bbox=[0, 0, 9, 9], mask=whole) for label in ('best', 'worst')]
+    drawn = draw(np.full((500, 500, 3), 100, np.uint8), found, {'best': (255, 0, 0), 'worst': (0, 0, 255)})
+    blue, green, red = drawn[400, 400].tolist()
+    assert red > blue + 50 > green + 50
 
 
 @pytest.mark.parametrize('task', TASKS)
