@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     part, name = export.choose_part(model, args.part)
     about = {'part': name, 'model': type(model).__name__}
     normalise = config.model.get('data_preprocessor', {})
-    about |= {key: normalise[key] for key in ('mean', 'std', 'bgr_to_rgb') if key in normalise}
+    about |= {key: normalise[key] for key in ('mean', 'std', 'bgr_to_rgb', 'rgb_to_bgr') if key in normalise}
     with Console(stderr=True).status(f'exporting the {name} and comparing it, about a minute'):
         results = export.export(part, args.out, about)
     print(args.out)

@@ -88,7 +88,10 @@ def test_backbone_of_a_detector(capsys):
 
 def test_whole_semantic_fpn_predicts_what_mmseg_does(capsys):
     model = make(SEGMENTOR)
-    assert export_onnx.main(['config.py', 'weights.pth', '--out', 'out.onnx']) == 0
+    order = ['model.data_preprocessor.bgr_to_rgb=False', 'model.data_preprocessor.rgb_to_bgr=True']
+    assert export_onnx.main(['config.py', 'weights.pth', '--out', 'out.onnx', '--cfg-options', *order]) == 0
+    about = {entry.key: entry.value for entry in onnx.load('out.onnx').metadata_props}
+    assert (about['part'], about['bgr_to_rgb'], about['rgb_to_bgr']) == ('model', 'false', 'true')
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (summary['part'], summary['outputs']) == ('model', ['scores'])
     for batch, height, width in [(3, 96, 160), (1, 101, 230)]:
