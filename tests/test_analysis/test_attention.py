@@ -95,9 +95,13 @@ def test_a_detector_sees_the_whole_image_and_padding_right_and_below(stage, laye
     stride = 4 * 2**stage
     assert abs(np.array(found.query) - (100.5, 30.5)).max() <= stride / 2
     tall = random_image(100, 40)  # 160 x 64: no padding; 150 x 40 becomes 160 x 43, padded to 64
-    for image, w, padded in ((tall, 2, False), (random_image(150, 40), 2, True)):
+    for image, grid, padded in (
+        (tall, (5, 2), False),
+        (random_image(150, 40), (5, 2), True),
+        (random_image(40, 150), (2, 5), True),
+    ):
         found = attention_of(model.backbone, stage, layer, view(config, model, image, 'x.png'), (5, 5), image.shape[:2])
-        assert found.weights.shape[1:] == (5, w)
+        assert found.weights.shape[1:] == grid
         assert (found.padding > 0.01).all() == padded
 
 

@@ -145,6 +145,14 @@ def test_every_format_is_read_or_refused_as_in_training(options, formats, tmp_pa
                 np.testing.assert_array_equal(drawn, image[..., :3])
 
 
+@pytest.mark.parametrize(('low', 'high'), [(0.0, 1.0), (0.2, 0.7), (-1.0, 1.0), (0.0, 65535.0)])
+def test_images_of_other_ranges_are_drawn_from_black_to_white(low, high):
+    image = np.linspace(low, high, 300, dtype=np.float32).reshape(10, 10, 3)
+    drawn = to_bgr(image)
+    assert (drawn.min(), drawn.max()) == (0, 255)
+    np.testing.assert_allclose(drawn.ravel(), np.linspace(0, 255, 300), atol=0.51)
+
+
 def test_what_only_another_reader_reads_says_so(formats):
     for name in ('float.tif', 'int32.tif', 'targa_inside.png'):
         with pytest.raises(InputError, match=f'{name} is an image that OpenCV, with which the data is read, cannot re'):
