@@ -79,15 +79,16 @@ def image(labels: np.ndarray, kind: type = np.uint8) -> Image.Image:
     return Image.fromarray(labels.astype(kind))
 
 
-def four_bits(labels: np.ndarray) -> bytes:
-    """Returns a grey PNG of four bits a pixel, which Pillow cannot write."""
+def few_bits(labels: np.ndarray, bits: int) -> bytes:
+    """Returns a grey PNG of 2 or 4 bits a pixel, which Pillow cannot write."""
     H, W = labels.shape
-    rows = b''.join(b'\0' + bytes(row[::2] << 4 | row[1::2]) for row in labels.astype(np.uint8))
+    parts = labels.astype(np.uint8).reshape(H, -1, 8 // bits) << np.arange(8 - bits, -1, -bits)
+    rows = b''.join(b'\0' + bytes(row.tolist()) for row in parts.sum(-1))
 
     def chunk(name: bytes, content: bytes) -> bytes:
         return struct.pack('>I', len(content)) + name + content + struct.pack('>I', zlib.crc32(name + content))
 
-    header = chunk(b'IHDR', struct.pack('>IIBBBBB', W, H, 4, 0, 0, 0, 0))
+    header = chunk(b'IHDR', struct.pack('>IIBBBBB', W, H, bits, 0, 0, 0, 0))
     return b'\x89PNG\r\n\x1a\n' + header + chunk(b'IDAT', zlib.compress(rows)) + chunk(b'IEND', b'')
 
 
@@ -164,8 +165,13 @@ PLANTED = {
         'label map of another type',
         r'has the values 0 to \d+, and training reads whole numbers from 0 to 255 \(I;16',
     ),
+    '2 bits': Planted(
+        rewrite(lambda labels: few_bits(labels, 2)),
+        'label map of another type',
+        'has 2 bits a pixel, and is read with its labels times 85: save it with 8',
+    ),
     '4 bits': Planted(
-        rewrite(four_bits),
+        rewrite(lambda labels: few_bits(labels, 4)),
         'label map of another type',
         'has 4 bits a pixel, and is read with its labels times 17: save it with 8',
     ),
@@ -264,6 +270,15 @@ def test_maps_of_one_bit_and_of_small_numbers_of_16_bits_are_labels(maps, root):
         rewrite(write)(root)
         data_checks.check_data(maps, 'train', 'val')
         assert kinds(maps) == []
+
+
+def test_maps_of_16_bits_whose_65535_is_read_as_255(maps, root):
+    rewrite(lambda labels: image(np.where(labels == 3, 65535, labels), np.uint16))(root)
+    maps.model.decode_head.num_classes = 3
+    for split in ('train', 'val', 'test'):
+        maps[f'{split}_dataloader'].dataset.metainfo.classes = MAP_CLASSES[:3]
+    data_checks.check_data(maps, 'train', 'val')
+    assert kinds(maps) == []
 
 
 def test_floating_point_labels(maps, root):

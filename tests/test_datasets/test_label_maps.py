@@ -116,10 +116,32 @@ def test_borders_in_other_colours_are_ignored(repair):
         return Image.fromarray(image)
 
     _, written, notes, _ = repair(with_border, None, LISTED)
-    assert 'colours that are not in the list of colours are ignored in training: (224, 224, 192) (1.0%)' in notes
+    text = 'colours that are not in the list of colours are ignored in training: (224, 224, 192) (1.0%), as in '
+    assert any(note.startswith(text) and note.endswith('maps/train/0.png') for note in notes)
     for new, old in zip(written, LABELS, strict=True):
         assert (new[0, :20] == 255).all()
         np.testing.assert_array_equal(new[1:], old[1:])
+
+
+@pytest.mark.parametrize(('size', 'is_area'), [((6, 16), False), ((8, 8), True)])
+def test_an_area_in_another_colour_is_a_class_that_the_list_lacks(size, is_area, repair, tmp_path):
+    def with_area(labels):
+        image = COLORS[labels]
+        if labels is LABELS[1]:
+            image[: size[0], : size[1]] = (9, 9, 9)
+        return Image.fromarray(image)
+
+    if not is_area:
+        _, written, _, _ = repair(with_area, None, LISTED)
+        assert (written[1][: size[0], : size[1]] == 255).all()
+        return
+    message = (
+        r'train/1.png has the colour \(9, 9, 9\) \(3.3% of its pixels\), which is not in the list of colours: add it'
+    )
+    with pytest.raises(InputError, match=message):
+        repair(with_area, None, LISTED)
+    _, written, _, _ = repair(with_area, None, {**LISTED, (9, 9, 9): 'ignore'})
+    assert (written[1][:8, :8] == 255).all()
 
 
 def test_colours_without_a_list_are_named_by_themselves(repair):
@@ -158,6 +180,39 @@ def test_black_and_white_with_greys_between_is_split_at_the_middle(suffix, enlar
         'the label maps are black and white with greys between: above 127 is circle',
     )
     np.testing.assert_array_equal(written, np.array(LABELS) > 0)
+
+
+def test_many_labels_that_are_mostly_background_stay_labels(tmp_path):
+    rng, paths = np.random.default_rng(0), []
+    for i in range(6):
+        blocks = np.kron(rng.permutation(183)[:168].reshape(12, 14), np.ones((4, 8), int))
+        labels = np.pad(np.where(blocks == 182, 255, blocks), ((0, 400), (0, 0))).astype(np.uint8)
+        paths.append(tmp_path / f'{i}.png')
+        Image.fromarray(labels).save(paths[-1])
+    classes, used, notes = repair_maps(paths, tmp_path / 'out')
+    assert (classes, used, notes) == ([f'class_{i}' for i in range(182)], paths, [])
+    message = r'have the labels 0, 1, 2, .*, and there are 2 classes: background, circle'
+    with pytest.raises(InputError, match=message):
+        repair_maps(paths, tmp_path / 'out', NAMES[:2])
+
+
+def test_greys_that_fade_out_are_no_edges(repair):
+    def fading(labels):
+        row = np.concatenate([np.zeros(200), np.arange(0, 256), np.full(200, 255), np.full(300, 0)])
+        return Image.fromarray(np.tile(row, (8, 1)).astype(np.uint8))
+
+    with pytest.raises(InputError, match=r'have the labels 0, 1, 2, .* and 236 more, too many for classes'):
+        repair(fading)
+
+
+def test_65535_is_ignored_as_mmsegmentation_reads_it(repair):
+    table = np.array([0, 1, 2, 65535], np.uint16)
+    names, written, _, as_they_are = repair(lambda labels: Image.fromarray(table[labels]), NAMES[:3])
+    assert (tuple(names), as_they_are) == (NAMES[:3], True)
+    names, written, _, _ = repair(lambda labels: Image.fromarray(table[labels] + (table[labels] < 3)), NAMES[:3])
+    assert tuple(names) == NAMES[:3]
+    for new, old in zip(written, LABELS, strict=True):
+        np.testing.assert_array_equal(new, np.array([0, 1, 2, 255])[old])
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from mmengine import fileio
 from PIL import Image
 
 from pvt_mm.datasets.faults import Fault
-from pvt_mm.datasets.label_maps.repair import grey_scale, list_colors, rgb
+from pvt_mm.datasets.label_maps.repair import IGNORED_OF_16_BITS, grey_scale, list_colors, rgb
 from pvt_mm.utils.text import shorten
 
 # Names of a class for what is none of the others. A class list that begins with one counts the label 0.
@@ -134,6 +134,8 @@ class LabelMaps:
                     yield Fault('label map of another type', text)
                 elif image.mode.startswith(('I', 'F')):
                     values = np.nan_to_num(np.asarray(image))
+                    if image.mode.startswith('I'):
+                        values = values[values != IGNORED_OF_16_BITS]  # read as 255
                     if not (values == values.astype(np.uint8)).all():
                         text = f'{path} has the values {values.min()} to {values.max()}, and training reads whole '
                         yield Fault(

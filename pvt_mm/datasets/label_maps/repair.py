@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 from PIL import Image
 
@@ -21,6 +22,9 @@ BACKGROUND = 'background'
 MAX_COLORS = 255  # classes that fit an index map next to IGNORED
 VOID = ('ignore', 'ignored', 'void')  # names of colours that stand for no class
 RARE = 0.02  # share of the pixels below which other colours are borders between classes
+FEW = 0.001  # share of the pixels of a map below which another colour need not be a border
+BORDER = 7  # pixels: a border is less wide
+IGNORED_OF_16_BITS = 65535  # MMSegmentation casts it to 255
 
 Color = tuple[int, int, int]
 
@@ -66,7 +70,7 @@ def repair_maps(
         )
     found = sum((one.colors for one in read), Counter())
     if in_colors or (colors and set(found) <= set(colors)):
-        numbering = _number_colors(found, names, colors)
+        numbering = _number_colors(maps, read, names, colors)
     else:
         numbering = _number_values(maps, read, names)
     if all(_is_as_read(one, numbering) for one in read):
@@ -135,6 +139,7 @@ def _values(image: Image.Image) -> tuple[np.ndarray | None, bool]:
         values = np.asarray(image)
         if not np.array_equal(values, whole := values.astype(np.int64)):
             raise ValueError('its values are not whole numbers')
+        whole[whole == IGNORED_OF_16_BITS] = IGNORED
         return whole, bool(whole.min() >= 0 and whole.max() <= IGNORED)
     channels = np.asarray(image if image.mode in ('LA', 'PA') else rgb(image))
     if image.mode in ('LA', 'PA') or (channels == channels[..., :1]).all():
@@ -162,7 +167,7 @@ def rgb(image: Image.Image) -> Image.Image:
 def _number_values(maps: Sequence[Path], read: Sequence[_Contents], names: list[str] | None) -> _Numbering:
     values = sum((one.values for one in read), Counter())
     lossy = [path for path, one in zip(maps, read, strict=True) if one.is_lossy]
-    if len(names or ()) <= 2 and _is_black_and_white(values, bool(lossy)):
+    if len(names or ()) <= 2 and _is_black_and_white(maps, values, bool(lossy)):
         classes = _two(names)
         note = f'the label maps are black and white with greys between: above 127 is {classes[1]}'
         return _Numbering(classes, {value: int(value > 127) for value in values}, [note])
@@ -174,12 +179,28 @@ def _number_values(maps: Sequence[Path], read: Sequence[_Contents], names: list[
     return _Numbering(classes, labels, [note] if note else [])
 
 
-def _is_black_and_white(values: Counter, is_lossy: bool) -> bool:
-    """Returns whether most pixels are black or white, and the others greys that compression or resampling made."""
+def _is_black_and_white(maps: Sequence[Path], values: Counter, is_lossy: bool) -> bool:
+    """Returns whether most pixels are black or white, and the others greys that compression or resampling made.
+
+    These lie between black and white ones. Other greys are labels.
+    """
     slack = 8 if is_lossy else 4
     near = sum(count for value, count in values.items() if value <= slack or 255 - slack <= value <= 255)
     between = is_lossy or all(any(low < value < high for value in values) for low, high in ((0, 96), (160, 255)))
-    return between and min(values) <= slack and 255 - slack <= max(values) <= 255 and near > 0.75 * values.total()
+    if not between or not min(values) <= slack < 255 - slack <= max(values) <= 255 or near <= 0.75 * values.total():
+        return False
+    with ThreadPoolExecutor() as threads:
+        away = sum(threads.map(lambda path: _greys_away_from_edges(path, slack, reach=8 if is_lossy else 4), maps))
+    return away <= 0.01 * (values.total() - near)
+
+
+def _greys_away_from_edges(path: Path, slack: int, reach: int) -> int:
+    """Returns the number of grey pixels without a black and a white one within ``reach`` pixels."""
+    with Image.open(path) as image:
+        values = _values(image)[0].astype(np.uint8)
+    window = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
+    is_edge = (cv2.erode(values, window) <= slack) & (cv2.dilate(values, window) >= 255 - slack)
+    return int(((values > slack) & (values < 255 - slack) & ~is_edge).sum())
 
 
 def _number_labels(values: Counter, names: list[str] | None) -> tuple[list[str], dict[int, int], str]:
@@ -204,7 +225,7 @@ def _number_labels(values: Counter, names: list[str] | None) -> tuple[list[str],
         return [BACKGROUND, *names], same, f'the label 0 is not among the {count} classes: it is {BACKGROUND}'
     far_apart = len(found) > 1 and min(b - a for a, b in itertools.pairwise(found)) >= 10
     levels = found if far_apart and len(found) == (count if names else len(found)) else kept
-    if (names and len(levels) != count) or len(levels) > MAX_COLORS:
+    if (names and len(levels) != count) or len(found) > MAX_COLORS:
         given = f'and there are {count} classes: {shorten(names, 20)}' if names else 'too many for classes'
         raise InputError(f'{listed}, {given}: name as many classes as there are labels')
     classes = names or [f'class_{value}' for value in levels]
@@ -220,8 +241,10 @@ def _two(names: list[str] | None) -> list[str]:
     return [BACKGROUND, 'foreground'] if not names else [BACKGROUND, *names] if len(names) == 1 else names
 
 
-def _number_colors(found: Counter, names: list[str] | None, colors: Mapping[Color, str] | None) -> _Numbering:
-    notes = []
+def _number_colors(
+    maps: Sequence[Path], read: Sequence[_Contents], names: list[str] | None, colors: Mapping[Color, str] | None
+) -> _Numbering:
+    notes, found = [], sum((one.colors for one in read), Counter())
     if not colors:
         colors = _name_colors(found, names)
         order = shorten((f'{color} is {name}' for color, name in colors.items()), 20)
@@ -242,10 +265,44 @@ def _number_colors(found: Counter, names: list[str] | None, colors: Mapping[Colo
     if unknown:
         raise InputError(f'the list of colours has {shorten(unknown)}, and the classes are {shorten(classes, 20)}')
     if others:
+        first = _check_borders(maps, read, others)
         listed = list_colors(others, found.total())
-        notes.append(f'colours that are not in the list of colours are ignored in training: {listed}')
+        notes.append(f'colours that are not in the list of colours are ignored in training: {listed}, as in {first}')
     labels = {color: classes.index(name) for color, name in known.items() if name in classes}
     return _Numbering(classes, labels, notes, by_color=True)
+
+
+def _check_borders(maps: Sequence[Path], read: Sequence[_Contents], others: Counter) -> Path:
+    """Returns a label map with colours that are not in the list.
+
+    Raises:
+        InputError: One of them is more than a border between classes.
+    """
+    having = [(path, one.colors) for path, one in zip(maps, read, strict=True) if one.colors.keys() & others.keys()]
+    with ThreadPoolExecutor() as threads:
+        for (path, colors), wide in zip(
+            having, threads.map(lambda pair: _find_wide(*pair, others), having), strict=True
+        ):
+            if wide:
+                share = 100 * colors[wide] / colors.total()
+                raise InputError(
+                    f'{path} has the colour {wide} ({share:.1f}% of its pixels), which is not in the list of colours: '
+                    "add it to the list, with the name 'ignore' if it is no class"
+                )
+    return having[0][0]
+
+
+def _find_wide(path: Path, colors: Counter, others: Counter) -> Color | None:
+    """Returns one of other colours that covers more of a label map than a border does, or None."""
+    many = [color for color in others if colors[color] > FEW * colors.total()]
+    if many:
+        with Image.open(path) as image:
+            pixels = np.asarray(rgb(image))
+    for color in many:
+        inside = np.pad((pixels == color).all(-1).astype(np.uint8), 1)
+        if cv2.erode(inside, np.ones((BORDER, BORDER), np.uint8)).any():
+            return color
+    return None
 
 
 def _name_colors(found: Counter, names: list[str] | None) -> dict[Color, str]:
