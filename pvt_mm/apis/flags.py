@@ -141,6 +141,7 @@ def warn_of_other_run(work_dir: str) -> None:
         print_log(
             f'{work_dir} has checkpoints of another run, which this one overwrites: use --resume to continue it, or '
             'another --work-dir',
+            logger='current',
             level=logging.WARNING,
         )
 

@@ -10,7 +10,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -27,12 +27,16 @@ NVIDIA_GPUS = '/dev/nvidia[0-9]*'  # a container may have any of them
 
 
 def prepare_config(args: argparse.Namespace) -> Config:
-    """Returns the config that the command line asks for, with a work directory that can be written and its launcher."""
+    """Returns the config that the command line asks for, with a work directory that can be written and its launcher.
+
+    By default that is ``work_dirs/<config>``, or with ``data`` ``work_dirs/<config>_<folder of the data>``.
+    """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     config = load_config(args.config, args.cfg_options)
     import_scope(config)
     config.launcher = args.launcher
-    config.work_dir = args.work_dir or config.get('work_dir') or os.path.join('work_dirs', Path(args.config).stem)
+    name = '_'.join([Path(args.config).stem, *name_of_data(getattr(args, 'data', ()))])
+    config.work_dir = args.work_dir or config.get('work_dir') or os.path.join('work_dirs', name)
     _check_work_dir(config.work_dir)
     join_ranks(config.launcher)
     if not torch.cuda.is_available():
@@ -40,6 +44,15 @@ def prepare_config(args: argparse.Namespace) -> Config:
         _distribute_on_cpu(config)
     init_default_scope(config.get('default_scope', 'mmengine'))
     return config
+
+
+def name_of_data(paths: Sequence[str]) -> list[str]:
+    """Returns the name of the folder of the user's data (``--data``): that of a json, and not its ``annotations``."""
+    if not paths:
+        return []
+    folder = Path(os.path.abspath(paths[0]))
+    folder = folder if folder.is_dir() else folder.parent
+    return [folder.parent.name if folder.name == 'annotations' else folder.name]
 
 
 def build_model(config: Config) -> nn.Module:

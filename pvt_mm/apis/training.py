@@ -2,13 +2,17 @@
 
 import argparse
 import contextlib
+import difflib
+import inspect
+import itertools
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from mmengine.config import Config
+from mmengine.registry import VISUALIZERS
 from mmengine.runner import Runner
 from torch import nn
 
@@ -24,6 +28,7 @@ from pvt_mm.apis.rehearsal import rehearse
 from pvt_mm.apis.resuming import report_changes
 from pvt_mm.checkpoint.reader import safe_reading
 from pvt_mm.datasets.image_io import report_unreadable_images
+from pvt_mm.engine.hooks.start_hooks import OtherHeadHook, StartHook
 from pvt_mm.engine.randomness import check_deterministic
 from pvt_mm.utils.errors import InputError, config_errors
 from pvt_mm.utils.files import atomic_write
@@ -52,6 +57,7 @@ def train(
     launcher: str = 'none',
     local_rank: int = 0,
     trust: bool = False,
+    **unknown: Any,
 ) -> dict[str, Any]:
     """Trains the model of a config, as ``tools/train.py`` does.
 
@@ -60,7 +66,8 @@ def train(
         data: A folder of the user's own data, or its COCO json files: classes, heads, data sets and evaluators follow
             it, training starts from the published weights of the config if there are any, and the learning rate is
             scaled to the batch. By default the data of the config.
-        work_dir: The folder for checkpoints and logs; by default the config's, or ``work_dirs/<name of the config>``.
+        work_dir: The folder for checkpoints and logs; by default the config's, or ``work_dirs/<name of the config>``,
+            with ``data`` ``work_dirs/<name of the config>_<folder of the data>``.
         batch: Images per process and step.
         epochs: Passes through the training data; the schedule of the learning rate is stretched to them.
         size: The shorter side of a test image in pixels, at least 32; all sizes of the config follow in proportion.
@@ -80,6 +87,7 @@ def train(
         launcher: ``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``: what has started this process.
         local_rank: The rank of this process on its machine, if the launcher does not say it.
         trust: Whether to read checkpoints without the allow-list, see :func:`~pvt_mm.checkpoint.reader.safe_reading`.
+        **unknown: None: any other option is an error.
 
     Returns:
         The metrics of the last evaluation by name (``coco/bbox_mAP``, ``mIoU``, ``accuracy/top1``), and the paths
@@ -87,15 +95,23 @@ def train(
 
     Raises:
         InputError: Something that was given is wrong: the message says what, where, and what to do.
+        TypeError: There is no such option; the message lists all.
         SystemExit: The run was stopped by a signal, or another rank failed.
     """
+    if unknown:
+        _report_unknown(unknown)
+    data = [data] if isinstance(data, (str, os.PathLike)) else list(data or ())
     with safe_reading(trust=trust), _config_path(config) as path:
         arguments = argparse.Namespace(
-            config=path, cfg_options=cfg_options, work_dir=work_dir, launcher=launcher, local_rank=local_rank
+            config=path,
+            data=data,
+            cfg_options=cfg_options,
+            work_dir=work_dir,
+            launcher=launcher,
+            local_rank=local_rank,
         )
         cfg = prepare_config(arguments)
         path = getattr(config, 'filename', None) or path
-        data = [data] if isinstance(data, (str, os.PathLike)) else list(data or ())
         options = dict(cfg_options or {})
         _check(batch=batch, epochs=epochs, size=size, weights=weights)
         notes = _use_data(cfg, path, data, options, bool(resume)) if data else []
@@ -105,8 +121,7 @@ def train(
             notes.append(schedule.scale_lr_to_batch(cfg, _processes(cfg)))
         with config_errors('--cfg-options do not fit the other options'):  # over which they win
             cfg.merge_from_dict({key: value for key, value in options.items() if key != 'data_root'})
-        if cfg.get('visualizer'):  # MMEngine would log to the folder of an earlier visualizer of the name
-            cfg.visualizer.pop('name', None)
+        _name_visualizer(cfg)
         schedule.without_workers(cfg)
         if amp:
             flags.use_amp(cfg, amp)
@@ -122,16 +137,39 @@ def train(
         if resume:
             flags.resume(cfg, 'auto' if resume is True else resume)
             flags.use_new_schedule(cfg, new_schedule)
-        else:
-            on_first_rank(flags.warn_of_other_run, cfg.work_dir)
         runner = _checked_runner(cfg)
-        for note in notes:
-            runner.logger.info(note)
+        runner.register_hook(StartHook(notes))
+        runner.register_hook(OtherHeadHook())
+        if not resume:
+            on_first_rank(flags.warn_of_other_run, cfg.work_dir)
         if data:
             on_first_rank(_write_config, runner, cfg, start)
         with report_unreadable_images(), report_lost_ranks(), report_unknown_arguments():
             runner.train()
         return _result(runner, tell=bool(data))
+
+
+def _report_unknown(names: Iterable[str]) -> NoReturn:
+    options = [
+        name for name, option in inspect.signature(train).parameters.items() if option.kind != option.VAR_KEYWORD
+    ]
+    for name in names:
+        near = difflib.get_close_matches(name, options, n=1)
+        hint = f'did you mean {near[0]}? ' if near else ''
+        raise TypeError(f'train() has no option {name}: {hint}Its options are {", ".join(options)}')
+
+
+def _name_visualizer(config: Config) -> None:
+    """Renames the visualizer if this process has one of that name, to whose folder MMEngine would log."""
+    visualizer = config.get('visualizer')
+    if not visualizer or 'name' not in visualizer:
+        return
+    with VISUALIZERS.switch_scope_and_registry(None) as registry:  # that of the default scope, such as mmdet
+        kind, name = registry.get(visualizer.type), visualizer.name
+    for number in itertools.count(2):
+        if kind is None or not kind.check_instance_created(visualizer.name):
+            return
+        visualizer.name = f'{name}_{number}'
 
 
 def _check(batch: int | None, epochs: int | None, size: int | None, weights: str | None) -> None:

@@ -13,6 +13,11 @@ def shorten(names: Iterable, limit: int = 5) -> str:
     return ', '.join(lines[:limit]) + more
 
 
+def plural(number: int, noun: str) -> str:
+    """Returns ``'1 step'`` or ``'2 steps'``."""
+    return f'{number} {noun}{"s" * (number != 1)}'
+
+
 def json_text(value: Any, indent: int | None = None) -> str:
     """Returns JSON of plain values, tensors and arrays; NaN and infinity, which JSON does not have, become null."""
     return json.dumps(_plain(value), allow_nan=False, indent=indent)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from pvt_mm.apis import training, weight_checks
+from pvt_mm.apis import flags, training, weight_checks
 from pvt_mm.apis.config import load_config
 from pvt_mm.apis.flags import (
     draw_predictions,
@@ -228,9 +228,12 @@ def test_resume_finds_the_newest_intact_checkpoint(tmp_path):
         resume(config, 'auto')
 
 
-def test_checkpoints_of_another_run_are_warned_of(tmp_path, capsys):
+def test_checkpoints_of_another_run_are_warned_of_in_the_log(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(flags, 'print_log', lambda text, logger, level: told.append((text, logger, level)))
     warn_of_other_run(str(tmp_path))
-    assert capsys.readouterr().out == ''
+    assert not told
     (tmp_path / 'last_checkpoint').write_text('epoch_1.pth')
     warn_of_other_run(str(tmp_path))
-    assert 'has checkpoints of another run, which this one overwrites: use --resume' in capsys.readouterr().out
+    assert 'has checkpoints of another run, which this one overwrites: use --resume' in told[0][0]
+    assert told[0][1:] == ('current', logging.WARNING)

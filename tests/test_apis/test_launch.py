@@ -28,6 +28,8 @@ def path(tmp_path, monkeypatch):
 def test_work_directories(path, tmp_path):
     assert prepare_config(arguments(path)).work_dir == 'work_dirs/small'
     assert prepare_config(arguments(path, work_dir='there/it/is')).work_dir == 'there/it/is'
+    for data in ('.', 'a.json', 'annotations/a.json', f'../{tmp_path.name}/'):
+        assert prepare_config(arguments(path, data=[data, 'b'])).work_dir == f'work_dirs/small_{tmp_path.name}'
     assert [file.name for file in tmp_path.iterdir()] == ['small.py']  # none is made before all checks
     with pytest.raises(InputError, match=r'the work directory small.py/x cannot be made: .*/small.py is a file'):
         prepare_config(arguments(path, work_dir='small.py/x'))

@@ -161,7 +161,7 @@ def test_unreadable_images_and_a_full_disk_stop_a_run_that_can_be_resumed(tmp_pa
     assert [path.name for path in folder.glob('epoch_*.pth')] == ['epoch_2.pth']
 
 
-def test_a_second_ctrl_c_ends_the_run_at_once(monkeypatch):
+def test_a_second_ctrl_c_ends_the_run_at_once(monkeypatch, capfd):
     before, now = signal.getsignal(signal.SIGINT), 0.0
     monkeypatch.setattr(time, 'monotonic', lambda: now)
     stop = StopSignal()
@@ -169,6 +169,7 @@ def test_a_second_ctrl_c_ends_the_run_at_once(monkeypatch):
     now = 0.5  # the same one, passed on by a launcher
     signal.raise_signal(signal.SIGINT)
     assert stop.received()
+    assert capfd.readouterr().err == 'SIGINT: stopping after this step; a second Ctrl-C aborts without a checkpoint\n'
     now = 2.0
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)

@@ -1,6 +1,10 @@
 """tools/train.py --data and pvt_mm.train: from the user's data to a trained model in one command."""
 
 import json
+import re
+import runpy
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -89,7 +93,13 @@ def test_one_call_trains_and_its_config_tests_and_trains_alike(name, shapes, cap
     assert Path(result['config']) == Path(f'run/{name}.py')
     log = next(Path('run').glob('*/*.log')).read_text()
     assert 'starting from random weights' in log
-    assert '12 training images, 3 steps: 1 epochs of 3 steps' in log
+    assert '12 training images, 3 steps: 1 epoch of 3 steps' in log
+    summary = log[log.index('starting from random weights') :]  # after the config
+    assert 'Config:' not in summary
+    length = '3 steps' if name == 'segmentor' else '1 epoch of 3 steps'
+    assert f'training: {length}, with a line in the log every step\n' in summary
+    first = re.search(r'the first step, which is often the slowest, took (.*) s; 2 more steps of that', summary)
+    assert 0 < float(first.group(1)) < 60
     assert '(the square root of the ratio' in log
     assert f'tools/test.py run/{name}.py run/{Path(result["checkpoint"]).name}' in log
 
@@ -205,6 +215,11 @@ def test_training_starts_from_published_weights_whose_head_is_of_other_classes(s
     still = {**NO_WORKERS, 'optim_wrapper.optimizer.lr': 0.0}
     result = train('pretrained.py', str(shapes), 'second', epochs=1, batch=4, size=64, cfg_options=still)
     assert load_config(result['config']).load_from == 'published.pth'
+    log = next(Path('second').glob('*/*.log')).read_text()
+    assert 'size mismatch' not in log
+    assert re.search(
+        r'but initialized: bbox_head.retina_cls.weight \(\(27, .*\), there \(54, .*\)\), bbox_head.retina_cl', log
+    )
     weights = read_checkpoint(result['checkpoint'])
     same = {key for key, value in weights.items() if torch.equal(value, published['state_dict'][key])}
     assert set(weights) - same == {'bbox_head.retina_cls.weight', 'bbox_head.retina_cls.bias'}
@@ -234,3 +249,41 @@ def test_a_resumed_run_has_the_weights_of_an_uninterrupted_one(shapes):
     expected = read_checkpoint(whole['checkpoint'])
     for key, value in read_checkpoint(part['checkpoint']).items():
         assert torch.equal(value, expected[key]), key
+
+
+def test_a_run_on_other_data_needs_another_work_directory(shapes, tmp_path, capsys):
+    data = shutil.copytree(shapes / 'classification', tmp_path / 'mine')
+    command = ['classifier.py', '--weights', 'none', '--size', '32', '--epochs', '1', '--cfg-options', 'model.head.x=1']
+    assert train_tool.main([*command, '--data', str(data)]) == 2  # a fault of the config, after data/ is written
+    work_dir = Path('work_dirs/classifier_mine')
+    record = (work_dir / 'data/own_data.json').read_bytes()
+    other = [*command, '--data', str(shapes / 'classification'), '--work-dir', str(work_dir)]
+    capsys.readouterr()
+    assert train_tool.main(other) == 2
+    assert f'{work_dir} has a run on other data: choose another --work-dir\n' in capsys.readouterr().err
+    (work_dir / 'epoch_1.pth').touch()
+    assert train_tool.main([*command, '--data', str(data)]) == 2
+    assert 'has checkpoints of another run: add --resume to continue it, or choose' in capsys.readouterr().err
+    assert (work_dir / 'data/own_data.json').read_bytes() == record
+
+
+def test_mmdetections_tools_take_the_config_of_a_run(shapes, monkeypatch):
+    import mmdet
+
+    more = dict(data=str(shapes), batch=6, size=64, epochs=1, weights='none', cfg_options=NO_WORKERS)
+    for number in (1, 2):  # the second in this process logs to its own folder
+        result = train('detector.py', work_dir=f'run{number}', validate=False, **more)
+        assert list(Path(f'run{number}').glob('*/vis_data/scalars.json'))
+    assert Config.fromfile('run1/detector.py').visualizer.name == 'visualizer'
+    tool = Path(mmdet.__file__).parent / '.mim/tools/analysis_tools/browse_dataset.py'
+    monkeypatch.setattr(sys, 'argv', [str(tool), result['config'], '--not-show', '--output-dir', 'drawn'])
+    forget_visualizers()
+    runpy.run_path(str(tool), run_name='__main__')
+    assert len(list(Path('drawn').glob('*'))) == 12
+
+
+def test_an_unknown_option_is_named():
+    with pytest.raises(
+        TypeError, match=r'no option dta: did you mean data\? Its options are config, data, work_dir, ba'
+    ):
+        train('detector.py', dta='x')

@@ -1,6 +1,7 @@
 """Atomic checkpoints, also of a run that is stopped by a signal."""
 
 import contextlib
+import os
 import signal
 import threading
 import time
@@ -239,6 +240,9 @@ class StopSignal:
             raise KeyboardInterrupt
         if not self.name:
             self._time, self.name = time.monotonic(), signal.Signals(number).name
+            if is_main_process():  # print could be what was interrupted
+                how = 'a second Ctrl-C' if number == signal.SIGINT else 'Ctrl-C'
+                os.write(2, f'{self.name}: stopping after this step; {how} aborts without a checkpoint\n'.encode())
 
 
 def any_rank(*flags: bool | Tensor) -> list[bool]:
