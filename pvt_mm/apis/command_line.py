@@ -107,7 +107,7 @@ def starting(name: str, parse_args: Callable[[None], Any] | None = None) -> Iter
     """
     try:
         if name == '__main__' and parse_args is not None:
-            parse_args(None)
+            _check_paths(parse_args(None))
         yield
     except BaseException as error:  # a wrong MMCV raises AssertionError, a wrong NumPy ValueError
         if isinstance(error, SystemExit) or os.environ.get('PVT_MM_DEBUG') == '1':
@@ -115,6 +115,30 @@ def starting(name: str, parse_args: Callable[[None], Any] | None = None) -> Iter
         if _is_interrupt(error):
             _exit(130, 'interrupted')
         _exit(1, f'error: {_advice(error)}')
+
+
+def _check_paths(arguments: argparse.Namespace | None) -> None:
+    """Exits with 2 and one line if the config or the user's data does not exist; the tool itself checks all else."""
+    config, data = (getattr(arguments, name, None) for name in ('config', 'data'))
+    installed = ROOT / 'pvt_mm/.mim'
+    if isinstance(config, str) and not os.path.isfile(config) and not (installed / config).is_file():
+        what = 'is a folder' if os.path.isdir(config) else 'does not exist'
+        _exit(2, f'error: the config {config} {what}{suggest_path(config)}')
+    for path in data if isinstance(data, list) else ():
+        if not os.path.exists(path):
+            hint = suggest_path(path) or ': give a folder, or COCO json files'
+            _exit(2, f'error: --data {path} does not exist{hint}')
+
+
+def suggest_path(path: str) -> str:
+    """Returns '; did you mean ...?' with a similar path of the same suffix, or '' if there is none."""
+    folder = Path(path).parent
+    if not folder.is_dir():
+        folders = [str(other) for other in folder.parent.glob('*') if other.is_dir()]
+        folder = Path(*difflib.get_close_matches(str(folder), folders, n=1))
+    others = [str(other) for other in folder.glob(f'*{Path(path).suffix}')]
+    near = difflib.get_close_matches(path, others, n=1, cutoff=0.5)
+    return f'; did you mean {near[0]}?' if near else ''
 
 
 def _is_interrupt(error: BaseException | None) -> bool:

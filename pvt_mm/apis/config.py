@@ -6,7 +6,6 @@ import inspect
 import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import FlexibleRunner, Runner
 from torch import nn
 
+from pvt_mm.apis.command_line import suggest_path
 from pvt_mm.utils.errors import InputError, config_errors
 from pvt_mm.utils.text import shorten
 
@@ -73,7 +73,7 @@ def check_file(kind: str, path: str) -> None:
     """Raises an InputError if a path of the given kind, such as ``'config'``, is no file; URLs are not checked."""
     if '://' not in path and not os.path.isfile(path):
         what = 'is a folder' if os.path.isdir(path) else 'does not exist'
-        raise InputError(f'the {kind} {path} {what}{_suggest_path(path)}')
+        raise InputError(f'the {kind} {path} {what}{suggest_path(path)}')
 
 
 def leaf_datasets(dataset: dict) -> Iterator[dict]:
@@ -133,17 +133,6 @@ def check_submodules(config: Config, model: nn.Module) -> None:
         for name in [names] if isinstance(names, str) else names:
             with config_errors(setting):
                 model.get_submodule(name)
-
-
-def _suggest_path(path: str) -> str:
-    """Returns '; did you mean ...?' with a similar path of the same suffix, or '' if there is none."""
-    folder = Path(path).parent
-    if not folder.is_dir():
-        folders = [str(other) for other in folder.parent.glob('*/')]
-        folder = Path(*difflib.get_close_matches(str(folder), folders, n=1))
-    others = [str(other) for other in folder.glob(f'*{Path(path).suffix or ".*"}')]
-    near = difflib.get_close_matches(path, others, n=1, cutoff=0.5)
-    return f'; did you mean {near[0]}?' if near else ''
 
 
 def _check_parts(path: str, config: Config, needs: tuple[str, ...]) -> None:

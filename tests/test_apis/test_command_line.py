@@ -92,7 +92,7 @@ def test_a_python_without_the_packages_is_told_which_one_has_them(bare, tmp_path
         shutil.copy(path, clone / 'pvt_mm/utils')
 
     def told() -> str:
-        result = run(clone / 'tools/flops.py', 'a.py', env=bare)
+        result = run(clone / 'tools/flops.py', ROOT / 'configs/retinanet/pvt_s_1x.py', env=bare)
         assert result.returncode == 1
         (line,) = result.stderr.splitlines()
         return line
@@ -107,6 +107,25 @@ def test_a_python_without_the_packages_is_told_which_one_has_them(bare, tmp_path
     (clone / 'build').mkdir()
     (clone / 'build/python').write_text(f'{made}\n')
     assert told() == f'{start}use {made} {clone}/tools/flops.py, or activate that environment'
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'error'),
+    [
+        (
+            ['configs/retinanet/pvt_s_lx.py'],
+            'the config {} does not exist; did you mean configs/retinanet/pvt_s_1x.py?',
+        ),
+        (['configs'], 'the config configs is a folder'),
+        (['configs/retinanet/pvt_s_1x.py', '--data', 'test'], '--data test does not exist; did you mean tests?'),
+        (['configs/retinanet/pvt_s_1x.py', '--data', 'docs', '/0'], '--data /0 does not exist: give a folder, or COCO'),
+    ],
+)
+def test_paths_that_do_not_exist_are_found_before_imports(arguments, error, bare):
+    result = run(ROOT / 'tools/train.py', *arguments, env=bare, cwd=ROOT)
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f'error: {error.format(arguments[0])}')
 
 
 def test_failed_imports_and_interrupts_are_one_line(capsys, monkeypatch):
@@ -135,7 +154,7 @@ def test_ctrl_c_during_imports(tmp_path):
     started = tmp_path / 'started'
     (tmp_path / 'rich/__init__.py').write_text(f'import time; open({str(started)!r}, "w").close(); time.sleep(60)')
     environment = {**os.environ, 'PYTHONPATH': str(tmp_path)}
-    command = [sys.executable, ROOT / 'tools/flops.py', 'a.py']
+    command = [sys.executable, ROOT / 'tools/flops.py', ROOT / 'configs/retinanet/pvt_s_1x.py']
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=not_ignored)
     while not started.exists():
         assert process.poll() is None
