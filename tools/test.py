@@ -42,6 +42,7 @@ with starting(__name__, parse_args):
     from pvt_mm.apis.launch import build_runner, prepare_config, report_lost_ranks, report_unknown_arguments
     from pvt_mm.apis.ranks import on_each_machine, on_first_rank
     from pvt_mm.apis.rehearsal import rehearse
+    from pvt_mm.apis.run_config import run_config_advice, warn_of_other_classes
     from pvt_mm.apis.schedule import without_workers
     from pvt_mm.apis.unlabelled import use_unlabelled, written_predictions
     from pvt_mm.checkpoint.reader import safe_reading
@@ -76,11 +77,13 @@ def test(args: argparse.Namespace) -> tuple[dict, list[str]]:
     use_unlabelled(config, args.out)
     without_workers(config)
     config.load_from = args.checkpoint
-    on_each_machine(data_checks.check_paths, config, 'test')
+    with run_config_advice(args.config, args.checkpoint):
+        on_each_machine(data_checks.check_paths, config, 'test')
     on_first_rank(data_checks.check_data, config, 'test')
     on_first_rank(rehearse, config, 'test')
     weight_checks.check_tested_checkpoint(config, args.checkpoint)
     runner = build_runner(config)
+    on_first_rank(warn_of_other_classes, config, args.checkpoint)
     with report_unreadable_images(), report_lost_ranks(), report_unknown_arguments():
         return runner.test(), written_predictions(config)
 

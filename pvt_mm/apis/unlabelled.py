@@ -94,7 +94,8 @@ def _missing_truth(dataset: dict) -> str | None:
     if not prefix.get('seg_map_path'):
         return 'data_prefix.seg_map_path is not set'
     folder = os.path.join(dataset.get('data_root') or '', prefix['seg_map_path'])
-    return None if os.path.isdir(folder) else f'{folder} does not exist'
+    images = os.path.join(dataset.get('data_root') or '', prefix['img_path'] or '')
+    return f'{folder} does not exist' if os.path.isdir(images) and not os.path.isdir(folder) else None
 
 
 def _steps(dataset: dict) -> str:

@@ -11,6 +11,7 @@ import torch
 from mmengine.registry import MODELS, DefaultScope
 from PIL import Image
 
+from pvt_mm.apis import run_config
 from pvt_mm.apis.config import load_config
 from tests.conftest import ROOT, TINY_ARCH
 from tests.test_tools.test_train_and_test import DETECTOR, SEGMENTOR
@@ -142,3 +143,36 @@ def test_loaders_without_workers_and_errors_of_the_evaluator(data, capsys):
     streams = capsys.readouterr()
     assert streams.err.startswith('error: the evaluation would fail: test_evaluator, CocoMetric: KeyError:')
     assert len(streams.err.splitlines()) == 1
+
+
+def test_data_that_is_missing_is_not_data_without_ground_truth(data, capsys):
+    """With the config of the run, whose data may be elsewhere."""
+    shutil.rmtree(data)
+    Path('run').mkdir()
+    Path('run/segmentor.py').touch()
+    shutil.move('segmentor.pth', 'run/segmentor.pth')
+    assert test_tool.main(['segmentor.py', 'run/segmentor.pth', '--cfg-options', f'data_root={data}']) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f'error: the test data is missing: {data}/images/validation does not exist')
+    assert error.endswith('; the config of the run of this checkpoint is run/segmentor.py')
+
+
+@pytest.mark.parametrize(
+    ('trained', 'warned'),
+    [
+        (
+            ('triangle', 'square', 'circle'),
+            'the classes triangle, square, circle, and the test data has circle, square',
+        ),
+        (('circle', 'square', 'triangle'), None),
+        (None, None),
+    ],
+)
+def test_classes_of_another_order_are_warned_of(trained, warned, data, monkeypatch):
+    content = torch.load('detector.pth', weights_only=False)
+    torch.save({**content, 'meta': dict(dataset_meta=dict(classes=trained))}, 'detector.pth')
+    told = []
+    monkeypatch.setattr(run_config, 'print_log', lambda text, **_: told.append(text))
+    run_config.warn_of_other_classes(load_config('detector.py', dict(data_root=str(data))), 'detector.pth')
+    assert len(told) == bool(warned)
+    assert not warned or warned in told[0]
