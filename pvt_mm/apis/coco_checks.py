@@ -19,9 +19,10 @@ from pvt_mm.apis.config import annotation_steps, as_list, type_name
 from pvt_mm.apis.remembered import Remembered
 from pvt_mm.datasets.classes import classes_of
 from pvt_mm.datasets.coco import KINDS, Fault, encoding_fault, find_faults, read_coco
-from pvt_mm.datasets.coco.faults import same_name, stops_training
+from pvt_mm.datasets.coco.faults import stops_training
 from pvt_mm.datasets.coco.reading import no_garbage_collection
-from pvt_mm.datasets.image_io import find_fault
+from pvt_mm.datasets.coco.repair import did_you_mean
+from pvt_mm.datasets.image_io import find_fault, loader_of
 from pvt_mm.utils.errors import InputError, config_errors
 from pvt_mm.utils.text import shorten
 from pvt_mm.version import __version__
@@ -55,16 +56,15 @@ def check_annotations(dataset: dict, config: Config, split: str) -> None:
     counts: Counter = Counter()
     found: defaultdict[str, list[Fault]] = defaultdict(list)
     with no_garbage_collection():
-        for fault in find_data_faults(opened, content, annotated, masks, SAMPLED):
+        for fault in find_data_faults(opened, content, annotated, masks, SAMPLED, split):
             counts[fault.kind] += fault.count
             found[fault.kind] += [fault] if len(found[fault.kind]) < 2 else []
     for kind, (fault, *others) in found.items():
-        if kind == 'bad mask' and not masks:  # they are not loaded
+        if kind in ('bad mask', 'empty mask') and not masks:  # they are not loaded
             continue
         number = f' ({counts[kind]:,} such faults)' if others else ''
         line = f'the {split} annotations, {path}: {fault.text:.500}{number}'
-        is_needed = kind == 'missing image' and split != 'train'  # training skips a few
-        if is_needed or stops_training(kind, counts[kind], content):
+        if stops_training(kind, counts[kind], content, split):
             fix = fault.fix or KINDS[kind].fix
             if KINDS[kind].is_repaired and split != 'test':
                 root = dataset.get('data_root') or path
@@ -114,7 +114,7 @@ def _folders(dataset: BaseDataset) -> list[str]:
 
 
 def find_data_faults(
-    dataset: BaseDataset, content: dict, annotated: bool, masks: bool, sampled: int
+    dataset: BaseDataset, content: dict, annotated: bool, masks: bool, sampled: int, split: str = 'train'
 ) -> Iterator[Fault]:
     """Yields the faults of a COCO json for the data set that reads it, which is fully initialized if it can be.
 
@@ -126,15 +126,18 @@ def find_data_faults(
         annotated: Whether there must be objects.
         masks: Whether each must have a mask.
         sampled: The number of images whose size is read from their files.
+        split: ``'train'``, or another one, which may lack objects of a parent class.
     """
     if encoding := encoding_fault(dataset.ann_file):
         yield Fault('invalid annotations', encoding)
     classes = tuple(dataset.metainfo.get('classes') or ())
     folder = dataset.data_prefix.get('img') or '.'
     faults = 0
-    for fault in find_faults(content, folder, classes=classes, masks=masks, annotated=annotated, sampled=sampled):
-        faults += KINDS[fault.kind].tolerance == 0
-        yield fault
+    options = dict(classes=classes, masks=masks, annotated=annotated, sampled=sampled, load=loader_of(dataset))
+    for fault in find_faults(content, folder, **options):
+        if fault.kind != 'project as category' or split == 'train':
+            faults += KINDS[fault.kind].tolerance == 0 and not KINDS[fault.kind].is_evaluated
+            yield fault
     if not all(isinstance(content.get(name), list) for name in ('images', 'annotations', 'categories')):
         return
     try:
@@ -185,10 +188,8 @@ def _class_faults(dataset: BaseDataset, content: dict, classes: tuple[str, ...])
         yield Fault('wrong classes', 'metainfo.classes is None, so that no class is trained on', fix=write)
     missing = [name for name in classes if name not in names]
     if missing:
-        alike = {same_name(name): name for name in names}
-        hints = [f'{name!r} is spelled {alike[same_name(name)]!r}' for name in missing if same_name(name) in alike]
-        hint = f' ({shorten(hints)})' if hints else ''
-        text = f'the classes do not fit: it has no {shorten(missing)}{hint}; its classes are {shorten(names, 10)}'
+        text = f'the classes do not fit: it has no {shorten(missing)}; its classes are {shorten(names, 10)}'
+        text += did_you_mean(missing[0], names)
         yield Fault('wrong classes', text, fix=write if set(missing) >= set(classes) else '')
     elif len(set(numbered)) == len(numbered) and numbered != list(classes):
         text = f'metainfo.classes is {shorten(classes, 10)}, but MMDetection numbers classes in the order of the json'
@@ -211,7 +212,7 @@ def _dropped(dataset: BaseDataset, content: dict, infos: list[dict]) -> Iterator
         for one in objects:
             if parse(dataset, images[info['img_id']], one):
                 kept += 1
-            elif one['category_id'] in dataset.cat2label:
+            elif one['category_id'] in dataset.cat2label and not one.get('ignore'):  # which is meant
                 reasons[why_dropped(one)] += 1
     if reasons:
         counted = [f'{reason} ({count:,})' if len(reasons) > 1 else reason for reason, count in reasons.items()]

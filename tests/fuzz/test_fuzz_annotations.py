@@ -99,8 +99,9 @@ def assert_repaired(shapes: Path, content: dict) -> None:
         assert_clear(str(refused))
         assert faulty
         return
-    assert list(find_faults(repaired, folder)) == []
-    assert bool(lines) == (repr(repaired) != before) == faulty
+    assert {fault.kind for fault in find_faults(repaired, folder)} <= {'box beyond the border'}
+    assert bool(lines) == (repr(repaired) != before)
+    assert faulty or not lines or any('had ignore' in line for line in lines)
     for line in lines:
         assert_clear(line)
     assert repr(content) == before
@@ -268,9 +269,9 @@ def bad_boxes(draw) -> Any:
     elif kind == 2:
         box[2 + place % 2] = draw(st.floats(-1000, 0))
     elif kind == 3:
-        box[place % 2] = draw(st.floats(-1000, -1.01))
+        box[place % 2] = draw(st.floats(-1000, -SIDE))
     else:
-        box[2 + place % 2] = SIDE + draw(st.floats(1.01, 1000)) - box[place % 2]
+        box[place % 2] = SIDE + draw(st.floats(0, 1000))
     return box
 
 

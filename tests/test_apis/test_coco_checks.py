@@ -11,8 +11,9 @@ from mmengine.config import Config
 from pvt_mm.analysis import dataset_check
 from pvt_mm.apis import coco_checks, data_checks
 from pvt_mm.apis.config import load_config
+from pvt_mm.apis.rehearsal import rehearse
 from pvt_mm.utils.errors import InputError
-from tests.coco_faults import FAULTS, HOPELESS, MASK_FAULTS, each, one
+from tests.coco_faults import ACCEPTED, EVALUATED, FAULTS, HOPELESS, MASK_FAULTS, each, one
 from tests.conftest import ROOT
 
 LOADED = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True)]
@@ -76,6 +77,9 @@ def test_faults_are_refused_and_listed(name, config, plant, shapes):
     if kind == 'project as category':  # it is none if it is not trained on, see below
         config.train_dataloader.dataset.metainfo.classes = ('shapes', 'circle', 'square', 'triangle')
         config.model.bbox_head.num_classes = 4
+    if name in EVALUATED:
+        data_checks.check_data(config, 'train')
+        return
     if name != 'the project has the name of a class':
         message = refusal(config, 'train')
         assert str(path) in message
@@ -91,13 +95,62 @@ def test_faults_in_the_validation_data_are_refused(name, config, plant):
         assert str(path) in refusal(config, 'train', 'val')
 
 
+@pytest.mark.parametrize('name', ACCEPTED)
+def test_what_is_valid_trains_and_is_evaluated(name, config, plant, capfd):
+    kind, change = ACCEPTED[name]
+    path = plant(change)
+    config.val_dataloader.dataset.update(ann_file=str(path), data_prefix=config.train_dataloader.dataset.data_prefix)
+    config.val_evaluator.ann_file = str(path)
+    data_checks.check_data(config, 'train', 'val')
+    rehearse(config)
+    assert capfd.readouterr().out == ''
+    train = dataset_check.check_datasets(config)[0]
+    assert train.faults == []
+    assert any(kind and ('exceeds the image' in line or 'training skips it' in line) for line in train.remarks) == (
+        kind is not None
+    )
+
+
+def test_unlisted_categories_of_most_objects_are_refused(config, plant):
+    plant(each('category_id', 99))
+    assert 'the json has no category 99' in refusal(config, 'train')
+    assert 'unlisted category' in kinds(config)
+
+
+def test_a_parent_class_without_objects_in_the_validation_data_alone(config, plant):
+    def add_parent(content: dict) -> None:
+        FAULTS['the project as category'][1](content)
+        content['annotations'][0]['category_id'] = 0
+
+    plant(add_parent)
+    plant(FAULTS['the project as category'][1], 'val')
+    for split in ('train', 'val', 'test'):
+        config[f'{split}_dataloader'].dataset.metainfo.classes = ('shapes', 'circle', 'square', 'triangle')
+    config.model.bbox_head.num_classes = 4
+    data_checks.check_data(config, 'train', 'val')
+
+
+def test_a_few_masks_that_training_leaves_out(config, plant):
+    def add_many(content: dict) -> None:
+        first = content['annotations'][0]
+        content['annotations'] += [{**first, 'id': 1000 + i} for i in range(150)]
+        content['annotations'][0]['segmentation'] = [[1, 1, 2, 2]]
+
+    plant(add_many)
+    config.train_dataloader.dataset.pipeline[1].with_mask = True
+    data_checks.check_data(config, 'train')
+    plant(add_many, 'val')
+    config.val_evaluator.metric = ['bbox', 'segm']
+    assert 'a polygon is not' in refusal(config, 'val')
+
+
 @pytest.mark.parametrize('name', MASK_FAULTS)
 def test_faults_of_masks_are_refused_if_they_are_loaded(name, config, plant):
     plant(MASK_FAULTS[name])
     data_checks.check_data(config, 'train')
     config.train_dataloader.dataset.pipeline[1].with_mask = True
     assert 'give each object a segmentation' in refusal(config, 'train')
-    assert 'bad mask' in kinds(config)
+    assert {'bad mask', 'empty mask'} & kinds(config)
 
 
 def test_masks_that_the_metric_reads(config, plant):
@@ -111,7 +164,10 @@ def test_masks_that_the_metric_reads(config, plant):
     [
         (('triangle', 'circle', 'square'), "write metainfo.classes=('circle', 'square', 'triangle')"),
         (('circle', 'square', 'hexagon'), 'it has no hexagon; its classes are circle, square, triangle'),
-        (('circle', 'square', 'Triangle'), "it has no Triangle ('Triangle' is spelled 'triangle')"),
+        (
+            ('circle', 'square', 'Triangle'),
+            "it has no Triangle; its classes are circle, square, triangle; for 'Triangle', did you mean 'triangle'?",
+        ),
     ],
 )
 def test_classes_that_do_not_fit_the_numbers(classes, message, config):
@@ -146,7 +202,7 @@ def test_the_project_as_category_passes_where_it_is_no_class(config, plant):
 
 @pytest.mark.parametrize(
     ('change', 'text'),
-    [(each('area', 0), 'area 0'), (each('ignore', True), 'ignore is set'), (each('bbox', [70, 2, 4, 4]), 'outside')],
+    [(each('area', 0), 'area 0'), (each('bbox', [70, 2, 4, 4]), 'outside')],
 )
 def test_dropped_objects_are_counted_with_the_reason(change, text, config, plant):
     path = plant(change)
@@ -244,7 +300,7 @@ def test_a_file_is_read_once_until_it_changes(config, plant, monkeypatch):
     os.utime(path, (0, 0))
     data_checks.check_data(config, 'train')
     assert len(read) == 3
-    plant(one('id', 0))
+    plant(one('id', 1))
     for _ in range(2):
         refusal(config, 'train')
     assert len(read) == 5

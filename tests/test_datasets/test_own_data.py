@@ -307,7 +307,7 @@ def test_names_that_mean_the_same_file_are_an_error(shapes, tmp_path):
             image['file_name'] = f'{camera}/{content["images"][0]["file_name"].rsplit("/", 1)[-1]}'
 
     edit(path, change)
-    with pytest.raises(InputError, match=r'the images left/.*jpg and right/.*jpg would both be'):
+    with pytest.raises(InputError, match=r'18 of its 18 images are not in .*left/.*, right/'):
         find_data([str(path)], tmp_path / 'out')
 
 

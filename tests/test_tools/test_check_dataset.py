@@ -80,7 +80,7 @@ def wrong_size(content):
 @in_json
 def box_outside(content):
     one = annotation(content, 4)
-    one['bbox'][0] = 60
+    one['bbox'][0] = 70
     return f'{IMAGE.format(4)}, annotation {one["id"]}'
 
 
@@ -94,7 +94,7 @@ def empty_box(content):
 @in_json
 def unknown_category(content):
     one = annotation(content, 6)
-    one['category_id'] = 9
+    one['category_id'] = '9'
     return f'{IMAGE.format(6)}, annotation {one["id"]}'
 
 
@@ -251,9 +251,9 @@ def test_what_indices_leave_out_is_not_checked(configs, root, capsys):
         ('bbox', None, 'invalid box'),
         ('bbox', [1, 2, float('nan'), 4], 'invalid box'),
         ('bbox', [1, 2, 3, -4], 'empty box'),
-        ('bbox', [-5, 0, 20, 20], 'box outside'),
+        ('bbox', [-25, 0, 20, 20], 'box outside'),
         ('segmentation', {}, None),  # a detector's pipeline loads none
-        ('segmentation', [['a']], 'bad mask'),
+        ('segmentation', [['a']], 'empty mask'),
         ('image_id', 99, 'unlisted image'),
         ('id', 2, 'invalid id'),
         ('bbox', [1, 2, 10**400, 4], 'invalid box'),
@@ -329,7 +329,7 @@ def test_annotations_that_training_cannot_read_are_invalid(damage, configs, root
     path.write_bytes(damage(path.read_bytes()))
     (fault, *others) = faults_in(configs['coco'], root)
     assert fault.kind in ('invalid annotations', 'invalid category')
-    assert {other.kind for other in others} <= {'class never seen', 'unknown category'}
+    assert {other.kind for other in others} <= {'class never seen', 'unlisted category'}
 
 
 def test_an_image_that_exif_rotates_has_the_size_after_rotation(configs, root):

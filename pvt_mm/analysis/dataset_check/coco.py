@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections import defaultdict
 from collections.abc import Sequence
 
 from mmengine.config import Config
@@ -11,6 +12,7 @@ from mmengine.registry import TRANSFORMS
 from pvt_mm.analysis.dataset_check.findings import Item, Split
 from pvt_mm.apis.coco_checks import find_data_faults, load, needs_masks, parse, predicts_only, why_dropped
 from pvt_mm.datasets.coco import KINDS, read_coco
+from pvt_mm.datasets.coco.faults import stops_training
 from pvt_mm.datasets.coco.files import ImageFiles
 from pvt_mm.utils.errors import InputError, config_errors
 
@@ -29,10 +31,20 @@ def list_coco(split: Split, dataset: BaseDataset, pipeline: Sequence[dict], conf
         return
     masks = needs_masks({'pipeline': pipeline}, config, part)
     explained: set[str] = set()
-    for fault in find_data_faults(dataset, content, annotated, masks, sampled=0):
+    warned: defaultdict[str, list[str]] = defaultdict(list)
+    for fault in find_data_faults(dataset, content, annotated, masks, sampled=0, split=part):
+        if KINDS[fault.kind].is_warning:
+            warned[fault.kind].append(fault.text)
+            continue
         fix = fault.fix or (KINDS[fault.kind].fix if fault.kind not in explained else '')
         explained.add(fault.kind)
         split.add(fault.kind, f'{fault.text}; {fix}' if fix else fault.text)
+    for kind, texts in warned.items():
+        text = f'{texts[0]} ({len(texts):,} such annotations); {KINDS[kind].fix}'
+        if stops_training(kind, len(texts), content, part):
+            split.add(kind, text)
+        else:
+            split.remarks.append(text)
     if not annotated and not content.get('annotations'):
         split.remarks.append('there is no ground truth: the images can only be predicted on')
         split.classes = []

@@ -2,7 +2,11 @@
 
 from typing import Any
 
+from pycocotools import mask as coco_mask
+
 MAX_COORDINATE = 1e6  # pixels; pycocotools corrupts memory from about 1e9 on
+# Faults of polygons that MMDetection leaves out while training.
+SHORT, OUTSIDE = 'a polygon is not a list of three or more x, y', 'the polygons lie outside of the image'
 
 
 def is_number(value: Any, maximum: float = MAX_COORDINATE) -> bool:
@@ -15,15 +19,20 @@ def mask_fault(mask: Any, size: tuple[int, int]) -> str:
 
     The run lengths are summed here, since pycocotools writes out of bounds if they are wrong.
     """
-    if isinstance(mask, list):
-        return next(filter(None, (_polygon_fault(polygon, size) for polygon in mask)), '')
     H, W = size
+    if isinstance(mask, list):
+        faults = [_polygon_fault(polygon, size) for polygon in mask]
+        # A part of an object may lie beyond the border.
+        return next(
+            (fault for fault in faults if fault and fault != OUTSIDE), OUTSIDE if all(faults) and faults else ''
+        )
     if not isinstance(mask, dict) or 'counts' not in mask:
         return f'the mask is a {type(mask).__name__}, neither polygons nor run lengths'
     if mask.get('size') not in ([H, W], (H, W)):
         return f'the run lengths are for the size {mask.get("size")}, and the image is [{H}, {W}]'
     try:
-        counts = run_lengths(mask)
+        given = mask['counts']
+        counts = given if isinstance(given, list) else decode_run_lengths(given)
         total = sum(counts)
     except (ValueError, TypeError, AttributeError) as error:
         return f'the run lengths do not decode: {error}'
@@ -35,7 +44,7 @@ def mask_fault(mask: Any, size: tuple[int, int]) -> str:
 def _polygon_fault(polygon: Any, size: tuple[int, int]) -> str:
     H, W = size
     if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
-        return 'a polygon is not a list of three or more x, y'
+        return SHORT
     xs, ys = polygon[::2], polygon[1::2]
     try:  # by functions in C, since COCO has 25 million coordinates
         left, right, top, bottom = min(xs), max(xs), min(ys), max(ys)
@@ -46,13 +55,8 @@ def _polygon_fault(polygon: Any, size: tuple[int, int]) -> str:
     if not valid:
         return 'a coordinate of a polygon is not a number'
     if right <= 0 or bottom <= 0 or left >= W or top >= H:
-        return f'a polygon lies outside the image of {W} x {H} pixels'
+        return OUTSIDE
     return ''
-
-
-def run_lengths(mask: dict) -> list[int]:
-    """Returns the run lengths of a COCO mask, column by column, the first one of background."""
-    return mask['counts'] if isinstance(mask['counts'], list) else decode_run_lengths(mask['counts'])
 
 
 def decode_run_lengths(text: str | bytes) -> list[int]:
@@ -77,30 +81,10 @@ def decode_run_lengths(text: str | bytes) -> list[int]:
     return counts
 
 
-def mask_area(mask: list | dict) -> float:
-    """Returns the area in pixels of a mask without a fault; that of overlapping polygons counts twice."""
-    if isinstance(mask, dict):
-        return float(sum(run_lengths(mask)[1::2]))
-    return sum(_polygon_area(polygon) for polygon in mask)
-
-
-def _polygon_area(polygon: list[float]) -> float:
-    xs, ys = polygon[::2], polygon[1::2]
-    return abs(sum(xs[i - 1] * ys[i] - xs[i] * ys[i - 1] for i in range(len(xs)))) / 2
-
-
-def mask_box(mask: list | dict, size: tuple[int, int]) -> list[float] | None:
-    """Returns the box [x, y, width, height] in pixels of a mask without a fault of ``size`` (H, W); None if empty."""
+def area_and_box(mask: list | dict, size: tuple[int, int]) -> tuple[float, list[float]]:
+    """Returns area and box [x, y, width, height] in pixels of a mask of ``size`` (H, W) that has no fault."""
     if isinstance(mask, list):
-        xs, ys = ([value for polygon in mask for value in polygon[axis::2]] for axis in (0, 1))
-        return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)] if mask else None
-    start, columns, rows = 0, set(), set()
-    for i, length in enumerate(run_lengths(mask)):
-        if i % 2 and length:
-            (first, top), (last, bottom) = divmod(start, size[0]), divmod(start + length - 1, size[0])
-            columns |= {first, last}
-            rows |= {top, bottom} if first == last else {0, size[0] - 1}
-        start += length
-    if not columns:
-        return None
-    return [min(columns), min(rows), max(columns) - min(columns) + 1, max(rows) - min(rows) + 1]
+        encoded = coco_mask.merge(coco_mask.frPyObjects(mask, *size))
+    else:
+        encoded = coco_mask.frPyObjects(mask, *size) if isinstance(mask['counts'], list) else mask
+    return float(coco_mask.area(encoded)), coco_mask.toBbox(encoded).tolist()

@@ -120,7 +120,7 @@ def _images_folder(path: Path, content: dict, split: str | None, root: Path | No
     best: tuple[int, Path | None] = (0, None)
     for look_below in (False, True):
         for base in bases:
-            files = ImageFiles(base)
+            files = ImageFiles(base, names)
             hits = sum(_is_there(base, name) or (look_below and files.find(name) is not None) for name in sample)
             if hits > best[0]:
                 best = (hits, base)
@@ -167,7 +167,7 @@ def _bases(path: Path, split: str | None, root: Path | None, given: Path | None)
 
 def _check_missing(path: Path, names: list[str], folder: Path) -> None:
     """Raises an InputError if many images are missing, or if several names mean the same file."""
-    files = ImageFiles(folder)
+    files = ImageFiles(folder, names)
     by_file: dict[str, str] = {}
     missing = []
     for name in names:
