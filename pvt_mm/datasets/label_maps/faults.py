@@ -38,7 +38,6 @@ class LabelMaps:
         self.has_own_classes = has_own_classes
         self.number = 0  # of label maps that were read
         self.maps: Counter[int] = Counter()  # label maps by label
-        self.pixels: Counter[int] = Counter()  # pixels by label
         self._outside: dict[str, dict[int, int]] = {}  # pixels by label that is no class, by path
         self._colored: dict[str, dict] = {}  # what describes label maps of several channels, by path
         self._sample: dict[str, dict] = {}  # what describes label maps with ignored pixels, by path
@@ -80,7 +79,6 @@ class LabelMaps:
             self.number += 1
             self._maps_classes |= bool(info.get('label_map'))
             self.maps.update(counts.keys())
-            self.pixels.update(counts)
             outside = {label: n for label, n in counts.items() if label >= len(self.classes) and label != self.ignored}
             if outside and not any(fault.kind == 'label map of another type' for fault in faults):
                 self._outside[path] = outside
@@ -95,30 +93,44 @@ class LabelMaps:
             is_complete: Whether they are all that is trained on: then all classes must occur.
         """
         yield from self._color_faults()
-        labels, last = sorted(self.maps.keys() - {self.ignored}), len(self.classes) - 1
-        has_zero = self._has_ignored_zero()
-        cause = self._cause_of_outside(labels) if self._outside else None
-        if cause:
-            yield Fault('label outside', cause)
-        for path, outside in sorted(self._outside.items()) if not cause else ():
-            for label, count in outside.items():
-                yield Fault('label outside', f'{path}: {count} pixels have the label {label}{self._describe_range()}')
-        if self._outside or not self.maps:
+        if not self.maps:
             return
-        fault = self._too_few(labels, has_zero, is_complete) or (is_complete and self._zero_fault(labels, has_zero))
-        if fault:
-            yield fault
-        elif is_complete:
-            unseen = [name for i, name in enumerate(self.classes) if i not in self.maps]
-            hint = ''
-            if has_zero and last not in self.maps:
-                hint = (
-                    '; reduce_zero_label=True ignores the label 0, which they have: if it is a class, set '
-                    'reduce_zero_label=False'
+        n, labels, has_zero = len(self.classes), sorted(self.maps.keys() - {self.ignored}), self._has_ignored_zero()
+        after = ' after reduce_zero_label' if self._reduces() else ''
+        listed = f'the label maps have the labels {shorten(sorted(self.maps), 20)}{after}'
+        if n == 1:
+            yield Fault('one label', f'{listed}, and there is one class, {self.classes[0]}: {NAME_BACKGROUND}')
+            return
+        for path, outside in sorted(self._outside.items()):
+            counts = shorten(f'{count} pixels have the label {label}' for label, count in outside.items())
+            text = f'{path}: {counts}; {listed}, and the {n} classes are 0 to {n - 1}: {CONVERT}, or set num_classes, '
+            yield Fault('label outside', f'{text}metainfo.classes and reduce_zero_label ({self._reduces()} here)')
+        if self._outside:
+            return
+        unseen = [name for i, name in enumerate(self.classes) if i not in self.maps]
+        ignored = [f'{self.ignored} is ignored'] * (self.ignored in self.maps and not has_zero)
+        ignored += ['reduce_zero_label=True ignores the label 0'] * has_zero
+        is_one = len(labels) < 2 and (n == 2 or not labels)  # background, and what should have been 1 is ignored
+        if (is_one and ignored) or (is_complete and len(labels) < 2):
+            what = f'only {self.classes[labels[0]]} is left' if labels else 'none is left'
+            yield Fault('one label', f'{"; ".join([listed, *ignored])}: of {n} classes {what}; {CONVERT}')
+        elif is_complete and unseen:
+            is_clear = (
+                self.has_own_classes and not self._maps_classes and self.classes[0].strip().lower() in BACKGROUNDS
+            )
+            if has_zero and is_clear and self.classes[-1] in unseen:
+                text = (
+                    f'reduce_zero_label=True ignores the label 0 and makes 1 the first class, {self.classes[0]}, and '
                 )
-            if unseen:
-                text = f'{len(unseen)} of {len(self.classes)} classes have no pixel in the label maps: '
-                yield Fault('class never seen', text + shorten(unseen, 10) + hint, is_warning=True)
+                hint = f'set reduce_zero_label=False, or remove {self.classes[0]} from metainfo.classes'
+                yield Fault('zero label ignored', f'{text}{self.classes[-1]} never occurs: {hint}')
+                return
+            text = f'{len(unseen)} of {n} classes have no pixel in the label maps: {shorten(unseen, 10)}'
+            if has_zero and self.classes[-1] in unseen:
+                text += (
+                    '; reduce_zero_label=True ignores the label 0, which they have: if it is a class, set it to False'
+                )
+            yield Fault('class never seen', text, is_warning=True)
 
     # What a file's header says that its labels do not show.
     def _file_faults(self, path: str) -> Iterator[Fault]:
@@ -179,71 +191,6 @@ class LabelMaps:
         else:
             text = f'have colours in place of labels, {list_colors(colors)}: {CONVERT}'
             yield Fault('label map of colours', f'{number} {text}')
-
-    def _describe_range(self) -> str:
-        reduced = ' after reduce_zero_label' if self._reduces() else ''
-        n = len(self.classes)
-        return (
-            f'{reduced}, and the {n} classes are 0 to {n - 1}: fix the label map, or set num_classes and '
-            'metainfo.classes'
-        )
-
-    def _cause_of_outside(self, labels: list[int]) -> str | None:
-        """Returns what explains all labels outside of the classes, or None."""
-        n, listed = len(self.classes), f'the label maps have the labels {shorten(sorted(self.maps), 20)}'
-        if self._reduces() or self._maps_classes:
-            return None
-        if n == 1 and labels == [0, 1]:
-            return f'{listed}, and there is one class, {self.classes[0]}: {NAME_BACKGROUND}'
-        if labels[0] == 1 and labels[-1] == n:
-            return (
-                f'{listed}, and the {n} classes are 0 to {n - 1}: set reduce_zero_label=True, with which 1 is the first'
-            )
-        if labels[0] == 0 and labels[-1] == n:
-            return (
-                f'{listed}, one more than the {n} classes: if 0 is not a class, set reduce_zero_label=True, which '
-                'ignores it; if it is one, put its name first in metainfo.classes, and set num_classes'
-            )
-        levels = len(labels) + (self.ignored in self.maps)
-        if 1 < len(labels) <= n <= levels and np.diff(labels).min() >= 10:
-            return f'{listed}, grey levels in place of the {n} labels 0 to {n - 1}: {CONVERT}'
-        return None
-
-    def _too_few(self, labels: list[int], has_zero: bool, is_complete: bool) -> Fault | None:
-        """Returns the fault that there is less than two classes to learn."""
-        if len(labels) > 1:
-            return None
-        n, kind = len(self.classes), 'one label'
-        what = f'the label {labels[0]} ({self.classes[labels[0]]})' if labels else 'no other'
-        if n == 1:
-            return Fault(kind, f'metainfo.classes has one class, {self.classes[0]}: {NAME_BACKGROUND}')
-        if not (is_complete or n == 2 or not labels):
-            return None
-        if has_zero:
-            text = f'the label maps have the label 0, which reduce_zero_label=True ignores, and then {what}'
-            return Fault(kind, f'{text}: set reduce_zero_label=False')
-        if self.ignored in self.maps:
-            number = f'1 ({self.classes[1]})' if n == 2 and labels == [0] else 'the number of its class'
-            text = f'the label maps have {what} and {self.ignored}, which is ignored: write {number} in place of '
-            return Fault(kind, f'{text}{self.ignored}, or let tools/train.py --data do it')
-        if is_complete:
-            return Fault(kind, f'the label maps have {what} only, and there are {n} classes: there is nothing to learn')
-        return None
-
-    def _zero_fault(self, labels: list[int], has_zero: bool) -> Fault | None:
-        """Returns the fault that ``reduce_zero_label`` ignores a class and moves the others down."""
-        n, last = len(self.classes), len(self.classes) - 1
-        if not has_zero or not self.has_own_classes or self._maps_classes or last in labels:
-            return None
-        if self.classes[0].strip().lower() not in BACKGROUNDS and labels != list(range(last)):
-            return None
-        return Fault(
-            'zero label ignored',
-            f'reduce_zero_label=True ignores the label 0 of the label maps and makes 1 the first class, '
-            f'{self.classes[0]}; the last, {self.classes[-1]}, never occurs: if the labels 0 to {last} are the {n} '
-            f'classes, set reduce_zero_label=False; if 0 is none of them, remove {self.classes[0]} or '
-            f'{self.classes[-1]} from metainfo.classes, and set num_classes',
-        )
 
     def _reduces(self) -> bool:
         return bool(getattr(self.load, 'reduce_zero_label', False))
