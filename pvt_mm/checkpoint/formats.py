@@ -111,8 +111,12 @@ def find_backbone(state_dict: Mapping[str, Tensor], prefix: str | None = None) -
 
 
 def layout_at(state_dict: Mapping[str, Tensor], prefix: str) -> str | None:
-    """Returns the format of the PVT whose keys all begin with ``prefix``, and nothing else; None without one."""
-    names = ((layout, _translate(_FIRST_KERNEL, 'pvt_mm', layout)) for layout in FORMATS)
+    """Returns the format of the PVT whose keys begin with ``prefix`` and nothing else; None without one.
+
+    It need not be complete: some leave out the first kernel, for images of other channels.
+    """
+    parts = itertools.product((_FIRST_KERNEL, 'stages.0.layers.0.norm1.weight'), FORMATS)
+    names = ((layout, _translate(part, 'pvt_mm', layout)) for part, layout in parts)
     return next((layout for layout, name in names if f'{prefix}{name}' in state_dict), None)
 
 
@@ -132,12 +136,49 @@ def backbone_weights(
     """
     layout, prefix = find_backbone(state_dict, prefix)
     head = _head_prefix(layout, prefix)
-    keys = [key for key in state_dict if key.startswith(prefix) and not (head and key.startswith(head))]
-    names = {key: _translate(key.removeprefix(prefix), layout, 'pvt_mm') for key in keys}
-    unknown = [key for key, name in names.items() if name is None]
+    names = _our_names(state_dict, layout, prefix)
+    unknown = [
+        key for key in state_dict if key.startswith(prefix) and key not in names and not (head and key.startswith(head))
+    ]
     if unknown:
         raise CheckpointError(f'it has keys that are not parameters of PVT ({layout} format): {shorten(unknown)}')
-    weights = {name: state_dict[key] for key, name in names.items() if name}
+    weights = {name: state_dict[key] for key, name in names.items()}
+    if layout != 'pvt_mm':
+        _check_tables(weights)
+    return _in_our_shapes(weights, layout, pretrain_img_size, grids)
+
+
+def known_weights(
+    state_dict: Mapping[str, Tensor], layout: str, prefix: str, grids: list[tuple[int, int]]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Returns the PVT of a format at ``prefix`` in a state dict, in our format, and the keys that it has there.
+
+    It may be incomplete, and other keys may begin with ``prefix``, too. The keys are also those of its head.
+
+    Raises:
+        CheckpointError: It is a PVTv2, or a parameter cannot be of any PVT with those grids or square ones.
+    """
+    _refuse_version_2(state_dict, prefix)
+    names, head = _our_names(state_dict, layout, prefix), _head_prefix(layout, prefix)
+    weights = {name: state_dict[key] for key, name in names.items()}
+    heads = [f'{head}{kind}' for kind in ('weight', 'bias') if head and layout != 'pvt_mm']
+    return _in_our_shapes(weights, layout, None, grids), [*names, *(key for key in heads if key in state_dict)]
+
+
+def _our_names(state_dict: Mapping[str, Tensor], layout: str, prefix: str) -> dict[str, str]:
+    """Returns our name of each key under ``prefix`` that is a parameter of PVT in the format ``layout``."""
+    names = {
+        key: _translate(key.removeprefix(prefix), layout, 'pvt_mm') for key in state_dict if key.startswith(prefix)
+    }
+    return {key: name for key, name in names.items() if name is not None}
+
+
+def _in_our_shapes(
+    weights: dict[str, Tensor],
+    layout: str,
+    pretrain_img_size: int | tuple[int, int] | None,
+    grids: list[tuple[int, int]] | None,
+) -> dict[str, Tensor]:
     if layout == 'pvt_mm':
         return _from_former_format(weights)
     return _stack_keys_and_values(_shape_tables(weights, pretrain_img_size, grids))
@@ -189,10 +230,13 @@ def _from_former_format(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         if value.dim() != 2 or not name.endswith((_KERNEL, 'attn.sr.proj.weight')):
             continue
         stage, size = int(name.split('.')[1]), value.shape[1]
-        table = weights.get(f'stages.{stage if ".attn." in name else stage - 1}.{_TABLE}')
-        channels = size if table is None else table.shape[-1]
+        norm = weights.get(f'stages.{stage if ".attn." in name else stage - 1}.patch_embed.norm.weight')
         if name == _FIRST_KERNEL:  # of 3 channels, or else of 4 x 4 pixels
             channels = 3 if 3 * math.isqrt(size // 3) ** 2 == size else size // 16
+        elif norm is not None:
+            channels = norm.numel()
+        else:
+            continue
         side = math.isqrt(size // max(channels, 1))
         if side**2 * channels != size:
             raise CheckpointError(f'{name} has shape {tuple(value.shape)}, which is no kernel of square patches')
@@ -203,39 +247,52 @@ def _from_former_format(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 def _shape_tables(
     weights: Mapping[str, Tensor], pretrain_img_size: int | tuple[int, int] | None, grids: list[tuple[int, int]] | None
 ) -> dict[str, Tensor]:
-    """Returns the weights with tables (1, H, W, C) from flat ones, and the class token's entry on its own."""
-    weights, problems = dict(weights), []
-    stages = [f'stages.{stage}.' for stage in range(_num_stages(weights))]
-    for name, dims in [(stage + part, dims) for stage in stages for part, dims in ((_TABLE, 3), (_KERNEL, 4))]:
+    """Returns the weights with tables (1, H, W, C) from flat ones, and the class token's entry on its own.
+
+    ``pretrain_img_size`` needs the tables and kernels of all stages.
+    """
+    weights = dict(weights)
+    flat = {stage: weights.get(f'stages.{stage}.{_TABLE}') for stage in range(_num_stages(weights))}
+    tables = {stage: table for stage, table in flat.items() if table is not None and table.dim() == 3}
+    if not tables:
+        return weights
+    counts = [table.shape[1] for table in tables.values()]
+    if pretrain_img_size is not None:
+        patch_sizes = [weights[f'stages.{stage}.{_KERNEL}'].shape[-1] for stage in tables]
+        found = _match_grids(counts, [_grids_of_image(patch_sizes, pretrain_img_size)], pretrain_img_size)
+    else:
+        # isqrt floors, so N and N + 1 entries, with the class token's, have the same root.
+        square = [(math.isqrt(count),) * 2 for count in counts]
+        models = [(grids or [])[stage] for stage in tables if stage < len(grids or [])]
+        found = _match_grids(counts, [square, models] if models != square else [square], None)
+    for (stage, table), (H, W) in zip(tables.items(), found, strict=True):
+        token, table = table.tensor_split([table.shape[1] - H * W], dim=1)
+        weights[f'stages.{stage}.{_TABLE}'] = table.unflatten(1, (H, W))
+        if token.shape[1] and 'cls_token.token' in weights:
+            weights['cls_token.pos_embed'] = token
+    return weights
+
+
+def _check_tables(weights: Mapping[str, Tensor]) -> None:
+    """Raises a CheckpointError if a stage has no flat table of position embeddings, or no kernel of patches."""
+    problems = []
+    for stage, (part, dims) in itertools.product(range(_num_stages(weights)), ((_TABLE, 3), (_KERNEL, 4))):
+        name = f'stages.{stage}.{part}'
         if name not in weights:
             problems.append(f'{name} is missing')
         elif weights[name].dim() != dims:
             problems.append(f'{name} has shape {tuple(weights[name].shape)}, not {dims} dimensions')
     if problems:
         raise CheckpointError(f'it does not hold a complete PVT (names in our format): {shorten(problems)}')
-    counts = [weights[stage + _TABLE].shape[1] for stage in stages]
-    patch_sizes = [weights[stage + _KERNEL].shape[-1] for stage in stages]
-    for stage, (H, W) in zip(stages, _find_grids(counts, patch_sizes, pretrain_img_size, grids), strict=True):
-        flat = weights[stage + _TABLE]
-        token, table = flat.tensor_split([flat.shape[1] - H * W], dim=1)
-        weights[stage + _TABLE] = table.unflatten(1, (H, W))
-        if token.shape[1] and 'cls_token.token' in weights:
-            weights['cls_token.pos_embed'] = token
-    return weights
 
 
-def _find_grids(
-    counts: list[int],
-    patch_sizes: list[int],
-    pretrain_img_size: int | tuple[int, int] | None,
-    grids: list[tuple[int, int]] | None,
+def _match_grids(
+    counts: list[int], candidates: list[list[tuple[int, int]]], pretrain_img_size: int | tuple[int, int] | None
 ) -> list[tuple[int, int]]:
-    """Returns the (H, W) grid of each stage's flat table; the last may have the class token's entry first."""
-    # isqrt floors, so N and N + 1 entries, with the class token's, have the same root.
-    square, models = [(math.isqrt(count),) * 2 for count in counts], list(grids or [])[: len(counts)]
-    candidates = [square, models] if models != square else [square]
-    if pretrain_img_size is not None:
-        candidates = [_grids_of_image(patch_sizes, pretrain_img_size)]
+    """Returns the candidate whose (H, W) grids have as many entries as the flat tables of the stages.
+
+    The last table may have the class token's entry first.
+    """
     areas = counts, [*counts[:-1], counts[-1] - 1]
     fitting = [sides for sides in candidates if [H * W for H, W in sides] in areas]
     if len(fitting) == 1:
@@ -266,7 +323,9 @@ def _stack_keys_and_values(weights: dict[str, Tensor]) -> dict[str, Tensor]:
             stacked[name.replace('.qkv.', '.q.')], stacked[name.replace('.qkv.', '.kv.')] = q, kv
         elif '.attn.k.' in name and name.replace('.k.', '.v.') in weights:
             stacked[name.replace('.k.', '.kv.')] = torch.cat([value, weights[name.replace('.k.', '.v.')]])
-        elif '.attn.v.' not in name:  # MMDetection has convolutions of one pixel for the linear layers of the FFN
+        elif (
+            '.attn.v.' not in name or name.replace('.v.', '.k.') not in weights
+        ):  # MMDetection has convolutions of one pixel for the linear layers of the FFN
             stacked[name] = value.flatten(1) if '.ffn.' in name and value.dim() == 4 else value
     return stacked
 

@@ -12,6 +12,7 @@ from pvt_mm.checkpoint.formats import (
     check_weights,
     fit_weights,
     head_weights,
+    known_weights,
     layout_at,
 )
 from pvt_mm.checkpoint.reader import read_checkpoint
@@ -99,15 +100,15 @@ class AnyFormat(nn.Module):
     """A module that takes its parameters in a state dict of any known format, however that is loaded.
 
     PyTorch's ``load_state_dict`` and MMEngine's, which ``load_from``, ``load_checkpoint`` and the inferencers call, ask
-    each module to load its part. So a detector's checkpoint loads with its neck and head, whoever wrote it. Our own
-    format is left as it is.
+    each module to load its part. So a detector's checkpoint loads with its neck and head, whoever wrote it. What fits
+    already is left as it is, and so is what has no counterpart, which PyTorch or MMEngine reports.
     """
 
     def translate(self, state_dict: dict[str, Tensor], prefix: str) -> None:
-        """Replaces this module's entries of ``state_dict``, which begin with ``prefix``, by ours, where they are not.
+        """Replaces this module's entries of ``state_dict``, which begin with ``prefix``, by ours that fit the module.
 
         Raises:
-            CheckpointError: They are of a known format, and do not fit.
+            CheckpointError: They are of another model of a known format.
         """
         raise NotImplementedError
 
@@ -126,45 +127,56 @@ def translate_all(model: nn.Module, state_dict: dict[str, Tensor]) -> dict[str, 
 
 
 def translate_backbone(model: nn.Module, state_dict: dict[str, Tensor], prefix: str) -> None:
-    """Replaces the PVT at ``prefix`` in a state dict by one of our format that fits ``model``, unless it is of ours.
+    """Replaces the PVT at ``prefix`` in a state dict by one of our format with the grids and channels of ``model``.
+
+    It may be incomplete. Other keys stay, and so do parameters of our format that fit, bit for bit.
 
     Raises:
-        CheckpointError: It is of another known format, and does not fit.
+        CheckpointError: It is of another arch or version.
     """
-    if layout_at(state_dict, prefix) not in (None, 'pvt_mm'):
-        weights = _translated(model, state_dict, prefix)
-        for key in [key for key in state_dict if key.startswith(prefix)]:
-            del state_dict[key]
-        state_dict.update({f'{prefix}{name}': value for name, value in weights.items()})
+    weights, keys = _translated(model, state_dict, prefix)
+    _replace(state_dict, keys, {f'{prefix}{name}': value for name, value in weights.items()})
+
+
+def _replace(state_dict: dict[str, Tensor], keys: list[str], weights: dict[str, Tensor]) -> None:
+    for key in keys:
+        if key not in weights:
+            state_dict.pop(key, None)
+    state_dict.update(weights)
 
 
 def translate_classifier(backbone: nn.Module, state_dict: dict[str, Tensor], prefix: str) -> None:
     """Replaces an authors' or Hugging Face's classifier at ``prefix`` in a state dict by one of our format.
 
-    The head is translated and not checked. A classifier of our format is left as it is.
+    A classifier of our format is left as it is.
 
     Raises:
-        CheckpointError: The backbone does not fit ``backbone``.
+        CheckpointError: The backbone is of another arch or version.
     """
     for layout in ('authors', 'huggingface'):
         before, head = (prefix + part for part in CLASSIFIERS[layout])
         if layout_at(state_dict, before) == layout:
-            weights = {f'{prefix}{name}': value for name, value in head_weights(state_dict, before).items()}
-            for name, value in _translated(backbone, state_dict, before).items():
-                weights[f'{prefix}backbone.{name}'] = value
-            for key in [key for key in state_dict if key.startswith((before, head))]:
-                del state_dict[key]
-            state_dict.update(weights)
+            weights, keys = _translated(backbone, state_dict, before)
+            names = {f'{head}{kind}': f'{prefix}head.fc.{kind}' for kind in ('weight', 'bias')}
+            scores = {ours: state_dict[theirs] for theirs, ours in names.items() if theirs in state_dict}
+            renamed = {f'{prefix}backbone.{name}': value for name, value in weights.items()}
+            _replace(state_dict, [*keys, *(key for key in names if key in state_dict)], {**renamed, **scores})
 
 
-def _translated(model: nn.Module, state_dict: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Returns the PVT at ``prefix`` in our format, fitted to ``model``."""
+def _translated(model: nn.Module, state_dict: dict[str, Tensor], prefix: str) -> tuple[dict[str, Tensor], list[str]]:
+    """Returns the PVT at ``prefix`` in our format, as far as it is there, fitted to ``model``, and the keys it has."""
     target = model.state_dict()
     inner = {key: value for key, value in state_dict.items() if key.startswith(prefix)}
+    layout = layout_at(inner, prefix)
+    if layout is None:
+        return {}, []
     try:
-        weights, notes = _fitted(backbone_weights(inner, prefix, grids=_grids(target)), target)
+        weights, keys = known_weights(inner, layout, prefix, _grids(target))
+        if layout != 'pvt_mm':
+            check_sizes(weights, target)
     except CheckpointError as error:
         raise CheckpointError(f'the PVT in it does not fit: {error}') from None
+    weights, notes = fit_weights(weights, target)
     if notes:
         print_log('; '.join(notes), logger='current')
-    return weights
+    return weights, keys

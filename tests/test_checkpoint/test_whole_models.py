@@ -4,6 +4,7 @@ import copy
 import json
 import math
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -13,9 +14,10 @@ from mmengine.hooks import EMAHook
 from mmengine.model import MMDistributedDataParallel
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner, load_checkpoint
+from mmengine.runner import checkpoint as mmengine_checkpoint
 from torch import Tensor, nn
 
-from pvt_mm.apis.weight_checks import check_checkpoint
+from pvt_mm.apis.weight_checks import check_checkpoint, check_resumed
 from pvt_mm.checkpoint.formats import SIZES, VERSION_2_SIZES, convert
 from pvt_mm.models import ARCHS, PVT
 from pvt_mm.utils.errors import CheckpointError
@@ -213,8 +215,110 @@ def test_our_own_format_is_left_alone():
     assert list(translated) == list(state)
     assert all(translated[key] is value for key, value in state.items())
     partial = {key: value for key, value in state.items() if 'stages.3' not in key}
-    missing = build(config_of('retinanet')).load_state_dict(partial, strict=False).missing_keys
-    assert {key.split('.')[2] for key in missing} == {'3'}
+    translated = dict(partial)
+    model.backbone.translate(translated, 'backbone.')
+    assert all(translated[key] is value for key, value in partial.items())
+    assert translated.keys() == partial.keys()
+
+
+LAYOUTS = ['pvt_mm', 'authors', 'mmdet']
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_a_detector_loads_into_other_grids_channels_and_stages(layout):
+    """As load_pretrained does it for a backbone, whatever the format of the rest."""
+    source, grid, kernel = build(config_of('retinanet')), 'stages.1.pos_embed.table', 'stages.0.patch_embed.proj.weight'
+    state = convert(source.state_dict(), layout)[0] if layout != 'pvt_mm' else source.state_dict()
+    weights = source.backbone.state_dict()
+    options = [dict(in_channels=4), dict(pretrain_img_size=(96, 128)), dict(out_indices=(0, 1))]
+    for loaded, option in [(PVT(TINY_ARCH, **option), option) for option in options]:
+        holder = nn.ModuleDict(dict(backbone=loaded))
+        inner = {key: value for key, value in state.items() if key.startswith('backbone.')}
+        holder.load_state_dict(inner)
+        expected = dict(weights)
+        if 'in_channels' in option:
+            expected[kernel] = (weights[kernel].mean(1, keepdim=True) * 3 / 4).expand(-1, 4, -1, -1)
+        found = loaded.state_dict()
+        for name in found:
+            if found[name].shape == expected[name].shape:
+                assert torch.equal(found[name], expected[name]), name
+            else:
+                assert name.endswith('pos_embed.table')
+                assert 'pretrain_img_size' in option
+        if 'pretrain_img_size' in option:
+            table = weights[grid].permute(0, 3, 1, 2)
+            resampled = F.interpolate(table, (12, 16), mode='bilinear', align_corners=False).permute(0, 2, 3, 1)
+            torch.testing.assert_close(found[grid], resampled)
+
+
+def test_our_former_format_loads_in_a_detector():
+    """Kernels were matrices of (P, P, C) patches."""
+    source = build(config_of('retinanet'))
+    former = {
+        name: value.permute(0, 2, 3, 1).flatten(1)
+        if name.startswith('backbone.') and name.endswith('weight') and value.dim() == 4
+        else value
+        for name, value in source.state_dict().items()
+    }
+    loaded = build(config_of('retinanet'))
+    loaded.load_state_dict(former)
+    assert all(torch.equal(value, source.state_dict()[name]) for name, value in loaded.state_dict().items())
+    few = {name: value for name, value in former.items() if 'pos_embed' not in name}
+    found = build(config_of('retinanet')).load_state_dict(few, strict=False)
+    assert found.missing_keys == [f'backbone.stages.{stage}.pos_embed.table' for stage in range(4)]
+    assert not found.unexpected_keys
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_a_part_of_a_state_dict_loads_and_pytorch_reports_the_rest(layout):
+    source = build(config_of('retinanet'))
+    state = convert(source.state_dict(), layout)[0] if layout != 'pvt_mm' else source.state_dict()
+    first = next(key for key in state if key.startswith('backbone.'))
+    extra = f'{first.rpartition(".")[0]}.extra'
+    part = {**{key: value for key, value in state.items() if 'pos_embed' not in key}, extra: torch.ones(1)}
+    missing = [f'backbone.stages.{stage}.pos_embed.table' for stage in range(4)]
+    loaded = build(config_of('retinanet'))
+    found = loaded.load_state_dict(part, strict=False)
+    assert (found.missing_keys, found.unexpected_keys) == (missing, [extra])
+    assert all(
+        torch.equal(value, source.state_dict()[name]) == (name not in missing)
+        for name, value in loaded.state_dict().items()
+    )
+    with pytest.raises(RuntimeError, match=r'Missing key.*stages.0.pos_embed.table'):
+        loaded.load_state_dict(part)
+    del part[extra]
+    messages = []
+    loaded = build(config_of('retinanet'))
+    with mock.patch.object(mmengine_checkpoint, 'print_log', lambda text, **_: messages.append(text)):
+        mmengine_checkpoint.load_state_dict(loaded, part, strict=False)
+    assert messages == [
+        'The model and loaded state dict do not match exactly\n\n'
+        f'missing keys in source state_dict: {", ".join(missing)}\n'
+    ]
+    kernel = {'pvt_mm': 'stages.0.patch_embed.proj.weight', 'authors': 'patch_embed1.proj.weight'}
+    del state[f'backbone.{kernel.get(layout, "layers.0.0.projection.weight")}']
+    found = build(config_of('retinanet')).load_state_dict(state, strict=False)
+    assert (found.missing_keys, found.unexpected_keys) == (['backbone.stages.0.patch_embed.proj.weight'], [])
+
+
+def test_a_part_of_a_classifier_loads():
+    source = classifier()
+    for layout, head in (('authors', 'head.bias'), ('huggingface', 'classifier.bias')):
+        state = as_published_classifier(source, layout)
+        del state[head]
+        found = classifier().load_state_dict({**state, 'extra': torch.ones(1)}, strict=False)
+        assert (found.missing_keys, found.unexpected_keys) == (['head.fc.bias'], ['extra'])
+
+
+def test_a_run_is_not_resumed_from_weights_that_had_to_be_resampled(tmp_path):
+    """The state of its optimizer would have other shapes."""
+    model, path = nn.ModuleDict(dict(backbone=PVT(TINY_ARCH))), str(tmp_path / 'a.pth')
+    torch.save({'state_dict': model.state_dict()}, path)
+    check_resumed(model, path)
+    other = nn.ModuleDict(dict(backbone=PVT(TINY_ARCH, pretrain_img_size=96)))
+    check_checkpoint(other, path, strict=True)
+    with pytest.raises(CheckpointError, match=r'does not match the model: backbone.stages.0.pos_embed: \(1, 56, 56, 8'):
+        check_resumed(other, path)
 
 
 def classifier(pixels: int = 224) -> nn.Module:
