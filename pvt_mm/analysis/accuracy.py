@@ -72,7 +72,7 @@ def plot_accuracy(models: Sequence[Point], folder: str) -> Figure:
                 text = dict(color=color, weight='bold', fontsize=9, textcoords='offset points')
                 axes.annotate(model.name, (model.params_m, model.quoted), **text, **FAMILIES[family][2])
         dress(axes, title, 'parameters of the model (M)', metric)
-        axes.margins(x=0.11, y=0.12)
+        axes.margins(x=0.15, y=0.12)
         gray = dict(color='0.4', marker='o', linestyle='none')
         handles = [Line2D([], [], **gray, label=f'{metric} quoted from the paper')]
         if any(model.measured is not None for model in models):

@@ -32,6 +32,10 @@ def test_measured_values_are_hollow_markers(folder, measured):
     models = points(CONFIGS, runs, folder)
     figure = plot_accuracy(models, folder)
     assert [text.get_text() for text in figure.axes[0].texts] == [one.name for one in models]
+    figure.draw_without_rendering()
+    inside = figure.axes[0].get_window_extent()
+    for text in figure.axes[0].texts:
+        assert inside.x0 < text.get_window_extent().x0 < text.get_window_extent().x1 < inside.x1, text.get_text()
     hollow = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == 'none']
     assert [line.get_ydata().tolist() for line in hollow] == ([[measured]] if measured else [])
     assert len(figure.legends[0].legend_handles) == (2 if measured else 1)
