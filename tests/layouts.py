@@ -229,11 +229,11 @@ def img_dir(shapes: Path, to: Path) -> list[str]:
 
 
 def splits_first(shapes: Path, to: Path) -> list[str]:
-    """``{train,val}/{images,labels}``, with label_names.txt; the maps' names end in _labelIds."""
+    """``{train,val}/{images,labels}``, with classes.txt; the maps' names end in _labelIds."""
     for shape in read_shapes(shapes):
         copy(shape.image, to / f'{shape.split}/images/{shape.image.name}')
         copy(shape.label_map, to / f'{shape.split}/labels/{shape.label_map.stem}_labelIds.png')
-    write_text(to / 'label_names.txt', '\n'.join(MAP_CLASSES))
+    write_text(to / 'classes.txt', '\n'.join(MAP_CLASSES))
     return [str(to)]
 
 

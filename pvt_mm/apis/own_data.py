@@ -17,6 +17,7 @@ from mmengine.registry import DATASETS, MODELS
 from pvt_mm.apis.config import SPLITS, annotation_steps, as_list, innermost_dataset, type_name
 from pvt_mm.apis.ranks import on_first_rank
 from pvt_mm.datasets.own_data import OwnData, find_data
+from pvt_mm.datasets.own_data.data import RECIPES
 from pvt_mm.datasets.own_data.tree import read_tree
 from pvt_mm.utils.errors import InputError
 from pvt_mm.utils.files import read_json, write_json
@@ -24,11 +25,6 @@ from pvt_mm.utils.files import read_json, write_json
 # What a config trains, by what its data is.
 DETECTOR, SEGMENTOR, CLASSIFIER = 'a detector', 'a segmentor', 'a classifier'
 MODELS_OF = dict(coco=DETECTOR, label_maps=SEGMENTOR, folders=CLASSIFIER)
-RECIPES = {
-    DETECTOR: 'configs/own_data/detection.py',
-    SEGMENTOR: 'configs/own_data/semantic_segmentation.py',
-    CLASSIFIER: 'configs/own_data/classification.py',
-}
 DATA = dict(coco='boxes (COCO json files)', label_maps='label maps', folders='folders of classes')
 TYPES = dict(coco='CocoDataset', label_maps='BaseSegDataset', folders='pvt_mm.ImageFolder')
 # The metric to choose the best checkpoint by, and what the names of all metrics begin with.
@@ -64,7 +60,7 @@ def find_own_data(config: Config, name: str, paths: Sequence[str], resume: bool)
         out = Path(config.work_dir, 'data').absolute()
         made = [path for path in (out, *out.parents) if not path.exists()]
         try:
-            data = _find_or_keep(config.work_dir, list(paths), kind, resume)
+            data = _find_or_keep(config.work_dir, list(paths), kind, resume, predicts_masks(config))
             _check_task(config, data, name)
         except InputError:
             _remove(made)
@@ -85,7 +81,7 @@ def _remove(made: Sequence[Path]) -> None:
             os.rmdir(folder)
 
 
-def _find_or_keep(work_dir: str, paths: list[str], kind: str, resume: bool) -> OwnData:
+def _find_or_keep(work_dir: str, paths: list[str], kind: str, resume: bool, masks: bool) -> OwnData:
     out = Path(work_dir, 'data')
     record = out / RECORD
     now = dict(paths=[os.path.abspath(path) for path in paths], files=_fingerprint(paths, work_dir))
@@ -106,7 +102,7 @@ def _find_or_keep(work_dir: str, paths: list[str], kind: str, resume: bool) -> O
                 level=30,
             )
         return OwnData(**before['data'])
-    data = find_data(paths, out, kind=kind)
+    data = find_data(paths, out, kind=kind, masks=masks)
     write_json(record, {**now, 'data': asdict(data)})
     return data
 
@@ -194,12 +190,13 @@ def _check_task(config: Config, data: OwnData, name: str) -> None:
     if MODELS_OF[data.kind] != task:
         other = MODELS_OF[data.kind]
         raise InputError(
-            f'{name} is {task}, and --data has {DATA[data.kind]}: use the config of {other}, such as {RECIPES[other]}'
+            f'{name} is {task}, and --data has {DATA[data.kind]}: use the config of {other}, such as '
+            f'{RECIPES[data.kind]}'
         )
     if task == DETECTOR and predicts_masks(config) and not data.has_masks:
         raise InputError(
             f'{name} predicts masks, and not all objects of --data have one: use a detector of boxes, such as '
-            f'{RECIPES[DETECTOR]}'
+            f'{RECIPES[data.kind]}'
         )
 
 
@@ -306,4 +303,5 @@ def _monitor(config: Config, data: OwnData) -> None:
 def count_images(config: Config) -> int:
     """Returns the number of images that an epoch of training has, after the data set's filters."""
     dataset = config.train_dataloader.dataset
-    return on_first_rank(lambda: len(DATASETS.build(dataset)))
+    with contextlib.redirect_stdout(None):  # pycocotools prints
+        return on_first_rank(lambda: len(DATASETS.build(dataset)))

@@ -1,9 +1,12 @@
 """What is found wrong with data before a run starts."""
 
+import random
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
@@ -50,6 +53,19 @@ def coco_data(root: Path, split: str) -> dict:
 def refuses(config: Config, split: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         data_checks.check_data(config, split)
+
+
+def test_the_random_numbers_of_training_are_not_used_up(coco):
+    coco.train_dataloader.dataset.pipeline += [
+        dict(type='RandomFlip', prob=0.5),
+        dict(type='MinIoURandomCrop'),
+        dict(type='PackDetInputs'),
+    ]
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    data_checks.check_data(coco, 'train')
+    assert random.getstate() == before[0]
+    np.testing.assert_equal(np.random.get_state(), before[1])
+    assert torch.equal(torch.get_rng_state(), before[2])
 
 
 # ---------------------------------------------------------------------------------------------------------------- data

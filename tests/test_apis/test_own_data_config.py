@@ -192,7 +192,7 @@ def test_a_resumed_run_keeps_its_split_and_says_what_changed(tmp_path, monkeypat
     (folder / 'a.jpg').write_bytes(b'1')
     found = []
 
-    def find(paths, out, kind):
+    def find(paths, out, kind, **settings):
         found.append((list(paths), str(out), kind))
         Path(out).mkdir(parents=True, exist_ok=True)
         return FOLDERS
@@ -236,7 +236,7 @@ def test_the_work_directory_may_be_in_the_data(tmp_path, monkeypatch, capsys):
 def test_a_failed_run_leaves_what_others_wrote(other, tmp_path, monkeypatch):
     """Another run may begin in the same folder of runs while the data of this one is read."""
 
-    def find(paths, out, kind):
+    def find(*args, **settings):
         (tmp_path / 'runs/mine/data/maps').mkdir(parents=True)
         (tmp_path / 'runs/mine/data/maps/0.png').write_bytes(b'1')
         if other:

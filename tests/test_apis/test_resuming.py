@@ -15,6 +15,7 @@ from torch import nn
 
 from pvt_mm.apis import resuming
 from pvt_mm.apis.resuming import read_settings, report_changes
+from pvt_mm.engine.hooks.new_schedule_hook import advance
 from pvt_mm.utils.errors import InputError
 from tests.conftest import forget_visualizers
 
@@ -165,3 +166,19 @@ def test_a_new_schedule_continues_as_if_it_had_always_been(schedule, stopped, tm
     assert train(new, path) == pytest.approx(expected[done:])
     kept = train(settings(tmp_path / 'kept', 8, schedule, lr=0.5), path)
     assert kept[-1] != pytest.approx(expected[-1])
+
+
+def test_schedules_are_stepped_as_in_training_up_to_the_middle_of_an_epoch():
+    """After 2 epochs of 6 steps and 4 steps of the third."""
+    steps = []
+
+    class Scheduler:
+        def __init__(self, by_epoch: bool):
+            self.by_epoch = by_epoch
+
+        def step(self):
+            steps.append('E' if self.by_epoch else '.')
+
+    checkpoint = dict(meta=dict(epoch=2, iter=16), message_hub=dict(runtime_info=dict(epoch_began=(2, 12))))
+    advance([Scheduler(True), Scheduler(False)], checkpoint)
+    assert ''.join(steps) == '......E......E....'

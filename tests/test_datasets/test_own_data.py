@@ -19,9 +19,11 @@ from PIL import Image
 import tests.layouts as layouts
 from pvt_mm.datasets import ImageFolder
 from pvt_mm.datasets.own_data import OwnData, find_data
+from pvt_mm.datasets.own_data.data import RECIPES
 from pvt_mm.datasets.own_data.splitting import choose_val
 from pvt_mm.datasets.shapes import CLASSES
 from pvt_mm.utils.errors import InputError
+from tests.conftest import ROOT
 from tests.layouts import Layout, copy, key, read_shapes, write_text
 
 # The layouts that have splits of their own, in which the shapes' train and val stay what they are.
@@ -311,6 +313,24 @@ def test_names_that_mean_the_same_file_are_an_error(shapes, tmp_path):
         find_data([str(path)], tmp_path / 'out')
 
 
+def test_the_few_objects_without_a_mask_are_left_out_for_a_model_of_masks(shapes, tmp_path):
+    path = Path(lay_out(layouts.one_json, shapes, tmp_path / 'data')[0])
+
+    def change(content: dict) -> None:
+        first = content['annotations'][0]
+        content['annotations'] += [{**first, 'id': 1000 + i} for i in range(100)]
+        first['segmentation'] = []
+
+    edit(path, change)
+    data = find_data([str(path)], tmp_path / 'out', masks=True)
+    assert data.has_masks
+    assert any('annotations have no valid mask' in note for note in data.notes)
+    assert not find_data([str(path)], tmp_path / 'other').has_masks
+    edit(path, lambda content: [one.update(segmentation=[]) for one in content['annotations']])
+    with pytest.raises(InputError, match=r'labels.json: .* objects have no valid mask, such as annotation'):
+        find_data([str(path)], tmp_path / 'none', masks=True)
+
+
 @pytest.mark.parametrize('empty', ['train', 'valid'])
 def test_a_split_without_objects_is_an_error(empty, shapes, tmp_path):
     root = Path(lay_out(layouts.roboflow, shapes, tmp_path / 'data')[0])
@@ -398,31 +418,31 @@ def _other(name: str, root: Path) -> str:
     if name == 'yolo':
         write_text(root / 'data.yaml', 'names: [a]')
         write_text(root / 'labels/0.txt', '0 0.5 0.5 0.25 0.25\n')
-        return r'YOLO annotations \(labels/0.txt\).*Roboflow \(COCO JSON\), CVAT \(COCO 1.0\)'
+        return r'3 images .* and YOLO annotations \(data.yaml\).*Roboflow \(COCO JSON\), CVAT \(COCO 1.0\)'
     if name == 'voc':
         write_text(root / 'Annotations/0.xml', '<annotation/>')
-        return r'Pascal VOC annotations \(1 xml files\)'
+        return r'Pascal VOC annotations \(Annotations/0.xml\)'
     if name == 'cvat_xml':
         write_text(root / 'annotations.xml', '<annotations/>')
         return r'"CVAT for images" \(annotations.xml\): COCO json is needed.*CVAT \(COCO 1.0\)'
     if name == 'labelme':
         write_text(root / 'images/0.json', json.dumps(dict(version='5', shapes=[], imagePath='0.jpg')))
-        return 'annotations of LabelMe'
+        return r'annotations that are not COCO json \(images/0.json\): COCO json is needed; Roboflow \(COCO JSON\)'
     if name == 'label_studio':
         write_text(root / 'project.json', json.dumps([dict(id=1, data={}, annotations=[])]))
-        return 'annotations of Label Studio'
+        return r'annotations that are not COCO json \(project.json\): .* Label Studio \(COCO\) export it'
     if name == 'brushes':
         _image(root / 'task-1-annotation-2-by-1-tag-cat-0.png')
-        return 'Brush labels to PNG'
+        return r'1 images \(task-1-.*-0.png\) and no annotations'
     if name == 'multi_label':
         write_text(root / 'train/_classes.csv', 'filename, cat, dog\n0.jpg, 1, 1\n')
-        return r'several classes for each image \(train/_classes.csv\)'
+        return r'several classes for each image, which no config trains, \(train/_classes.csv\)'
     if name == 'csv':
         write_text(root / 'train/_annotations.csv', 'filename,width,height,class,xmin,ymin,xmax,ymax\n')
-        return 'contains train/_annotations.csv'
+        return r'a table \(train/_annotations.csv\)'
     if name == 'zip':
         write_text(root / 'export.zip', 'zip')
-        return 'contains export.zip: unpack it'
+        return r'archives to unpack first \(export.zip\)'
     if name == 'images':
         return '3 images .* and no annotations'
     if name == 'documents':
@@ -489,8 +509,11 @@ def test_the_export_to_make_is_that_of_the_task(tmp_path):
 
 
 def test_data_of_another_task_is_named(shapes, tmp_path):
-    with pytest.raises(InputError, match='classification contains a folder of images for each class, and the config'):
+    message = 'contains a folder of images for each class, .*: use configs/own_data/classification.py for what is there'
+    with pytest.raises(InputError, match=message) as raised:
         find_data([str(shapes / 'classification')], tmp_path / 'out', kind='coco')
+    assert all((ROOT / recipe).is_file() for recipe in RECIPES.values())
+    assert str(raised.value).startswith(f'{shapes}/classification')
 
 
 def test_without_a_validation_split_part_of_train_is_validated_and_test_is_kept(shapes, tmp_path):
@@ -636,12 +659,6 @@ RGB = ', '.join('{}, {}, {}'.format(*color) for color in layouts.COLORS)
         ),
         ('labelmap.txt', 'background\ncircle\nsquare\ntriangle\n', False),
         ('labelmap.txt', 'background:::\ncircle:::\nsquare:::\ntriangle:::\n', False),
-        ('labels.txt', 'background\ncircle\nsquare\ntriangle', False),
-        (
-            'label_colors.txt',
-            ''.join('{} {} {} {}\n'.format(*c, n) for n, c in zip(layouts.MAP_CLASSES, layouts.COLORS, strict=True)),
-            True,
-        ),
     ],
 )
 def test_classes_are_read_from_the_lists_of_tools(file, text, has_colors, shapes, tmp_path):
@@ -715,6 +732,13 @@ def test_images_to_validate_without_folders_of_classes_are_an_error(shapes, tmp_
     shutil.rmtree(root / 'valid')  # images to predict may lie in test
     data = find_data([str(root)], tmp_path / 'out')
     assert data.counts == dict(train=9, val=3)
+
+
+def test_a_class_in_another_case_is_named(shapes, tmp_path):
+    root = Path(lay_out(layouts.roboflow_folders, shapes, tmp_path / 'data')[0])
+    (root / 'valid/square').rename(root / 'valid/Square')
+    with pytest.raises(InputError, match='has images of Square in val, and not in train, which has square: use one'):
+        find_data([str(root)], tmp_path / 'out')
 
 
 def test_a_split_may_have_images_of_one_class_only(shapes, tmp_path):

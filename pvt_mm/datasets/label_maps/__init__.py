@@ -2,6 +2,6 @@
 
 from pvt_mm.datasets.label_maps.faults import LabelMaps
 from pvt_mm.datasets.label_maps.files import find_file_faults
-from pvt_mm.datasets.label_maps.repair import Color, repair_maps
+from pvt_mm.datasets.label_maps.repair import IGNORED, Color, repair_maps
 
-__all__ = ['Color', 'LabelMaps', 'find_file_faults', 'repair_maps']
+__all__ = ['IGNORED', 'Color', 'LabelMaps', 'find_file_faults', 'repair_maps']

@@ -26,7 +26,7 @@ FEW = 0.001  # share of the pixels of a map below which another colour need not 
 BORDER = 7  # pixels: a border is less wide
 IGNORED_OF_16_BITS = 65535  # MMSegmentation casts it to 255
 
-Color = tuple[int, int, int]
+Color = tuple[int, int, int]  # R, G, B
 
 
 def repair_maps(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pvt_mm.datasets.own_data.data import Color
+from pvt_mm.datasets.label_maps import Color
 from pvt_mm.datasets.own_data.others import read_other
 from pvt_mm.datasets.own_data.tree import Tree, read_lines
 from pvt_mm.utils.errors import InputError
@@ -74,13 +74,6 @@ def _labelmap(path: Path) -> Parsed:
     return ([row[1] if row else line for row, line in zip(rows, lines, strict=True)], None) if lines else None
 
 
-def _label_colors(path: Path) -> Parsed:
-    """CamVid's ``r g b name``."""
-    rows = [re.fullmatch(r'(\d+)[\s,]+(\d+)[\s,]+(\d+)[\s,]+(.+)', line) for line in read_lines(path)]
-    rows = [row for row in rows if row]
-    return _by_color([(row[4], row.groups()[:3]) for row in rows], path) if rows else None
-
-
 def _csv(path: Path) -> Parsed:
     """Roboflow's ``Pixel Value, Class`` or ``name,r,g,b``."""
     rows = [[cell.strip() for cell in row] for row in csv.reader(read_lines(path))]
@@ -104,29 +97,17 @@ def _by_value(names: dict, path: Path) -> Parsed:
 
 
 def _json(path: Path) -> Parsed:
-    """A list of names, or of objects with them; names by labels; or labels or colours by names."""
+    """A list of names, or of objects with a name and perhaps a colour; names by labels, or labels by names."""
     content = read_other(path)
-    for key in ('classes', 'categories', 'names', 'labels'):
-        if isinstance(content, dict) and isinstance(content.get(key), (list, dict)):
-            content = content[key]
-            break
-    if isinstance(content, list) and content and all(isinstance(one, dict) for one in content):
-        names = [one.get('name') or one.get('title') or one.get('readable') for one in content]
-        colors = [one.get('color') for one in content]
-        if not all(isinstance(name, str) for name in names):
-            return None
-        is_rgb = all(isinstance(color, list) and len(color) == 3 for color in colors)
-        return _by_color(list(zip(names, colors, strict=True)), path) if is_rgb else (names, None)
-    if isinstance(content, list) and content and all(isinstance(one, str) for one in content):
-        return content, None
+    if isinstance(content, list) and all(isinstance(one, str) for one in content):
+        return (content, None) if content else None
+    if isinstance(content, list) and all(isinstance(one, dict) and isinstance(one.get('name'), str) for one in content):
+        rows = [(one['name'], one.get('color')) for one in content]
+        is_rgb = all(isinstance(color, list) and len(color) == 3 for _, color in rows)
+        return _by_color(rows, path) if is_rgb else ([name for name, _ in rows], None)
     if isinstance(content, dict) and content:
-        keys, values = list(content), list(content.values())
-        if all(key.isdigit() for key in keys) and all(isinstance(value, str) for value in values):
-            return _by_value(content, path)
-        if all(type(value) is int for value in values):
-            return _by_value(dict(zip(values, keys, strict=True)), path)
-        if all(isinstance(value, list) and len(value) == 3 for value in values):
-            return _by_color(list(content.items()), path)
+        is_by_name = all(type(label) is int for label in content.values())
+        return _by_value({label: name for name, label in content.items()} if is_by_name else content, path)
     return None
 
 
@@ -141,13 +122,8 @@ def _names(path: Path) -> Parsed:
 
 _PARSERS: dict[str, Callable[[Path], Parsed]] = {
     'labelmap.txt': _labelmap,
-    'label_colors.txt': _label_colors,
     'class_dict.csv': _csv,
     '_classes.csv': _csv,
     'classes.json': _json,
     'classes.txt': _names,
-    'label_names.txt': _names,
-    'class_names.txt': _names,
-    'labels.txt': _names,
-    'names.txt': _names,
 }

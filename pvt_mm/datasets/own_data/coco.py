@@ -13,7 +13,7 @@ from pvt_mm.datasets.coco import encoding_fault, read_coco, repair
 from pvt_mm.datasets.coco.faults import same_name
 from pvt_mm.datasets.coco.files import ImageFiles
 from pvt_mm.datasets.own_data.data import OwnData, differing, in_both, summary
-from pvt_mm.datasets.own_data.others import describe_json, read_other
+from pvt_mm.datasets.own_data.others import read_other
 from pvt_mm.datasets.own_data.splitting import choose_val
 from pvt_mm.datasets.own_data.tree import SPLITS, Tree, split_of, split_of_path
 from pvt_mm.utils.errors import InputError
@@ -32,9 +32,9 @@ class _Json:
     folder: Path  # of its images
 
 
-def read_jsons(paths: Sequence[str], out: Path, seed: int) -> OwnData:
+def read_jsons(paths: Sequence[str], out: Path, seed: int, masks: bool = False) -> OwnData:
     """Returns the data of json files, each or all followed by the folder of their images; see find_data."""
-    return _read(_given_jsons(paths), out, seed)
+    return _read(_given_jsons(paths), out, seed, masks)
 
 
 def _given_jsons(paths: Sequence[str]) -> dict[str | None, _Json]:
@@ -77,7 +77,7 @@ def find_jsons(tree: Tree) -> dict[str | None, tuple[PurePosixPath, dict]]:
             content = read_other(tree.root / path)
             if content is None or (path in usual and not isinstance(content, dict)):
                 content = read_coco(tree.root / path)  # says what is wrong
-            if isinstance(content, dict) and not describe_json(content):
+            if isinstance(content, dict) and 'images' in content:
                 several.append((path, content))
         if len(several) > 1:
             names = shorten(path for path, _ in several)
@@ -93,7 +93,7 @@ def find_jsons(tree: Tree) -> dict[str | None, tuple[PurePosixPath, dict]]:
     return found
 
 
-def read(tree: Tree, out: Path, seed: int) -> OwnData | None:
+def read(tree: Tree, out: Path, seed: int, masks: bool = False) -> OwnData | None:
     found = find_jsons(tree)
     if not found:
         return None
@@ -101,7 +101,7 @@ def read(tree: Tree, out: Path, seed: int) -> OwnData | None:
     for split, (relative, content) in found.items():
         path = tree.root / relative
         jsons[split] = _Json(path, content, _images_folder(path, content, split, tree.root, None))
-    return _read(jsons, out, seed)
+    return _read(jsons, out, seed, masks)
 
 
 def _images_folder(path: Path, content: dict, split: str | None, root: Path | None, given: Path | None) -> Path:
@@ -153,12 +153,12 @@ def _bases(path: Path, split: str | None, root: Path | None, given: Path | None)
         parents = [given]
     named = ('images', 'JPEGImages', 'imgs', 'img')
     places = [place for parent in parents for place in (parent, *(parent / name for name in named)) if place.is_dir()]
-    found = dict.fromkeys(
-        inner
-        for place in places
-        for inner in sorted(place.iterdir())
-        if split_of(inner.name) == split and (split or place.name in named) and inner.is_dir()
-    )
+    found: dict[Path, None] = {}
+    for place in places:
+        if split or place.name in named:
+            with os.scandir(place) as entries:
+                names = sorted(one.name for one in entries if split_of(one.name) == split and one.is_dir())
+            found |= dict.fromkeys(place / name for name in names)
     is_apart = not re.search(r'\b(ann|label|json)', path.parent.name.lower().replace('_', ' '))
     found |= dict.fromkeys(place for place in places if root or given or not is_apart or place != path.parent.parent)
     found |= dict.fromkeys([root] if root and not given else [])
@@ -188,7 +188,7 @@ def _check_missing(path: Path, names: list[str], folder: Path) -> None:
         )
 
 
-def _read(jsons: dict[str | None, _Json], out: Path, seed: int) -> OwnData:
+def _read(jsons: dict[str | None, _Json], out: Path, seed: int, masks: bool) -> OwnData:
     train = jsons.pop(None) if None in jsons else jsons['train']
     jsons = {'train': train, **{split: jsons[split] for split in SPLITS[1:] if split in jsons}}
     notes: list[str] = []
@@ -201,7 +201,7 @@ def _read(jsons: dict[str | None, _Json], out: Path, seed: int) -> OwnData:
             continue
         content = _without_unused(one.content, classes) if classes else one.content
         try:
-            contents[split], lines = repair(content, one.folder, classes or None)
+            contents[split], lines = repair(content, one.folder, classes or None, masks=masks)
         except InputError as error:
             raise InputError(f'{one.path}: {error}') from None
         classes = classes or tuple(category['name'] for category in contents[split]['categories'])
@@ -226,11 +226,11 @@ def _read(jsons: dict[str | None, _Json], out: Path, seed: int) -> OwnData:
         splits[split] = dict(ann_file=str(ann_file), data_prefix=dict(img=f'{jsons[split].folder}/'))
     counts = {split: len(contents[split]['images']) for split in splits}
     objects = [one for split in splits for one in contents[split]['annotations'] if not one['iscrowd']]
-    masks = sum(bool(one.get('segmentation')) for one in objects)
-    if 0 < masks < len(objects):
-        notes.append(f'{len(objects) - masks} of {len(objects)} objects have no mask')
+    with_mask = sum(bool(one.get('segmentation')) for one in objects)
+    if 0 < with_mask < len(objects):
+        notes.append(f'{len(objects) - with_mask} of {len(objects)} objects have no mask')
     notes.insert(0, f'COCO json{_tool(train)}: {summary(counts, classes)}')
-    return OwnData('coco', classes, splits, counts, has_masks=masks == len(objects) > 0, notes=notes)
+    return OwnData('coco', classes, splits, counts, has_masks=with_mask == len(objects) > 0, notes=notes)
 
 
 def _without_unused(content: dict, classes: Sequence[str]) -> dict:

@@ -4,14 +4,20 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from pvt_mm.datasets.label_maps import Color
 from pvt_mm.datasets.own_data.splitting import source_of
 from pvt_mm.utils.text import shorten
 
-Color = tuple[int, int, int]  # R, G, B
 KINDS = {
     'coco': 'COCO json',
     'label_maps': 'images with label maps',
     'folders': 'a folder of images for each class',
+}
+# The config for each kind of data.
+RECIPES = {
+    'coco': 'configs/own_data/detection.py',
+    'label_maps': 'configs/own_data/semantic_segmentation.py',
+    'folders': 'configs/own_data/classification.py',
 }
 
 

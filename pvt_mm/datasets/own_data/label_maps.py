@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from pvt_mm.datasets.label_maps import repair_maps
+from pvt_mm.datasets.label_maps import IGNORED, repair_maps
 from pvt_mm.datasets.own_data.class_lists import read_class_list
 from pvt_mm.datasets.own_data.data import OwnData, in_both, summary
 from pvt_mm.datasets.own_data.pairs import find_pairs
@@ -18,7 +18,6 @@ from pvt_mm.datasets.own_data.tree import SPLITS, Tree
 from pvt_mm.utils.errors import InputError
 from pvt_mm.utils.files import atomic_write
 
-IGNORED = 255  # the label of pixels that are not trained on
 _ADE = 'ADEChallengeData2016'  # ADE20K's own folder, in which 0 is no class
 
 
