@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from torch import Tensor, nn
 
-from pvt_mm.analysis.figures import OKABE_ITO, STYLE
+from pvt_mm.analysis.figures import OKABE_ITO, STYLE, set_title
 from pvt_mm.apis.inference import image_steps, run_steps
 from pvt_mm.datasets.image_io import to_bgr
 from pvt_mm.models import PVT
@@ -231,5 +231,5 @@ def plot_attention(image: np.ndarray, found: Attention, heads: Sequence[int] | N
             if found.query:
                 mark = dict(markersize=11, color=OKABE_ITO['sky blue'], markeredgecolor='black', markeredgewidth=1.5)
                 axis.plot(*found.query, 'o', **mark)
-        figure.suptitle(title, fontsize=11)
+        set_title(figure, title)
     return figure

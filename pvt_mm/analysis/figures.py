@@ -54,6 +54,17 @@ def new_figure(width: float, height: float, columns: int = 1) -> Iterator[tuple[
         yield figure, figure.subplots(1, columns)
 
 
+def set_title(figure: Figure, title: str) -> None:
+    """Sets the title of a figure, without its middle if it is wider than the figure."""
+    figure.suptitle(shorten_middle(title, int(12 * figure.get_figwidth())), fontsize=11)  # 12 characters an inch
+
+
+def shorten_middle(text: str, limit: int) -> str:
+    """Returns a text of at most ``limit`` characters, without its middle if it is longer."""
+    kept = limit - 1
+    return text if len(text) <= limit else f'{text[: kept - kept // 3]}…{text[-(kept // 3) :]}'
+
+
 def check_out(path: str | os.PathLike, flag: str = '--out') -> None:
     """Raises an InputError if ``path``, the value of ``flag``, is a folder or its suffix not in :data:`FORMATS`."""
     path = Path(path)

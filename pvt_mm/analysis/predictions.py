@@ -13,7 +13,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, init_default_scope
 from mmengine.runner.checkpoint import find_latest_checkpoint
 
-from pvt_mm.analysis.figures import CLASS_COLORS, add_class_legend, draw_box, space_evenly
+from pvt_mm.analysis.figures import CLASS_COLORS, add_class_legend, draw_box, set_title, space_evenly
 from pvt_mm.apis.data_checks import check_data
 from pvt_mm.apis.inference import load_model
 from pvt_mm.datasets.image_io import loader_of, read_image, report_unreadable_images, to_bgr
@@ -108,7 +108,7 @@ def plot_predictions(examples: Sequence[Example], classes: Sequence[str], score_
                 axis.set_title(('ground truth', 'predictions')[j], fontsize=11)
     if len(used) <= len(CLASS_COLORS):
         add_class_legend(figure, [classes[label] for label in used], [_color(label) for label in used])
-    figure.suptitle(title, fontsize=11)
+    set_title(figure, title)
     return figure
 
 

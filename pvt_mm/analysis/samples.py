@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Polygon, Rectangle
 
 from pvt_mm.analysis.dataset_check import Item, Split
-from pvt_mm.analysis.figures import CLASS_COLORS, draw_box, space_evenly
+from pvt_mm.analysis.figures import CLASS_COLORS, draw_box, set_title, shorten_middle, space_evenly
 from pvt_mm.datasets.coco.masks import is_number, mask_fault
 from pvt_mm.datasets.image_io import read_image, to_bgr
 from pvt_mm.utils.errors import InputError
@@ -44,14 +44,8 @@ def plot_samples(splits: Sequence[Split], title: str, count: int = 6) -> Figure 
         axes.set_title(shorten_middle(name, TITLE), fontsize=9)
         _draw(axes, split, item, used)
     _add_legend(figure, split, used, {why for item, _ in samples for _, _, why in item.drawn if why}, 12 * columns)
-    figure.suptitle(shorten_middle(title, TITLE * columns), fontsize=11)
+    set_title(figure, title)
     return figure
-
-
-def shorten_middle(text: str, limit: int) -> str:
-    """Returns a text of at most ``limit`` characters, without its middle if it is longer."""
-    kept = limit - 1
-    return text if len(text) <= limit else f'{text[: kept - kept // 3]}…{text[-(kept // 3) :]}'
 
 
 def _add_legend(figure: Figure, split: Split, used: Sequence[int], ignored: set[str], width: int) -> None:

@@ -6,6 +6,7 @@ import functools
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from mmengine.registry import MODELS, DefaultScope
 
 from pvt_mm.analysis.attention import (
@@ -182,3 +183,15 @@ def test_one_panel_per_head_or_one_for_the_mean():
         axes = plot_attention(image, found, heads, 'title').axes
         assert sum(bool(axis.images) for axis in axes) == count
         assert all(len(axis.lines) == 1 for axis in axes[:count])  # the query is marked in each
+
+
+@pytest.mark.parametrize('heads', [None, [0]])
+def test_a_long_title_stays_on_the_figure(heads):
+    found = Attention(np.ones((1, 2, 2)), None, (np.arange(3) * 20.0,) * 2, np.zeros(1), (5.0, 5.0))
+    title = f'{"my_retinanet_of_shapes_" * 9}, stage 4, layer 2: 7 x 7 keys'
+    figure = plot_attention(random_image(40, 40), found, heads, title)
+    FigureCanvasAgg(figure).draw()
+    box = figure._suptitle.get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.width
+    assert figure._suptitle.get_text().endswith('stage 4, layer 2: 7 x 7 keys')
