@@ -11,6 +11,7 @@ import logging
 import os
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ from pvt_mm.utils.errors import InputError, config_errors
 from pvt_mm.utils.text import shorten
 
 IMAGES = 8  # to rehearse with
+COMPARED = 100  # objects of a class in an image that COCO's evaluation compares at most
 SEARCHED = 500  # images to search at most for some with objects
 # Metrics whose predictions are known, by the names of their classes.
 COCO = 'mmdet.evaluation.metrics.coco_metric.CocoMetric'
@@ -264,12 +266,18 @@ def _remark(metric: BaseMetric, samples: list[dict], key: str, value: float, whe
         unread = len(truths) - sum(len(sample['pred_instances']['labels']) for sample in samples)
         boxes = _boxes(samples)
         others = boxes - {(ann['image_id'], *np.round(ann['bbox'], 1)) for ann in truths}
+        counts = Counter((ann['image_id'], ann['category_id']) for ann in truths)
+        if max(counts.values()) > COMPARED:
+            is_severe = False
+            reasons.append(
+                f'COCO compares {COMPARED} objects of a class in an image, and there are up to {max(counts.values())}'
+            )
         if len(others) > len(boxes) / 2:
             is_severe, reasons = True, ['its ann_file has other objects than the data']
         elif unread > 0:
             reasons.append(
-                f'{unread} of {len(truths)} objects of these images are not read by the data set, as their area is 0 '
-                'or their box empty or outside of the image'
+                f'{unread} of {len(truths)} objects of these images are not read by the data set, as their area is 0, '
+                'ignore is set, or their box is empty or outside of the image'
             )
         if any(ann['id'] == 0 for ann in truths):
             is_severe = True

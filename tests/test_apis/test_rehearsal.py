@@ -206,6 +206,27 @@ def test_annotation_id_0_and_objects_that_are_not_read(shapes, tmp_path, logged)
     assert any('2 of ' in line and 'objects of these images are not read' in line for line in logged)
 
 
+def test_more_objects_than_are_compared(shapes, tmp_path, logged):
+    def crowd_the_images(content: dict) -> None:
+        first = content['annotations'][0]
+        content['annotations'] = [
+            {**first, 'id': 300 * image['id'] + i, 'image_id': image['id'], 'bbox': [2 * (i % 20), 2 * (i // 20), 2, 2]}
+            for image in content['images']
+            for i in range(300)
+        ]
+
+    data = edited(shapes, tmp_path, crowd_the_images)
+    rehearsed(detection, data)
+    assert 'reach bbox_mAP 0.337 instead of 1: COCO compares 100 objects of a class in an image, and' in logged[0]
+
+
+def test_scores_of_less_than_half_are_an_error_and_others_a_warning():
+    with pytest.raises(InputError, match=r'reach mIoU 49.9 instead of 100: its ground truth is not that of the data'):
+        rehearsal._remark(object(), [], 'mIoU', 49.9, 'val_evaluator')
+    (warning,) = rehearsal._remark(object(), [], 'mIoU', 50.1, 'val_evaluator')
+    assert 'its ground truth is not that of the data' in warning
+
+
 def test_data_without_images_or_objects(shapes, tmp_path, logged):
     def no_objects(content: dict) -> None:
         content['annotations'] = []

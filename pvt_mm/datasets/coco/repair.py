@@ -236,7 +236,7 @@ def _check_turned(boxes: Iterator[Sized]) -> None:
         before = sum(exceeds(box, size[::-1]) for box, _, size in boxes)
         raise InputError(
             f'{len(outside)} of {len(boxes)} boxes exceed their images turned upright by EXIF orientation, such as '
-            f'{one["bbox"]} of annotation {one.get("id")} the image of {W} x {H}, and {before} exceed them before: '
+            f'{one["bbox"]} of annotation {one.get("id")} one of {W} x {H}, and {before} exceed them before: '
             'remove the EXIF orientation from these images (exiftool -Orientation= FOLDER), or export the boxes again'
         )
 
@@ -329,6 +329,8 @@ def _annotations(
 def _with_masks(annotations: list[dict], images: list[dict], changes: Changes) -> list[dict]:
     """Returns annotations without the few that have no mask."""
     bare = [one for one in annotations if not one.get('segmentation')]
+    if len(bare) == len(annotations):  # it is data of boxes
+        return annotations
     if len(bare) > FEW * len(annotations):
         name = next(image['file_name'] for image in images if image['id'] == bare[0]['image_id'])
         raise InputError(
