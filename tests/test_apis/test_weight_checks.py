@@ -96,3 +96,16 @@ def test_training_starts_from_a_whole_backbone_with_any_head(changed, fault, tmp
         return
     with pytest.raises(CheckpointError, match=f'a.pth does not match the model, which cannot start from it: {fault}'):
         weight_checks.check_checkpoint(model, path, strict=False)
+
+
+def test_ranks_that_are_not_connected_yet_download_once_a_machine(monkeypatch):
+    """On GPUs MMEngine's runner connects them later, and the reader has no barrier before."""
+    url, calls, connected = 'https://example.com/a.pth', [], []
+    monkeypatch.setattr(weight_checks, 'on_each_machine', lambda function, *args: calls.append((function, *args)))
+    monkeypatch.setattr(weight_checks, 'check_checkpoint', lambda model, path, strict: calls.append((path, strict)))
+    monkeypatch.setattr(weight_checks, 'is_distributed', lambda: bool(connected))
+    weight_checks.check_start(nn.Linear(1, 1), url)
+    assert calls == [(weight_checks.read_file, url), (url, False)]
+    connected.append(True)
+    weight_checks.check_start(nn.Linear(1, 1), url)
+    assert calls[2:] == [(url, False)]
