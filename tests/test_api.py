@@ -18,6 +18,7 @@ from pvt_mm.analysis.predictor import _classes
 from pvt_mm.apis import installed
 from pvt_mm.apis.config import load_config
 from pvt_mm.apis.inference import dataset_meta
+from pvt_mm.checkpoint import reader
 from pvt_mm.utils.errors import InputError
 from tests.conftest import ROOT, TINY_ARCH
 from tests.test_tools.test_train_and_test import DETECTOR
@@ -123,6 +124,13 @@ def test_each_predictor_has_its_own_scope(trained, monkeypatch):
     assert scopes == ['mmdet', 'mmengine'] * 2
 
 
+def test_a_checkpoint_is_read_once(trained, monkeypatch):
+    paths, read = [], reader._read_local
+    monkeypatch.setattr(reader, '_read_local', lambda *values: paths.append(values[0]) or read(*values))
+    pvt_mm.Predictor(*trained)
+    assert paths == [str(trained[1])]
+
+
 def test_classes_of_mmdetection_2_and_mmsegmentation_0(trained, shapes, tmp_path):
     content = torch.load(trained[1], weights_only=True)
     names, colors = ('bee', 'cat', 'dog'), [[i, 2 * i, 3 * i] for i in range(9)]
@@ -130,8 +138,7 @@ def test_classes_of_mmdetection_2_and_mmsegmentation_0(trained, shapes, tmp_path
     model = pvt_mm.Predictor(trained[0], tmp_path / 'old.pth', score_thr=0)
     assert {one['label'] for one in model(sorted((shapes / 'val2017').iterdir())[0]).objects} <= set(names)
     assert model.classes == list(names)
-    torch.save({**content, 'meta': {'CLASSES': tuple('abcdefghi'), 'PALETTE': colors}}, tmp_path / 'old.pth')
-    meta = dataset_meta(str(tmp_path / 'old.pth'))
+    meta = dataset_meta({'meta': {'CLASSES': tuple('abcdefghi'), 'PALETTE': colors}})
     assert meta == {'classes': tuple('abcdefghi'), 'palette': colors}
     assert _classes('old.pth', meta, {}, 9) == (list('abcdefghi'), [tuple(color) for color in colors])
 

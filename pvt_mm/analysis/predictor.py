@@ -18,7 +18,7 @@ from pvt_mm.analysis.drawing import Color, draw
 from pvt_mm.analysis.figures import CLASS_COLORS
 from pvt_mm.analysis.predictions import find_checkpoint
 from pvt_mm.apis.config import innermost_dataset, load_config
-from pvt_mm.apis.inference import dataset_meta, image_steps, load_model, run_steps
+from pvt_mm.apis.inference import image_steps, load_model, run_steps
 from pvt_mm.apis.installed import find_config
 from pvt_mm.datasets.image_io import read_image, to_bgr
 from pvt_mm.utils.errors import InputError
@@ -86,7 +86,7 @@ class Predictor:
         self.steps = image_steps(config)
         self.model = load_model(config, checkpoint)
         dataset = innermost_dataset(config.test_dataloader.dataset)
-        meta, count = dataset_meta(checkpoint), _count_classes(self.model)
+        meta, count = self.model.dataset_meta, _count_classes(self.model)
         self.classes, palette = _classes(checkpoint, meta, dataset, count)
         self.colors = dict(zip(self.classes, palette, strict=False))
 

@@ -1,7 +1,7 @@
 """Loading a trained model and the test pipeline of its config."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
@@ -13,13 +13,15 @@ from torch import nn
 
 from pvt_mm.apis.channel_checks import check_channels
 from pvt_mm.apis.config import import_scope, innermost_dataset
-from pvt_mm.apis.weight_checks import check_checkpoint
+from pvt_mm.apis.weight_checks import check_content
 from pvt_mm.checkpoint.reader import read_file
 from pvt_mm.utils.errors import InputError, config_errors
 
 
 def load_model(config: Config, checkpoint: str) -> nn.Module:
     """Builds the model of a config in eval mode with the weights of a checkpoint, on a GPU if there is one.
+
+    As MMDetection's ``init_detector`` does, it sets ``dataset_meta`` of the model, see :func:`dataset_meta`.
 
     Raises:
         InputError: The model cannot be built, or the checkpoint cannot be read or does not match the model.
@@ -29,19 +31,18 @@ def load_model(config: Config, checkpoint: str) -> nn.Module:
     init_default_scope(config.get('default_scope', 'mmengine'))
     with config_errors('the config cannot be built'):
         model = MODELS.build(copy.deepcopy(config.model))
-    model.load_state_dict(check_checkpoint(model, checkpoint, strict=True))
+    content = read_file(checkpoint)
+    model.load_state_dict(check_content(model, content, checkpoint, strict=True))
+    model.dataset_meta = dataset_meta(content)
     return revert_sync_batchnorm(model).to(get_device()).eval()
 
 
-def dataset_meta(checkpoint: str) -> dict:
-    """Returns what a checkpoint says of the data that its model was trained on: ``classes`` and ``palette``, if known.
+def dataset_meta(content: Mapping) -> dict:
+    """Returns what a checkpoint's content says of the data of its training: ``classes`` and ``palette``, if known.
 
     MMDetection 2 and MMSegmentation 0 have them as ``CLASSES`` and ``PALETTE`` in ``meta`` itself.
-
-    Raises:
-        InputError: The checkpoint cannot be read.
     """
-    meta = read_file(checkpoint).get('meta') or {}
+    meta = content.get('meta') or {}
     found = meta.get('dataset_meta') or {key: meta[key] for key in ('CLASSES', 'PALETTE') if key in meta}
     return {key.lower(): value for key, value in found.items()}
 

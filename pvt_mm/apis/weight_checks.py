@@ -5,6 +5,7 @@ import itertools
 import os
 from collections.abc import Callable
 from importlib.util import find_spec
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.dist import is_distributed
@@ -18,7 +19,7 @@ from pvt_mm.apis.ranks import on_each_machine, on_first_rank
 from pvt_mm.checkpoint.formats import check_sizes, check_weights, layout_at
 from pvt_mm.checkpoint.integrity import assume_intact, identity
 from pvt_mm.checkpoint.loading import AnyFormat, translate_all
-from pvt_mm.checkpoint.reader import download_advice, read_checkpoint, read_file
+from pvt_mm.checkpoint.reader import download_advice, parameters_of, read_checkpoint, read_file
 from pvt_mm.utils.errors import CheckpointError, InputError, config_errors
 from pvt_mm.utils.text import shorten
 
@@ -80,9 +81,14 @@ def check_checkpoint(model: nn.Module, path: str, strict: bool) -> dict[str, Ten
     Raises:
         CheckpointError: It cannot be read; or a part does not fit (named); or (not strict) too little does.
     """
+    return check_content(model, read_file(path), path, strict)
+
+
+def check_content(model: nn.Module, content: Any, path: str, strict: bool) -> dict[str, Tensor]:
+    """Does the same for what has been read from ``path`` by :func:`~pvt_mm.checkpoint.reader.read_file`."""
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
-    read = _read(path)
+    read = _without_module(parameters_of(content, path))
     try:
         weights = translate_all(model, read)
     except CheckpointError as error:
@@ -91,8 +97,8 @@ def check_checkpoint(model: nn.Module, path: str, strict: bool) -> dict[str, Ten
     return weights
 
 
-def _read(path: str) -> dict[str, Tensor]:
-    return {key.removeprefix('module.'): value for key, value in read_checkpoint(path).items()}
+def _without_module(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix('module.'): value for key, value in weights.items()}
 
 
 def _check_fit(model: nn.Module, weights: dict[str, Tensor], path: str, strict: bool) -> None:
@@ -216,7 +222,7 @@ def check_resumed(model: nn.Module, path: str) -> None:
     Raises:
         CheckpointError: It cannot be read, or does not match the model.
     """
-    _check_of_ranks(path, lambda: _check_fit(model, _read(path), path, strict=True))
+    _check_of_ranks(path, lambda: _check_fit(model, _without_module(read_checkpoint(path)), path, strict=True))
 
 
 def check_tested_checkpoint(config: Config, path: str) -> None:

@@ -90,7 +90,7 @@ def read_checkpoint(path: str | os.PathLike, map_location: str = 'cpu') -> dict[
     Raises:
         CheckpointError: See :func:`read_file`; or the file holds no parameters.
     """
-    return _parameters(read_file(path, map_location), str(path))
+    return parameters_of(read_file(path, map_location), str(path))
 
 
 def read_file(path: str | os.PathLike, map_location: str = 'cpu') -> Any:
@@ -120,7 +120,7 @@ def read_file(path: str | os.PathLike, map_location: str = 'cpu') -> Any:
                 ) from error
         content = _read_local(where, map_location)
     if isinstance(content, Mapping) and 'state_dict' not in content and set(WRAPPERS) & set(content):
-        content = {**content, 'state_dict': _parameters(content, path)}
+        content = {**content, 'state_dict': parameters_of(content, path)}
     return content
 
 
@@ -248,7 +248,12 @@ def _is_first_of_machine() -> bool:
     return not is_distributed() or all(int(os.environ.get(name, 0)) == 0 for name in LOCAL_RANKS)
 
 
-def _parameters(content: Any, path: str) -> dict[str, Tensor]:
+def parameters_of(content: Any, path: str) -> dict[str, Tensor]:
+    """Returns the parameters in the content of a file, without the wrappers of the tool that wrote it.
+
+    Raises:
+        CheckpointError: It has none.
+    """
     inner = content
     while isinstance(inner, Mapping):
         content = inner
