@@ -1,10 +1,13 @@
 """Reading a config file and overriding settings in it."""
 
+import contextlib
 import difflib
 import importlib
 import inspect
+import io
 import os
 import re
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +25,7 @@ from pvt_mm.utils.text import shorten
 # Settings that take effect in addition to those that MMEngine's runners read.
 READ_BY_TOOLS = ('data_root', 'auto_scale_lr', 'runner_type', 'tta_model', 'tta_pipeline')
 SPLITS = ('train', 'val', 'test')
+NOT_MISSED = 'Could not import OneDL'  # the forks print it for an optional package of their maker
 
 
 def load_config(path: str, options: dict | None = None, needs: tuple[str, ...] = ('model',)) -> Config:
@@ -61,12 +65,17 @@ def import_scope(config: Config) -> None:
     scope = config.get('default_scope')
     if scope not in ('mmdet', 'mmseg'):
         return
+    printed = io.StringIO()
     try:
-        importlib.import_module(f'{scope}.models')
+        with contextlib.redirect_stdout(printed):
+            for part in ('models', 'datasets'):
+                importlib.import_module(f'{scope}.{part}')
     except Exception as error:  # a wrong MMCV raises AssertionError, a wrong NumPy ValueError
         raise InputError(
             f'{scope} cannot be imported: {type(error).__name__}: {error}; tools/doctor.py says how to fix it'
         ) from error
+    finally:
+        sys.stdout.writelines(line for line in printed.getvalue().splitlines(True) if not line.startswith(NOT_MISSED))
 
 
 def check_file(kind: str, path: str) -> None:

@@ -7,6 +7,7 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
 
+from pvt_mm.apis import config as config_module
 from pvt_mm.apis.config import check_file, innermost_dataset, leaf_datasets, load_config, settings_of
 from pvt_mm.utils.errors import InputError
 from tests.conftest import ROOT
@@ -136,3 +137,12 @@ def test_data_sets_inside_of_wrappers():
     assert list(leaf_datasets(joined)) == [one, two]
     assert list(leaf_datasets(one)) == [one]
     assert innermost_dataset(ConfigDict(dataset=dict(dataset=one))) == one
+
+
+def test_imports_print_nothing_of_a_package_that_nobody_misses(capsys, monkeypatch):
+    def load(name: str) -> None:
+        print(f'Could not import OneDL. Skipping OneDL datasets.\n{name} is imported')
+
+    monkeypatch.setattr(config_module.importlib, 'import_module', load)
+    config_module.import_scope(Config(dict(default_scope='mmseg')))
+    assert capsys.readouterr().out == 'mmseg.models is imported\nmmseg.datasets is imported\n'
