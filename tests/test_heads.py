@@ -57,9 +57,17 @@ def test_head_trains_two_steps_and_tests(stem, shapes, tmp_path):
         config.model.decode_head.update(in_channels=list(TINY_ARCH['embed_dims']), channels=16)
     if 'auxiliary_head' in config.model:
         config.model.auxiliary_head.update(in_channels=TINY_ARCH['embed_dims'][2], channels=16)
-    if 'roi_head' in config.model:  # so that two steps take a second
+    if config.model.neck:
+        config.model.neck.out_channels = 32
+    for head in (config.model.get('bbox_head'), config.model.get('rpn_head')):
+        if head:
+            head.update(in_channels=32, feat_channels=32)
+    if config.model.get('bbox_head'):
+        config.model.bbox_head.stacked_convs = 1
+    if 'roi_head' in config.model:
+        config.model.roi_head.bbox_roi_extractor.out_channels = 32
         for head in as_list(config.model.roi_head.bbox_head):
-            head.fc_out_channels = 16
+            head.update(in_channels=32, fc_out_channels=16)
         config.model.train_cfg.rpn_proposal.max_per_img = config.model.test_cfg.rpn.max_per_img = 50
     runner = Runner.from_cfg(config)
     assert isinstance(runner.model.backbone, PVT)
