@@ -4,6 +4,7 @@ import difflib
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ def _number_entries(entries: list[dict], lowest: int, what: str, changes: Change
     before = [one.get('id') for one in entries]
     numbers = _numbered(before, lowest)
     if list(map(repr, before)) != list(map(repr, numbers)):
-        why = 'were numbered anew, since ids were missing, repeated, too low, or not integers'
+        why = 'were renumbered, since ids were missing, repeated, too low, or not integers'
         changes.add(what, why, count=len(entries))
         for one, number in zip(entries, numbers, strict=True):
             one['id'] = number
@@ -188,16 +189,19 @@ def _images(
     places: dict[str, int] = {}
     names: dict[str, int] = {}
     turned: set[int] = set()
-    for one in images:
-        key, name = _key(one.get('id')), one.get('file_name')
-        found = files.find(name) if isinstance(name, str) and name else None
+    given = [one.get('file_name') for one in images]
+    paths = [files.find(name) if isinstance(name, str) and name else None for name in given]
+    with ThreadPoolExecutor() as threads:  # network file systems are slow to answer, but answer many at once
+        sizes = list(threads.map(lambda path: path and upright_size(os.path.join(files.folder, path)), paths))
+    for one, name, found, actual in zip(images, given, paths, sizes, strict=True):
+        key = _key(one.get('id'))
         if key is None or found is None:
             why = f'are not in {files.folder}: left out' if key else 'had no id: left out'
             changes.add('images', why, name)
             continue
         if found != name:
             changes.add('images', 'had another file name than the file: corrected', f'{name} is {found}')
-        stated, actual = _stated_size(one), upright_size(os.path.join(files.folder, found))
+        stated = _stated_size(one)
         if not _is_size(one, stated, actual, changes):
             continue
         place = names.setdefault(found, len(kept))

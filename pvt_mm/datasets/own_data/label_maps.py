@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -82,7 +83,9 @@ def _split(tree: Tree, pairs: list[tuple[Path, Path]], seed: int, classes: int) 
             return [label for label in np.unique(np.asarray(image)).tolist() if label != IGNORED and label < classes]
 
     names = {image: image.relative_to(tree.root).as_posix() for image, _ in pairs}
-    val = choose_val({names[image]: labels(one) for image, one in pairs}, seed)
+    with ThreadPoolExecutor() as threads:
+        found = threads.map(labels, [one for _, one in pairs])
+        val = choose_val(dict(zip(names.values(), found, strict=True)), seed)
     if not val:
         raise InputError(f'{tree.root} is too small to split ({len(pairs)} images): add images to validate')
     return {
