@@ -252,6 +252,12 @@ def test_corners(evidence, content, valid, folder):
     assert 'had [x1, y1, x2, y2] for a bbox' in lines[0]
 
 
+def test_boxes_of_which_one_is_no_corners_are_left_as_they_are(content, folder):
+    for one in content['annotations'][1:]:
+        one['bbox'] = corners(one)
+    assert 'corners' not in {fault.kind for fault in find_faults(content, folder)}
+
+
 def large_boxes(content: dict, number: int) -> None:
     """Boxes that may be corners, of which some exceed their image."""
     for i, one in enumerate(content['annotations']):
