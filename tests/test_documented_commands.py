@@ -181,7 +181,7 @@ def check(command: str, folder: Path, printed: str) -> None:
     if 'EMAHook' in command:
         assert 'ema_state_dict' in torch.load(checkpoint, weights_only=False)
     elif 'EarlyStoppingHook' in command:
-        assert 'EarlyStoppingHook' in printed  # in MMEngine's list of hooks
+        assert used.default_hooks.stop.type == 'pvt_mm.EarlyStoppingHook'
         assert used.default_hooks.stop.patience == 3
     elif '--vis' in command:
         assert {'loss', 'coco/bbox_mAP'} <= set(Writer.scalars)

@@ -37,6 +37,12 @@ def outcome(name: str, *arguments: str) -> int:
     return test_tool.main([f'{name}.py', f'{name}.pth', '--work-dir', 'work', *arguments])
 
 
+def the_error(capsys) -> str:
+    """Returns the one line with which a tool ended; warnings of libraries may come before it."""
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith('error: ')]
+    return error
+
+
 def edit(data: Path, *removed: str, of_images: tuple[str, ...] = ()) -> list[dict]:
     """Removes parts of the json, and returns its images."""
     content = json.loads((data / LIST).read_text())
@@ -80,7 +86,7 @@ def test_without_annotations_nothing_is_evaluated(data, capsys):
     images = edit(data, 'annotations', 'categories')
     arguments = ['--cfg-options', f'data_root={data}']
     assert outcome('detector', *arguments) == 2
-    (error,) = capsys.readouterr().err.splitlines()
+    error = the_error(capsys)
     assert f'no ground truth to evaluate with ({data}/{LIST} has no annotations)' in error
     settings = 'test_evaluator.format_only=True test_evaluator.outfile_prefix=FOLDER/results'
     assert error.endswith(f'add --cfg-options {settings}, or --out FILE.pkl')
@@ -97,7 +103,7 @@ def test_a_segmentor_predicts_without_label_maps(way, data, capsys):
     arguments = ['--cfg-options', f'data_root={data}', *small]
     if way == '--out':
         assert outcome('segmentor', *arguments) == 2
-        (error,) = capsys.readouterr().err.splitlines()
+        error = the_error(capsys)
         assert f'({data}/annotations/validation does not exist): to write the predictions, add' in error
         assert error.endswith('test_evaluator.output_dir=FOLDER, or --out FOLDER')
         arguments = ['--out', 'maps', *arguments]

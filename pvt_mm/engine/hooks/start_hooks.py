@@ -46,7 +46,7 @@ class StartHook(Hook):
         seconds, more = time.monotonic() - self.start, runner.max_iters - self.first - 1
         rest = str(datetime.timedelta(seconds=round(seconds * more)))
         estimate = f'; {plural(more, "more step")} of that duration would take {rest}' if more else ''
-        runner.logger.info(f'the first step, which is often the slowest, took {seconds:.1f} s{estimate}')
+        runner.logger.info(f'the first step, which is often the slowest, took {seconds:.2f} s{estimate}')
 
 
 class OtherHeadHook(Hook):
