@@ -20,7 +20,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog='Example: tools/test.py configs/retinanet/pvt_s_1x.py work_dirs/pvt_s_1x/epoch_12.pth',
     )
     parser.add_argument('config', help='the config file')
-    parser.add_argument('checkpoint', help='the checkpoint file')
+    parser.add_argument('checkpoint', help='the checkpoint file, or a work directory for its last checkpoint')
     add_common_arguments(parser)
     parser.add_argument('--out', help='write the predictions to this .pkl file (segmentation: or to this folder)')
     parser.add_argument('--show', action='store_true', help='show the predictions in a window')
@@ -36,6 +36,7 @@ with starting(__name__, parse_args):
     from mmengine.dist import is_main_process
 
     import pvt_mm.models  # noqa: F401  # imports MMDetection and MMSegmentation, which may be broken
+    from pvt_mm.analysis.predictions import find_checkpoint
     from pvt_mm.apis import data_checks, weight_checks
     from pvt_mm.apis.config import check_file
     from pvt_mm.apis.flags import draw_predictions, dump_predictions, use_compile, use_tta
@@ -52,6 +53,8 @@ with starting(__name__, parse_args):
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
+    if Path(args.checkpoint).is_dir():
+        args.checkpoint = find_checkpoint(args.checkpoint)
     check_file('checkpoint', args.checkpoint)
     with safe_reading(trust=args.trust):
         metrics, written = test(args)

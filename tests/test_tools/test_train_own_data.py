@@ -111,7 +111,7 @@ def test_one_call_trains_and_its_config_tests_and_trains_alike(name, shapes, cap
 
     forget_visualizers()
     capsys.readouterr()
-    assert test_tool.main([result['config'], result['checkpoint'], '--work-dir', 'tested']) == 0
+    assert test_tool.main([result['config'], 'run', '--work-dir', 'tested']) == 0  # of its last checkpoint
     assert metrics_of_test(capsys)[METRICS[name]] == pytest.approx(result[METRICS[name]])
     if name == 'detector':
         forget_visualizers()
