@@ -10,6 +10,7 @@ import matplotlib
 import pytest
 import torch
 from mmengine.config import utils as config_utils
+from mmengine.logging import MessageHub, MMLogger
 from mmengine.visualization import Visualizer
 from torch import nn
 from yapf.yapflib import yapf_api
@@ -52,12 +53,15 @@ def align_hugging_faces_eps(model: nn.Module) -> None:
 @pytest.fixture(autouse=True)
 def _reset():
     torch.manual_seed(0)
-    forget_visualizers()
+    forget_runs()
 
 
-def forget_visualizers() -> None:
-    """Forgets MMEngine's first visualizer, which it would keep with its folder for all later runs of the process."""
-    for kind in (Visualizer, *Visualizer.__subclasses__()):
+def forget_runs() -> None:
+    """Forgets MMEngine's visualizers, loggers and messages, which it would share among the runs of a process.
+
+    It knows loggers and messages by the config's name and the second of the start.
+    """
+    for kind in (Visualizer, *Visualizer.__subclasses__(), MMLogger, MessageHub):
         kind._instance_dict.clear()
 
 

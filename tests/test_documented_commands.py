@@ -26,7 +26,7 @@ from pvt_mm.checkpoint.integrity import verify
 from pvt_mm.models import PVT
 from pvt_mm.models.backbone import IMAGENET
 from tests import layouts
-from tests.conftest import ROOT, TINY_ARCH, forget_visualizers
+from tests.conftest import ROOT, TINY_ARCH, forget_runs
 from tools import download
 
 PAGES = sorted(
@@ -139,7 +139,7 @@ def _tensorboard(monkeypatch):
 
 def run(command: str, monkeypatch: pytest.MonkeyPatch) -> int | None:
     """Runs a command of README.md in this process, and returns its exit code."""
-    forget_visualizers()
+    forget_runs()
     words = [WORDS.get(word, word) for word in shlex.split(command)]
     if words[0] == 'python':
         import mmdet
@@ -216,7 +216,7 @@ def test_readmes_three_lines_of_python_run(folder, monkeypatch):
     """As they stand, but for the size of the model and the weights that would be downloaded."""
     monkeypatch.chdir(folder)
     monkeypatch.setenv('TORCH_HOME', str(folder / 'torch'))
-    forget_visualizers()
+    forget_runs()
     shutil.copy('photos/1.jpg', 'image.jpg')
     shutil.copytree('export', 'data/my_export')
     path = Path(cached_path(IMAGENET['small']))

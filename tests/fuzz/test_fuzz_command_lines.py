@@ -20,7 +20,7 @@ from mmengine.registry import MODELS, DefaultScope
 from PIL import Image
 
 from pvt_mm.apis.config import load_config
-from tests.conftest import ROOT, TINY_ARCH, forget_visualizers
+from tests.conftest import ROOT, TINY_ARCH, forget_runs
 from tests.fuzz import cases
 
 # launch.py's arguments are torchrun's
@@ -263,7 +263,7 @@ def command_lines(draw, name: str) -> list[str]:
 
 def run(name: str, argv: list[str]) -> None:
     tool = importlib.import_module(f'tools.{name}')
-    forget_visualizers()
+    forget_runs()
     printed, errors = (io.TextIOWrapper(io.BytesIO(), encoding='utf-8', write_through=True) for _ in range(2))
     errors.reconfigure(errors='backslashreplace')  # as Python's own is
     environment = dict(os.environ)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from mmengine.config import Config
+from mmengine.registry import init_default_scope
 
 from pvt_mm.analysis import dataset_check
 from pvt_mm.apis import coco_checks, data_checks
@@ -31,6 +32,7 @@ def loaded(shapes) -> Config:
 
 @pytest.fixture
 def config(loaded) -> Config:
+    init_default_scope('mmdet')
     config = copy.deepcopy(loaded)
     for split in ('train', 'val'):
         config[f'{split}_dataloader'].dataset.pipeline = copy.deepcopy(LOADED)
@@ -103,7 +105,7 @@ def test_what_is_valid_trains_and_is_evaluated(name, config, plant, capfd):
     config.val_evaluator.ann_file = str(path)
     data_checks.check_data(config, 'train', 'val')
     rehearse(config)
-    assert capfd.readouterr().out == ''
+    assert 'index' not in capfd.readouterr().out  # of pycocotools
     train = dataset_check.check_datasets(config)[0]
     assert train.faults == []
     assert any(kind and ('exceeds the image' in line or 'training skips it' in line) for line in train.remarks) == (

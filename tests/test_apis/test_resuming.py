@@ -17,7 +17,7 @@ from pvt_mm.apis import resuming
 from pvt_mm.apis.resuming import read_settings, report_changes
 from pvt_mm.engine.hooks.new_schedule_hook import advance
 from pvt_mm.utils.errors import InputError
-from tests.conftest import forget_visualizers
+from tests.conftest import forget_runs
 
 STEP = dict(type='MultiStepLR', begin=0, end=4, by_epoch=True, milestones=[2, 3], gamma=0.1)
 WARM_UP = dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=4)
@@ -47,7 +47,7 @@ def settings(folder: Path, epochs: int, schedule: list, lr: float = 1.0, **more)
 def train(config: Config, checkpoint: Path | None = None) -> list[float]:
     """Trains on 6 batches an epoch, from a checkpoint if it is given, and returns the learning rate of each step."""
     rates = []
-    forget_visualizers()
+    forget_runs()
     data = torch.arange(6.0).reshape(6, 1)
     loader = dict(batch_size=1, dataset=data, sampler=dict(type='DefaultSampler', shuffle=False), num_workers=0)
     with DefaultScope.overwrite_default_scope('mmengine'):

@@ -20,7 +20,7 @@ from torch import nn
 
 from pvt_mm.checkpoint.reader import read_file
 from pvt_mm.engine.hooks.finite_hook import NonFiniteError
-from tests.conftest import forget_visualizers
+from tests.conftest import forget_runs
 from tools import replay as replay_tool
 
 
@@ -105,7 +105,7 @@ def config_of(work_dir, max_skips=0, plant=None, dataset=None, **wrapper) -> Con
 
 
 def train(config: Config) -> Runner:
-    forget_visualizers()
+    forget_runs()
     runner = Runner.from_cfg(config)
     runner.train()
     return runner

@@ -16,7 +16,7 @@ from pvt_mm.checkpoint.reader import read_file
 from pvt_mm.datasets.shapes import make_shapes
 from pvt_mm.engine.hooks.checkpoint_hook import STOPPED, StopSignal
 from pvt_mm.utils.errors import InputError
-from tests.conftest import forget_visualizers
+from tests.conftest import forget_runs
 from tests.crash.tasks import STEPS_OF_EPOCH, write_task
 from tests.test_engine.trouble import assert_same_bits, last, write_troubled
 from tools import train as train_tool
@@ -33,7 +33,7 @@ def _environment(monkeypatch):
 
 
 def train(config: Path, folder: Path, *flags: str) -> int:
-    forget_visualizers()
+    forget_runs()
     others = set(multiprocessing.active_children())
     try:
         return train_tool.main([str(config), '--work-dir', str(folder), '--deterministic', *flags])

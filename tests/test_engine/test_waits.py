@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map
 from pvt_mm.checkpoint.reader import read_file
 from pvt_mm.engine.hooks import checkpoint_hook
 from pvt_mm.engine.hooks.checkpoint_hook import STOPPED, CheckpointHook, StopSignal
-from tests.conftest import TINY_ARCH, forget_visualizers
+from tests.conftest import TINY_ARCH, forget_runs
 from tests.test_engine.stand_in_gpu import DEVICE, OnDevice, StandInGPU, to_device
 from tests.test_engine.trouble import assert_same_training
 
@@ -66,7 +66,7 @@ class Watch(Hook):
 
 def train(folder: Path, watch: Watch, resume: bool = False, **trouble) -> None:
     """Trains for four steps on the stand-in, and saves a checkpoint after two of them."""
-    forget_visualizers()
+    forget_runs()
     config = Config(
         dict(
             model=dict(type='Summed'),

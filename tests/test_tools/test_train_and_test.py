@@ -14,7 +14,7 @@ from mmengine.registry import MODELS, DefaultScope
 
 from pvt_mm.apis.config import load_config
 from pvt_mm.checkpoint.reader import read_checkpoint
-from tests.conftest import ROOT, TINY_ARCH, forget_visualizers
+from tests.conftest import ROOT, TINY_ARCH, forget_runs
 from tools import test as test_tool
 from tools import train as train_tool
 
@@ -182,7 +182,7 @@ def test_a_segmentor_is_trained_and_tested_flipped_at_several_scales(shapes, cap
     more = ['--work-dir', 'seg', *options(shapes, *small, 'test_dataloader.dataset.indices=2')]
     assert train_tool.main(['segmentor.py', '--no-validate', *more]) == 0
     for flags in ([], ['--tta']):
-        forget_visualizers()
+        forget_runs()
         assert test_tool.main(['segmentor.py', 'seg/iter_1.pth', *flags, *more]) == 0
         assert 0 <= metrics(capsys)['mIoU'] <= 100
 

@@ -18,7 +18,7 @@ from pvt_mm.apis.training import train
 from pvt_mm.checkpoint.reader import read_checkpoint
 from pvt_mm.datasets.shapes import CLASSES
 from pvt_mm.utils.errors import InputError
-from tests.conftest import ROOT, TINY_ARCH, forget_visualizers
+from tests.conftest import ROOT, TINY_ARCH, forget_runs
 from tests.layouts import LAYOUTS
 from tools import test as test_tool
 from tools import train as train_tool
@@ -109,12 +109,12 @@ def test_one_call_trains_and_its_config_tests_and_trains_alike(name, shapes, cap
     assert config.auto_scale_lr.base_batch_size == 4
     assert (config.load_from, config.resume, config.launcher) == (None, False, 'none')
 
-    forget_visualizers()
+    forget_runs()
     capsys.readouterr()
     assert test_tool.main([result['config'], 'run', '--work-dir', 'tested']) == 0  # of its last checkpoint
     assert metrics_of_test(capsys)[METRICS[name]] == pytest.approx(result[METRICS[name]])
     if name == 'detector':
-        forget_visualizers()
+        forget_runs()
         assert train_tool.main([result['config'], '--work-dir', 'again']) == 0
         assert losses('again') == losses('run')
         assert len(losses('run')) == 3
@@ -211,7 +211,7 @@ def test_training_starts_from_published_weights_whose_head_is_of_other_classes(s
         "weights = dict(_delete_=True, type='Pretrained', checkpoint='https://nowhere.invalid/pvt.pth')\n"
         'model = dict(backbone=dict(init_cfg=weights))\n'
     )
-    forget_visualizers()
+    forget_runs()
     still = {**NO_WORKERS, 'optim_wrapper.optimizer.lr': 0.0}
     result = train('pretrained.py', str(shapes), 'second', epochs=1, batch=4, size=64, cfg_options=still)
     assert load_config(result['config']).load_from == 'published.pth'
@@ -241,9 +241,9 @@ def test_a_resumed_run_has_the_weights_of_an_uninterrupted_one(shapes):
     more = dict(data=str(shapes), batch=12, size=64, epochs=5, weights='none', seed=1, cfg_options=NO_WORKERS)
     whole = train('recipe.py', work_dir='whole', **more)
     assert Path(whole['checkpoint']).name == 'epoch_3.pth'  # two are not better than the first
-    forget_visualizers()
+    forget_runs()
     train('recipe.py', work_dir='part', **{**more, 'cfg_options': {**NO_WORKERS, 'train_cfg.max_epochs': 2}})
-    forget_visualizers()
+    forget_runs()
     part = train('recipe.py', work_dir='part', resume=True, **more)
     assert Path(part['checkpoint']).name == 'epoch_3.pth'
     expected = read_checkpoint(whole['checkpoint'])
@@ -277,7 +277,7 @@ def test_mmdetections_tools_take_the_config_of_a_run(shapes, monkeypatch):
     assert Config.fromfile('run1/detector.py').visualizer.name == 'visualizer'
     tool = Path(mmdet.__file__).parent / '.mim/tools/analysis_tools/browse_dataset.py'
     monkeypatch.setattr(sys, 'argv', [str(tool), result['config'], '--not-show', '--output-dir', 'drawn'])
-    forget_visualizers()
+    forget_runs()
     runpy.run_path(str(tool), run_name='__main__')
     assert len(list(Path('drawn').glob('*'))) == 12
 
