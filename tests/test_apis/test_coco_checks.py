@@ -5,6 +5,7 @@ import json
 import os
 from pathlib import Path
 
+import mmdet.evaluation  # noqa: F401  # the forks print while it is imported
 import pytest
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
