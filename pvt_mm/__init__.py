@@ -12,10 +12,10 @@ from .version import __version__
 if TYPE_CHECKING:
     from .analysis.predictor import Predictor
     from .apis.training import train
-    from .models import PVT
+    from .models import PVT, PVTv2
 
-__all__ = ['PVT', 'Predictor', '__version__', 'train']
-_MODULES = {'PVT': 'models', 'Predictor': 'analysis.predictor', 'train': 'apis.training'}
+__all__ = ['PVT', 'PVTv2', 'Predictor', '__version__', 'train']
+_MODULES = {'PVT': 'models', 'PVTv2': 'models', 'Predictor': 'analysis.predictor', 'train': 'apis.training'}
 
 
 def __getattr__(name: str) -> Any:

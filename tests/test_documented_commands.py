@@ -24,7 +24,7 @@ from pvt_mm.apis.config import load_config
 from pvt_mm.checkpoint.download import cached_path
 from pvt_mm.checkpoint.integrity import verify
 from pvt_mm.models import PVT
-from pvt_mm.models.backbone import IMAGENET
+from pvt_mm.models.archs import IMAGENET
 from tests import layouts
 from tests.conftest import ROOT, TINY_ARCH, forget_runs
 from tools import download

@@ -22,7 +22,7 @@ with starting(__name__):
     from pvt_mm.analysis.benchmark.measure import measure
     from pvt_mm.analysis.benchmark.models import products
     from pvt_mm.apis.config import load_config
-    from pvt_mm.models.backbone import ARCHS
+    from pvt_mm.models.archs import ARCHS
 
 MODE_HELP = '; '.join(f'{name}: {what}' for name, what in MODES.items())
 

@@ -4,21 +4,26 @@ from typing import NoReturn
 
 from pvt_mm.registry import MODELS
 
-from .backbone import ARCHS, PVT
+from .archs import ARCHS, ARCHS_V2
+from .backbone import PVT, PVTv2
 from .classifier import ImageClassifier, LinearClsHead
 from .cls_data_preprocessor import ClsDataPreprocessor
 from .contiguous_ops import make_operators_contiguous
 from .interpolated_pyramid import InterpolatedPyramid
 from .pvt import PyramidVisionTransformer
+from .pvt_v2 import PyramidVisionTransformerV2
 
 __all__ = [
     'ARCHS',
+    'ARCHS_V2',
     'PVT',
     'ClsDataPreprocessor',
     'ImageClassifier',
     'InterpolatedPyramid',
     'LinearClsHead',
+    'PVTv2',
     'PyramidVisionTransformer',
+    'PyramidVisionTransformerV2',
 ]
 
 

@@ -5,14 +5,18 @@ and in training each chunk is recomputed instead of kept. On a GPU every chunk w
 inputs on a CPU are cut.
 """
 
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from pvt_mm.models.eager import is_eager_cpu
-from pvt_mm.models.pvt import FFN
+from pvt_mm.models.pvt import FFN, to_tokens
+from pvt_mm.models.pvt_v2 import ConvFFN, LinearConvFFN
 
 CHUNK_BYTES = 6 * 2**20  # of the hidden map, for each thread
 
@@ -29,6 +33,42 @@ class ChunkedFFN(FFN):
         if torch.is_grad_enabled():
             run = partial(checkpoint, run, use_reentrant=False)
         return torch.cat([run(chunk) for chunk in chunks]).view(x.shape)
+
+
+class ChunkedConvFFN(ConvFFN):
+    """A :class:`ConvFFN` that walks inputs on a CPU in chunks of images, or of rows with those above and below."""
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        (H, W), B = size, len(x)
+        rows = _chunk_length(self.fc1.out_features * W, x.element_size())
+        if rows >= B * H or not is_eager_cpu(x):
+            return super().forward(x, size)
+        run = partial(checkpoint, use_reentrant=False) if torch.is_grad_enabled() else _call
+        if rows >= H:
+            return torch.cat([run(super().forward, chunk, size) for chunk in x.split(rows // H)])
+        images = [self._by_rows(image.unflatten(1, size).split(rows, 1), run) for image in x.split(1)]
+        return torch.cat(images) if B > 1 else images[0]
+
+    def _by_rows(self, chunks: Sequence[Tensor], run: Callable) -> Tensor:
+        """Returns the tokens (1, N, C) of a map that is cut into rows: (1, H_i, W, C) each."""
+        above = [chunks[0][:, :0], *(chunk[:, -1:] for chunk in chunks[:-1])]
+        below = [*(chunk[:, :1] for chunk in chunks[1:]), chunks[-1][:, :0]]
+        return torch.cat([run(self._rows, *three) for three in zip(above, chunks, below, strict=True)], dim=1)
+
+    def _rows(self, above: Tensor, chunk: Tensor, below: Tensor) -> Tensor:
+        """Returns the tokens (1, H_i * W, C) of a chunk (1, H_i, W, C), given the rows next to it, as far as it has."""
+        x = torch.cat([above, chunk, below], 1)  # (1, H_i + 0 to 2, W, C)
+        x = self.dwconv(self.expand(x).permute(0, 3, 1, 2))  # channels-last
+        x = x[:, :, above.shape[1] : above.shape[1] + chunk.shape[1]]  # the others lack a row next to them
+        return self.drop(self.fc2(self.drop(F.gelu(to_tokens(x)))))
+
+
+class ChunkedLinearConvFFN(ChunkedConvFFN, LinearConvFFN):
+    """A :class:`LinearConvFFN` that walks inputs on a CPU in chunks."""
+
+
+def _call(function: Callable, *args: Any) -> Any:
+    return function(*args)
 
 
 def _chunk_length(hidden_dims: int, element_size: int) -> int:

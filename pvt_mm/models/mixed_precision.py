@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from pvt_mm.models.chunked_ffn import ChunkedFFN
 from pvt_mm.models.eager import is_plain, mixed_dtype
 from pvt_mm.models.pvt import SRA
+from pvt_mm.models.pvt_v2 import LinearSRA
 
 
 class MixedSRA(SRA):
@@ -24,6 +25,10 @@ class MixedSRA(SRA):
             return super().forward(x, size)
         for_q, for_kv = _CastForTwo.apply(x, dtype)
         return self.attend(for_q, self.reduce(for_kv, size))
+
+
+class MixedLinearSRA(MixedSRA, LinearSRA):
+    """A :class:`LinearSRA` that casts its input once."""
 
 
 class MixedFFN(ChunkedFFN):

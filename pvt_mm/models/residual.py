@@ -8,23 +8,36 @@ from torch.autograd.function import once_differentiable
 
 from pvt_mm.models.eager import is_eager, is_plain
 from pvt_mm.models.pvt import DropPath, EncoderLayer
+from pvt_mm.models.pvt_v2 import EncoderLayerV2
 
 
 class OnePassLayer(EncoderLayer):
     """An :class:`EncoderLayer` that scales a branch by its samples' masks while it adds it."""
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        if not self.is_supported(x):
+        if not is_supported(self.drop_path, x):
             return super().forward(x, size)
         keep_prob = 1 - self.drop_path.drop_prob
         x = add_kept(x, self.attn(self.norm1(x), size), keep_prob)
         return add_kept(x, self.ffn(self.norm2(x)), keep_prob)
 
-    def is_supported(self, x: Tensor) -> bool:
-        """Returns whether stochastic depth scales branches of ``x``, and nothing but :class:`DropPath` would do it."""
-        if not is_eager() or x.dtype not in (torch.float32, torch.float64) or not is_plain(self.drop_path, DropPath):
-            return False
-        return self.drop_path.training and self.drop_path.drop_prob > 0
+
+class OnePassLayerV2(EncoderLayerV2):
+    """As :class:`OnePassLayer`, of PVT v2."""
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        if not is_supported(self.drop_path, x):
+            return super().forward(x, size)
+        keep_prob = 1 - self.drop_path.drop_prob
+        x = add_kept(x, self.attn(self.norm1(x), size), keep_prob)
+        return add_kept(x, self.ffn(self.norm2(x), size), keep_prob)
+
+
+def is_supported(drop_path: DropPath, x: Tensor) -> bool:
+    """Returns whether stochastic depth scales branches of ``x``, and nothing but :class:`DropPath` would do it."""
+    if not is_eager() or x.dtype not in (torch.float32, torch.float64) or not is_plain(drop_path, DropPath):
+        return False
+    return drop_path.training and drop_path.drop_prob > 0
 
 
 def add_kept(x: Tensor, branch: Tensor, keep_prob: float) -> Tensor:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pvt_mm.models import PVT, chunked_ffn
-from pvt_mm.models.backbone import minimum_size, resolve_arch
+from pvt_mm.models.archs import ARCHS, resolve_arch
 from tests.fuzz import assert_clear, cases
 from tests.reference import reference, spread
 
@@ -54,7 +54,7 @@ def scores(arch: dict, H: int, W: int) -> int:
 @st.composite
 def sizes(draw, arch: dict, budget: int = SMALL) -> tuple[int, int]:
     """(H, W) that the backbone takes, up to 1100 a side as far as ``budget`` goes."""
-    least = minimum_size(resolve_arch(arch))
+    least = resolve_arch(arch, ARCHS).min_size
     first = draw(st.one_of(st.integers(least, 1100), st.integers(least, least + 64)))
     most = max(least, max(side for side in (least, 40, 64, 100, 200, 400, 700, 1100) if side <= least or
                           scores(arch, first, side) <= budget))  # fmt: skip
@@ -255,7 +255,7 @@ def test_with_cp_changes_no_output_and_no_gradient(run, drop_rate, attn_drop_rat
 @cases('backbone', 200)(archs(), st.integers(1, 1100), st.integers(1, 1100), st.integers(0, 1100), SEEDS)
 def test_any_side_is_taken_or_refused_in_a_line(arch, H, W, below, seed):
     model = build(seed, arch=arch, out_indices=every_stage(arch)).eval()
-    least = minimum_size(resolve_arch(arch))
+    least = resolve_arch(arch, ARCHS).min_size
     H = max(1, least - below) if below < 64 else H  # around the least often
     H, W = (H, W) if scores(arch, H, W) <= SMALL else (H % 80 + 1, W % 80 + 1)
     with torch.no_grad():
@@ -274,7 +274,7 @@ def test_any_side_is_taken_or_refused_in_a_line(arch, H, W, below, seed):
 )
 def test_any_tensor_is_taken_or_refused_in_a_line(arch, shape, dtype):
     model = PVT(arch, out_indices=every_stage(arch)).eval()
-    least = minimum_size(resolve_arch(arch))
+    least = resolve_arch(arch, ARCHS).min_size
     fits = len(shape) == 4 and shape[1] == 3 and min(shape[2:]) >= least and dtype == torch.float32
     image = torch.zeros(shape if len(shape) != 4 else [shape[0] % 3, *shape[1:]], dtype=dtype)
     if fits:

@@ -7,7 +7,8 @@ import torch
 
 from pvt_mm.analysis.benchmark.attention import attention_kernels
 from pvt_mm.analysis.benchmark.contender import Contender
-from pvt_mm.models.backbone import ARCHS, PVT
+from pvt_mm.models.archs import ARCHS
+from pvt_mm.models.backbone import PVT
 from tests.conftest import TINY_ARCH
 
 WIDE = {**TINY_ARCH, 'embed_dims': (9, 18, 27, 36)}  # heads of 9, as those of small_wide are odd

@@ -11,7 +11,8 @@ from tests.simulated_cuda.cases import BF16, FP32, count_step, cuda  # before to
 # isort: split
 from torch import nn
 
-from pvt_mm.models.backbone import ARCHS, PVT
+from pvt_mm.models.archs import ARCHS
+from pvt_mm.models.backbone import PVT
 from pvt_mm.models.eager import replace_layers
 from pvt_mm.models.mixed_precision import MixedFFN, MixedSRA
 from pvt_mm.models.padded_heads import PaddedSRA

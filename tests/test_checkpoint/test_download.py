@@ -16,7 +16,7 @@ from pvt_mm.checkpoint import download, reader
 from pvt_mm.checkpoint.download import cached_path, check_downloaded, fetch, file_name, published_digest
 from pvt_mm.checkpoint.reader import read_checkpoint, safe_reading
 from pvt_mm.models import PVT
-from pvt_mm.models.backbone import IMAGENET
+from pvt_mm.models.archs import IMAGENET
 from pvt_mm.utils.errors import CheckpointError
 from tests.conftest import TINY_ARCH
 from tests.server import serve

@@ -20,14 +20,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from pvt_mm.apis.launch import leave_process_group
 from pvt_mm.checkpoint.formats import backbone_weights
 from pvt_mm.models import chunked_ffn, eager, mixed_precision
-from pvt_mm.models.backbone import ARCHS, PVT
+from pvt_mm.models.archs import ARCHS
+from pvt_mm.models.backbone import PVT
 from pvt_mm.models.chunked_ffn import ChunkedFFN
 from pvt_mm.models.conv_linear import ConvLinear, use_conv_linear
 from pvt_mm.models.eager import replace_layers
 from pvt_mm.models.mixed_precision import MixedFFN, MixedSRA
 from pvt_mm.models.padded_heads import PaddedSRA
 from pvt_mm.models.pvt import FFN, SRA, DropPath, EncoderLayer, PositionEmbedding, PyramidVisionTransformer
-from pvt_mm.models.residual import OnePassLayer, add_kept
+from pvt_mm.models.residual import OnePassLayer, add_kept, is_supported
 from tests.conftest import HALF_DTYPES, ROOT, TINY_ARCH, align_hugging_faces_eps, relative_error
 from tests.reference import reference, spread
 
@@ -448,7 +449,7 @@ def test_no_layer_is_plain_where_its_hooks_cannot_be_seen(monkeypatch):
 
 def test_a_replaced_drop_path_is_called():
     layer = PVT(TINY_ARCH, drop_path_rate=0.3).stages[3].layers[-1]
-    assert layer.is_supported(torch.randn(1, 1, 1))
+    assert is_supported(layer.drop_path, torch.randn(1, 1, 1))
     layer.drop_path = nn.Identity()
     x = torch.randn(2, 6, TINY_ARCH['embed_dims'][3])
     expected = x + layer.attn(layer.norm1(x), (2, 3))

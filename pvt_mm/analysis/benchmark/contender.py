@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from pvt_mm.models.backbone import ARCHS
+from pvt_mm.models.archs import ARCHS
 
 MODES = {
     'forward': 'the backbone, without gradients',

@@ -21,7 +21,8 @@ from pvt_mm.analysis import flops
 from pvt_mm.analysis.benchmark.contender import FORMATS, Contender
 from pvt_mm.analysis.benchmark.machine import used_memory
 from pvt_mm.apis.config import load_config
-from pvt_mm.models.backbone import ARCHS, PVT
+from pvt_mm.models.archs import ARCHS
+from pvt_mm.models.backbone import PVT
 from pvt_mm.utils.errors import InputError, import_errors
 
 try:
