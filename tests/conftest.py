@@ -27,7 +27,7 @@ yapf_api.FormatCode = lambda text, **_: (text, True)
 
 # What CPUs compute in half precision.
 HALF_DTYPES = (torch.bfloat16, torch.float16) if torch.__version__ >= '2.3' else (torch.bfloat16,)
-# A PVT with every kind of layer and a few thousand parameters.
+# Backbones with every kind of layer and a few thousand parameters: a PVT, a PVTv2, and a PVTv2 with linear SRA.
 TINY_ARCH = dict(
     embed_dims=(8, 16, 24, 32),
     depths=(1, 2, 1, 1),
@@ -36,6 +36,8 @@ TINY_ARCH = dict(
     sr_ratios=(8, 4, 2, 1),
     mlp_ratios=(2, 2, 2, 2),
 )
+TINY_ARCH_V2 = {'strides' if key == 'patch_sizes' else key: value for key, value in TINY_ARCH.items()}
+TINY_ARCH_LINEAR = {**TINY_ARCH_V2, 'linear': True}
 
 
 def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
