@@ -40,12 +40,12 @@ class ChunkedConvFFN(ConvFFN):
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         (H, W), B = size, len(x)
-        rows = _chunk_length(self.fc1.out_features * W, x.element_size())
-        if rows >= B * H or not is_eager_cpu(x):
-            return super().forward(x, size)
+        whole = super().forward  # Python before 3.12 has no super() in a comprehension
+        if not is_eager_cpu(x) or (rows := _chunk_length(self.fc1.out_features * W, x.element_size())) >= B * H:
+            return whole(x, size)
         run = partial(checkpoint, use_reentrant=False) if torch.is_grad_enabled() else _call
         if rows >= H:
-            return torch.cat([run(super().forward, chunk, size) for chunk in x.split(rows // H)])
+            return torch.cat([run(whole, chunk, size) for chunk in x.split(rows // H)])
         images = [self._by_rows(image.unflatten(1, size).split(rows, 1), run) for image in x.split(1)]
         return torch.cat(images) if B > 1 else images[0]
 
