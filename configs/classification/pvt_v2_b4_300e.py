@@ -1,0 +1,6 @@
+# PVTv2-B4 on ImageNet, 300 epochs, with the authors' stochastic depth and clipping. PVT v2 paper: top-1 error 16.4 %
+# (Table 2), 8 V100 GPUs, 128 images each:
+#   tools/dist_train.sh configs/classification/pvt_v2_b4_300e.py 8
+_base_ = './pvt_v2_b2_300e.py'
+model = dict(backbone=dict(arch='b4', drop_path_rate=0.3))
+optim_wrapper = dict(clip_grad=dict(max_norm=1.0))

@@ -1,0 +1,5 @@
+# Mask R-CNN with PVTv2-B3, 1x schedule. PVT v2 paper: box AP 47.0, mask AP 42.5 (Table 3), 8 V100:
+#   tools/dist_train.sh configs/mask_rcnn/pvt_v2_b3_1x.py 8
+_base_ = './pvt_v2_b2_1x.py'
+weights = 'https://github.com/whai362/PVT/releases/download/v2/pvt_v2_b3.pth'
+model = dict(backbone=dict(arch='b3', init_cfg=dict(checkpoint=weights)))

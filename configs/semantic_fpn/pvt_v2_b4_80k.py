@@ -1,0 +1,5 @@
+# Semantic FPN with PVTv2-B4, 80k iterations. PVT v2 paper: mIoU 47.9 (Table 5), 4 V100:
+#   tools/dist_train.sh configs/semantic_fpn/pvt_v2_b4_80k.py 4
+_base_ = './pvt_v2_b2_80k.py'
+weights = 'https://github.com/whai362/PVT/releases/download/v2/pvt_v2_b4.pth'
+model = dict(backbone=dict(arch='b4', init_cfg=dict(checkpoint=weights)))
