@@ -10,12 +10,11 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from pvt_mm.models.eager import is_eager_cpu
-from pvt_mm.models.pvt import FFN, to_tokens
+from pvt_mm.models.pvt import FFN
 from pvt_mm.models.pvt_v2 import ConvFFN, LinearConvFFN
 
 CHUNK_BYTES = 6 * 2**20  # of the hidden map, for each thread
@@ -58,9 +57,10 @@ class ChunkedConvFFN(ConvFFN):
     def _rows(self, above: Tensor, chunk: Tensor, below: Tensor) -> Tensor:
         """Returns the tokens (1, H_i * W, C) of a chunk (1, H_i, W, C), given the rows next to it, as far as it has."""
         x = torch.cat([above, chunk, below], 1)  # (1, H_i + 0 to 2, W, C)
-        x = self.dwconv(self.expand(x).permute(0, 3, 1, 2))  # channels-last
-        x = x[:, :, above.shape[1] : above.shape[1] + chunk.shape[1]]  # the others lack a row next to them
-        return self.drop(self.fc2(self.drop(F.gelu(to_tokens(x)))))
+        size = x.shape[1:3]
+        x = super().forward(x.flatten(1, 2), (size[0], size[1])).unflatten(1, size)
+        # The other rows lack one next to them. To cut them from the output rather than from the hidden map costs less.
+        return x[:, above.shape[1] : above.shape[1] + chunk.shape[1]].flatten(1, 2)
 
 
 class ChunkedLinearConvFFN(ChunkedConvFFN, LinearConvFFN):
