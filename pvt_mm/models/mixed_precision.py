@@ -12,8 +12,8 @@ from torch.autograd.function import once_differentiable
 
 from pvt_mm.models.chunked_ffn import ChunkedFFN
 from pvt_mm.models.eager import is_plain, mixed_dtype
+from pvt_mm.models.matrix_pool import MatrixPoolSRA
 from pvt_mm.models.pvt import SRA
-from pvt_mm.models.pvt_v2 import LinearSRA
 
 
 class MixedSRA(SRA):
@@ -27,8 +27,8 @@ class MixedSRA(SRA):
         return self.attend(for_q, self.reduce(for_kv, size))
 
 
-class MixedLinearSRA(MixedSRA, LinearSRA):
-    """A :class:`LinearSRA` that casts its input once."""
+class MixedLinearSRA(MixedSRA, MatrixPoolSRA):
+    """A linear SRA that casts its input once."""
 
 
 class MixedFFN(ChunkedFFN):

@@ -1,0 +1,33 @@
+"""Linear SRA's average as two matrix products, in compiled and exported models, for maps of any size.
+
+PyTorch's own adaptive pooling has loops of fixed lengths in compiled code, so that Inductor compiles the model again
+for each size, and ONNX takes it only where 7 divides the sides of a map of one size.
+"""
+
+import torch
+from torch import Tensor
+
+from pvt_mm.models.eager import is_eager
+from pvt_mm.models.pvt_v2 import POOL_SIZE, LinearSRA
+
+
+class MatrixPoolSRA(LinearSRA):
+    """A :class:`LinearSRA` that pools by matrices where the model is compiled or exported."""
+
+    def pool(self, x: Tensor) -> Tensor:
+        if is_eager():
+            return super().pool(x)
+        rows, columns = (bins(side, x) for side in x.shape[2:])  # (P, H) and (P, W)
+        # 0 and 1 are exact in half precision, and quotients may not be.
+        x = rows @ x / rows.sum(1, keepdim=True)  # (B, C, P, W)
+        return x @ columns.mT / columns.sum(1)  # (B, C, P, P)
+
+
+def bins(side: int, like: Tensor) -> Tensor:
+    """Returns which of ``side`` tokens each of the P bins of adaptive pooling has: a matrix (P, side) of 0 and 1.
+
+    Bin i has the tokens from floor(i * side / P) to ceil((i + 1) * side / P). It is of the type and device of ``like``.
+    """
+    tokens, bin = (torch.arange(count, device=like.device) for count in (side, POOL_SIZE))
+    start, end = bin * side // POOL_SIZE, ((bin + 1) * side + POOL_SIZE - 1) // POOL_SIZE
+    return ((tokens >= start[:, None]) & (tokens < end[:, None])).to(like.dtype)
