@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Plot the attention of a point of an image in one layer of a trained PVT."""
+"""Plot the attention of a point of an image in one layer of a trained PVT or PVTv2."""
 
 import argparse
 import sys
@@ -20,7 +20,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         '--stage 3 --head each --out attention.png',
     )
     parser.add_argument('image', help='the image file')
-    parser.add_argument('config', help='the config of a detector, segmentor or classifier with a PVT')
+    parser.add_argument('config', help='the config of a detector, segmentor or classifier with a PVT or PVTv2')
     parser.add_argument('checkpoint', help='the checkpoint, or a work directory for its last checkpoint')
     parser.add_argument('--stage', type=int, metavar='N', help='stage, counted from 1 (default: the last)')
     parser.add_argument('--layer', type=int, metavar='N', help='layer of the stage, from 1 (default: the last)')
@@ -30,7 +30,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         nargs=2,
         type=float,
         metavar=('X', 'Y'),
-        help="the point, in pixels of the image (default: the class token, in a classifier's last stage)",
+        help="the point, in pixels of the image (default: the class token, in the last stage of PVT's classifiers)",
     )
     add_cfg_options(parser)
     add_trust(parser)
@@ -69,7 +69,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(args.out)
     kept = slice(None) if heads is None else heads
     results = dict(out=args.out, stage=stage + 1, layer=layer + 1, query=args.query, keys=found.weights.shape[1:])
-    results['maximum'] = {name: round(float(one.max()), 5) for name, one in attention.panels(found, heads).items()}
+    results['maximum'] = {
+        name: round(float(one.max()), 5) for name, one in attention.panels(found.weights, heads).items()
+    }
     results['on_padding'] = round(float(found.padding[kept].mean()), 5)
     if found.class_token is not None:
         results['on_class_token'] = round(float(found.class_token[kept].mean()), 5)

@@ -1,13 +1,16 @@
-"""Attention weights of one query in one layer's spatial-reduction attention (equations 1 to 4), as a figure."""
+"""Attention weights of one query in one layer's spatial-reduction attention (equations 1 to 4), as a figure.
+
+A key of PVT stands for R x R tokens; one of PVTv2's linear attention for a bin of tokens, which bins may share.
+"""
 
 import copy
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import matplotlib
 import numpy as np
 import torch
+import torch.nn.functional as F
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from mmengine.config import Config
@@ -17,8 +20,8 @@ from torch import Tensor, nn
 from pvt_mm.analysis.figures import OKABE_ITO, STYLE, set_title
 from pvt_mm.apis.inference import image_steps, run_steps
 from pvt_mm.datasets.image_io import to_bgr
-from pvt_mm.models import PVT
-from pvt_mm.models.pvt import to_map
+from pvt_mm.models.backbone import Backbone
+from pvt_mm.models.pvt_v2 import LinearSRA
 from pvt_mm.utils.errors import InputError, config_errors
 
 
@@ -36,34 +39,60 @@ class Attention(NamedTuple):
 
     weights: np.ndarray  # (heads, h, w) over the map of keys
     class_token: np.ndarray | None  # (heads,), the weight of the class token, or None if the layer has none
-    cells: tuple[np.ndarray, np.ndarray]  # (w + 1,) x and (h + 1,) y in the image of the edges of keys' patches
-    padding: np.ndarray  # (heads,), the weight of keys whose centres are outside of the image
+    on_tokens: np.ndarray  # (heads, H, W), the weights over the map of tokens: a key's is divided among its tokens
+    cells: tuple[np.ndarray, np.ndarray]  # (W + 1,) x and (H + 1,) y in the image of the edges of tokens
+    padding: np.ndarray  # (heads,), the weight on tokens whose centres are outside of the image
     query: tuple[float, float] | None  # the centre of its patch, x and y in the image; None: the class token
+
+
+class Grid(NamedTuple):
+    """Where the tokens of a stage are, in pixels of the model's input."""
+
+    stride: int
+    start: float  # of the first token along either axis; the next one starts a stride later
+
+
+def grid_of(backbone: Backbone, stage: int) -> Grid:
+    """Returns where the tokens of a stage are: around the centres of what their patch embeddings see."""
+    stride, centre = 1, 0.5
+    for earlier in backbone.stages[: stage + 1]:
+        embedding = earlier.patch_embed.proj
+        centre += stride * ((embedding.kernel_size[0] - 1) / 2 - embedding.padding[0])
+        stride *= embedding.stride[0]
+    return Grid(stride, centre - stride / 2)
 
 
 def attend(layer: nn.Module, x: Tensor, size: tuple[int, int], index: int) -> tuple[Tensor, Tensor]:
     """Computes the attention of one token of an SRA, with its weights, which fused attention does not return.
 
     The token is at ``index`` in the input x (1, N, C): a grid of ``size`` (H, W), after a class token if there is one.
-    Returns the weights (heads, M) over the keys, M = N or (H // R) * (W // R), and the layer's output (C,) for it.
+    Returns the weights (heads, M) over the keys, M = N, (H // R) * (W // R) or 49, and the layer's output (C,) for it.
     """
     q = layer.q(x[0, index]).unflatten(0, (layer.num_heads, -1))  # (heads, d_head)
-    if layer.sr is not None:
-        x, _ = layer.sr(to_map(x, size))  # (1, M, C)
-    k, v = layer.kv(x[0]).unflatten(1, (2, layer.num_heads, -1)).permute(1, 2, 0, 3)  # (heads, M, d_head) each
+    keys = layer.reduce(x, size)[0]  # (M, C)
+    k, v = layer.kv(keys).unflatten(1, (2, layer.num_heads, -1)).permute(1, 2, 0, 3)  # (heads, M, d_head) each
     weights = torch.einsum('hd,hmd->hm', q, k).mul(q.shape[1] ** -0.5).softmax(-1)
     return weights, layer.proj(torch.einsum('hm,hmd->hd', weights, v).flatten())
 
 
-def find_layer(model: nn.Module, stage: int | None, layer: int | None) -> tuple[PVT, int, int]:
-    """Returns the PVT in a model, and the indices from 0 of a stage and a layer: counted from 1, or None for the last.
+def shares_of(layer: nn.Module, count: int) -> Tensor:
+    """Returns what each of ``count`` tokens in a row of a map is of each of an SRA's keys there: (keys, count)."""
+    tokens = torch.eye(count)  # one in each channel
+    if isinstance(layer, LinearSRA):
+        return layer.pool(tokens[None, :, :, None])[0, :, :, 0].T
+    return F.avg_pool1d(tokens[None], 1 if layer.sr is None else layer.sr.proj.stride[0])[0].T
+
+
+def find_layer(model: nn.Module, stage: int | None, layer: int | None) -> tuple[Backbone, int, int]:
+    """Returns the backbone in a model, and the indices of a stage and a layer: counted from 1, or None for the last.
 
     Raises:
-        InputError: There is no PVT, no such stage or no such layer.
+        InputError: There is no PVT or PVTv2, no such stage or no such layer.
     """
-    backbone = next((module for module in model.modules() if isinstance(module, PVT)), None)
+    backbone = next((module for module in model.modules() if isinstance(module, Backbone)), None)
     if backbone is None:
-        raise InputError(f'the model has no PVT: its backbone is {type(getattr(model, "backbone", model)).__name__}')
+        kind = type(getattr(model, 'backbone', model)).__name__
+        raise InputError(f'the model has no PVT or PVTv2: its backbone is {kind}')
     stage = _counted('--stage', stage, len(backbone.stages), 'the model has stages')
     layer = _counted('--layer', layer, len(backbone.stages[stage].layers), f'stage {stage + 1} has layers')
     return backbone, stage, layer
@@ -133,9 +162,9 @@ def _fit_line(coordinates: Tensor, inside: Tensor, axis: int) -> tuple[float, fl
 
 @torch.no_grad()
 def attention_of(
-    backbone: PVT, stage: int, layer: int, seen: View, query: tuple[float, float] | None, shape: tuple[int, int]
+    backbone: Backbone, stage: int, layer: int, seen: View, query: tuple[float, float] | None, shape: tuple[int, int]
 ) -> Attention:
-    """Computes the attention of a point of an image in a layer of a PVT in eval mode, both counted from 0.
+    """Computes the attention of a point of an image in a layer of a backbone in eval mode, both counted from 0.
 
     The query is the token whose patch contains x and y, in pixels of the image of ``shape`` (H, W); None: the class
     token.
@@ -153,30 +182,30 @@ def attention_of(
     finally:
         hook.remove()
     x, (H, W) = tokens['x'], tokens['size']
-    stride = math.prod(backbone.arch.patch_sizes[: stage + 1])
+    grid = grid_of(backbone, stage)
     first = x.shape[1] - H * W  # 1 if a class token precedes the grid, else 0
     index, centre = 0, None
     if query is not None:
-        column, row = _find_token(seen, query, shape, stride, (H, W))
+        column, row = _find_token(seen, query, shape, grid, (H, W))
         index = first + row * W + column
-        centre = tuple((np.array([column, row]) + 0.5) * stride * seen.scale + seen.origin)
+        centre = tuple((grid.start + (np.array([column, row]) + 0.5) * grid.stride) * seen.scale + seen.origin)
     elif not first:
-        raise InputError('--query X Y is missing: only the last stage of a classifier has a class token as the default')
+        raise InputError("--query X Y is missing: only the last stage of PVT's classifiers has a class token instead")
     weights = attend(attn, x, (H, W), index)[0].cpu().numpy()
-    R = backbone.arch.sr_ratios[stage]
-    h, w = H // R, W // R
-    weights, token = weights[:, first:].reshape(-1, h, w), weights[:, 0] if first else None
-    edges = zip((w, h), stride * R * seen.scale, seen.origin, strict=True)
-    cells = tuple(np.arange(count + 1) * side + origin for count, side, origin in edges)
+    across, down = (shares_of(attn, count).numpy() for count in (W, H))  # (w, W) and (h, H)
+    keys, token = weights[:, first:].reshape(-1, len(down), len(across)), weights[:, 0] if first else None
+    on_tokens = down.T @ keys @ across  # (heads, H, W)
+    sides = zip((W, H), seen.scale, seen.origin, strict=True)
+    cells = tuple((grid.start + np.arange(count + 1) * grid.stride) * scale + origin for count, scale, origin in sides)
     centres = [(edges[1:] + edges[:-1]) / 2 for edges in cells]
     inside = np.outer((centres[1] < shape[0]) & (centres[1] > 0), (centres[0] < shape[1]) & (centres[0] > 0))
-    return Attention(weights, token, cells, (weights * ~inside).sum((1, 2)), centre)
+    return Attention(keys, token, on_tokens, cells, (on_tokens * ~inside).sum((1, 2)), centre)
 
 
 def _find_token(
-    seen: View, query: tuple[float, float], shape: tuple[int, int], stride: int, grid: tuple[int, int]
+    seen: View, query: tuple[float, float], shape: tuple[int, int], grid: Grid, size: tuple[int, int]
 ) -> np.ndarray:
-    """Returns column and row of the token whose patch contains a point of an image."""
+    """Returns column and row of the token, in a map of ``size`` (H, W), that is at a point of an image."""
     point = np.array(query)
     position = (point + 0.5 - seen.origin) / seen.scale
     inside = (point >= 0) & (position >= 0) & (point < shape[::-1]) & (position < seen.size)
@@ -188,25 +217,26 @@ def _find_token(
             f"--query {query[0]:g} {query[1]:g} is outside of the model's input: X must be from {low[0]} to {high[0]} "
             f'and Y from {low[1]} to {high[1]}, in pixels of the image'
         )
-    # Pixels at the right and lower edge that fill no patch belong to the last one.
-    return np.minimum((position // stride).astype(int), (grid[1] - 1, grid[0] - 1))
+    # Pixels at the right and lower edge that are in no token's cell belong to the last one.
+    return np.minimum(((position - grid.start) // grid.stride).astype(int), (size[1] - 1, size[0] - 1))
 
 
-def panels(found: Attention, heads: Sequence[int] | None) -> dict[str, np.ndarray]:
-    """Returns the maps (h, w) to plot by name: of the heads with these indices, or for None the mean of all heads."""
+def panels(weights: np.ndarray, heads: Sequence[int] | None) -> dict[str, np.ndarray]:
+    """Returns the maps (h, w) by name: of the heads with these indices, or for None the mean of all, (heads, h, w)."""
     if heads is None:
-        return {'mean of the heads': found.weights.mean(0)}
-    return {f'head {head + 1}': found.weights[head] for head in heads}
+        return {'mean of the heads': weights.mean(0)}
+    return {f'head {head + 1}': weights[head] for head in heads}
 
 
 def plot_attention(image: np.ndarray, found: Attention, heads: Sequence[int] | None, title: str) -> Figure:
     """Plots the weights of :func:`panels` over the image of :func:`view`, with the query marked.
 
-    The opacity of the colour is proportional to the weight; each panel is scaled to its maximum, given in its title.
+    The opacity of the colour is proportional to the weight of a token. Each panel is scaled to its maximum; its title
+    gives that of a key.
     """
     image = to_bgr(image)
     H, W = image.shape[:2]
-    maps = panels(found, heads)
+    maps, keys = panels(found.on_tokens, heads), panels(found.weights, heads)
     count = len(maps) + 1
     columns = min(count, 4 if count % 3 else 3)
     rows = -(-count // columns)
@@ -225,7 +255,7 @@ def plot_attention(image: np.ndarray, found: Attention, heads: Sequence[int] | N
             colors = np.empty((*weights.shape, 4))
             colors[..., :3], colors[..., 3] = to_rgb(OKABE_ITO['vermilion']), 0.8 * weights / weights.max()
             axis.imshow(colors, extent=(left, right, bottom, top), interpolation='nearest')
-            axis.set_title(f'{name}: maximum {weights.max():.1%}')
+            axis.set_title(f'{name}: maximum {keys[name].max():.1%}')
         for axis in axes[:count]:
             axis.set(xlim=(0, W), ylim=(H, 0))
             if found.query:

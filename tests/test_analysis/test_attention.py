@@ -15,14 +15,18 @@ from pvt_mm.analysis.attention import (
     attention_of,
     choose_heads,
     find_layer,
+    grid_of,
     panels,
     plot_attention,
+    shares_of,
     view,
 )
 from pvt_mm.apis.config import load_config
-from pvt_mm.models import PVT
+from pvt_mm.models import PVT, PVTv2
+from pvt_mm.models.pvt import SRA, to_map
+from pvt_mm.models.pvt_v2 import LinearSRA
 from pvt_mm.utils.errors import InputError
-from tests.conftest import ROOT, TINY_ARCH
+from tests.conftest import ROOT, TINY_ARCH, TINY_ARCH_LINEAR, TINY_ARCH_V2
 
 LAYERS = [(0, 0), (1, 0), (1, 1), (2, 0), (3, 0)]
 CONFIGS = {
@@ -32,13 +36,15 @@ CONFIGS = {
         {'model.head.in_channels': 32, 'model.data_preprocessor.rand_augment': None},
     ),
 }
+BACKBONES = {'v1': (PVT, TINY_ARCH), 'v2': (PVTv2, TINY_ARCH_V2), 'linear': (PVTv2, TINY_ARCH_LINEAR)}
 
 
 @functools.cache
-def build(task):
+def build(task, version='v1'):
     name, options = CONFIGS[task]
     config = load_config(str(ROOT / f'configs/{name}.py'), options)
-    config.model.backbone.arch = TINY_ARCH
+    kind, arch = BACKBONES[version]
+    config.model.backbone.type, config.model.backbone.arch = f'pvt_mm.{kind.__name__}', arch
     with DefaultScope.overwrite_default_scope(config.default_scope):
         model = MODELS.build(config.model).eval()
     for parameter in model.backbone.stages[1].layers[0].attn.parameters():
@@ -50,11 +56,12 @@ def random_image(H, W):
     return np.random.default_rng(0).integers(0, 256, (H, W, 3), np.uint8)
 
 
-@pytest.mark.parametrize('out_type', ['featmap', 'cls_token'])
+@pytest.mark.parametrize('out_type', ['featmap', 'cls_token', 'v2', 'linear'])
 @pytest.mark.parametrize(('stage', 'layer'), LAYERS)
 @torch.no_grad()
 def test_weights_sum_to_1_and_give_the_layers_own_output(stage, layer, out_type):
-    backbone = PVT(TINY_ARCH, out_type=out_type).eval()
+    kind, arch = BACKBONES.get(out_type, BACKBONES['v1'])
+    backbone = kind(arch, out_type=out_type if kind is PVT else 'featmap').eval()
     attn = backbone.stages[stage].layers[layer].attn
     for parameter in attn.parameters():
         parameter.normal_(std=0.3)  # far from uniform
@@ -65,7 +72,10 @@ def test_weights_sum_to_1_and_give_the_layers_own_output(stage, layer, out_type)
     assert tokens == seen['size'][0] * seen['size'][1] + (out_type == 'cls_token' and stage == 3)
     for index in (0, 1, tokens // 2, tokens - 1):
         weights, output = attend(attn, seen['x'], seen['size'], index)
-        assert weights.shape == (attn.num_heads, tokens // TINY_ARCH['sr_ratios'][stage] ** 2)
+        assert weights.shape == (
+            attn.num_heads,
+            49 if out_type == 'linear' else tokens // arch['sr_ratios'][stage] ** 2,
+        )
         torch.testing.assert_close(weights.sum(1), torch.ones(attn.num_heads), atol=1e-5, rtol=0)
         torch.testing.assert_close(output, seen['output'][0, index], atol=1e-5, rtol=0)
 
@@ -81,19 +91,51 @@ def test_padding_by_the_pipeline_is_not_part_of_the_image():
     assert seen.size.tolist() == [160, 128]
 
 
+@pytest.mark.parametrize('layer', [SRA(8, 2, 3, 0.0, 0.0), SRA(8, 2, 1, 0.0, 0.0), LinearSRA(8, 2, 0.0, 0.0)])
+@pytest.mark.parametrize('size', [(11, 3), (14, 30)])
+def test_a_key_is_divided_among_the_tokens_that_it_is_computed_from(layer, size):
+    (H, W), x = size, torch.randn(1, size[0] * size[1], 8, requires_grad=True)
+    across, down = (shares_of(layer, count) for count in (W, H))
+    reduced = layer.reduce(x, size)[0].unflatten(0, (len(down), len(across)))
+    for i, j in np.ndindex(reduced.shape[:2]):
+        share = down[i, :, None] * across[j]  # (H, W)
+        (grad,) = torch.autograd.grad(reduced[i, j] @ torch.randn(8), x, retain_graph=True)
+        assert torch.equal(share > 0, grad[0].abs().sum(1).unflatten(0, size) > 0)
+        torch.testing.assert_close(share[share > 0], torch.full((int((share > 0).sum()),), 1 / int((share > 0).sum())))
+
+
+@pytest.mark.parametrize('version', ['v1', 'v2'])
+def test_a_token_is_in_the_middle_of_what_its_patch_embeddings_see(version):
+    kind, arch = BACKBONES[version]
+    backbone, image = kind(arch), torch.randn(1, 3, 224, 320, requires_grad=True)
+    x = image
+    for stage in range(4):
+        x = to_map(*backbone.stages[stage].patch_embed(x))
+        (grad,) = torch.autograd.grad(x[0, :, 2, 5] @ torch.randn(x.shape[1]), image, retain_graph=True)
+        stride, start = grid_of(backbone, stage)
+        assert stride == 4 * 2**stage
+        for axis, index in ((2, 2), (3, 5)):
+            pixels = grad.transpose(axis, 0).flatten(1).any(1).nonzero()
+            assert (pixels.min() + pixels.max() + 1) / 2 == start + stride * (index + 0.5)
+
+
+@pytest.mark.parametrize('version', BACKBONES)
 @pytest.mark.parametrize(('stage', 'layer'), LAYERS)
-def test_a_detector_sees_the_whole_image_and_padding_right_and_below(stage, layer):
-    config, model = build('detector')
+def test_a_detector_sees_the_whole_image_and_padding_right_and_below(stage, layer, version):
+    config, model = build('detector', version)
     image = random_image(120, 150)  # resized to 128 x 160, whose sides are multiples of 32
     seen = view(config, model, image, 'image.png')
     np.testing.assert_allclose(seen.scale, [150 / 160, 120 / 128], rtol=1e-3)
     np.testing.assert_allclose(seen.origin, [0, 0], atol=0.02)
     found = attention_of(model.backbone, stage, layer, seen, (100, 30), image.shape[:2])
-    assert found.weights.shape == (TINY_ARCH['num_heads'][stage], 4, 5)
-    np.testing.assert_allclose(found.weights.sum((1, 2)), 1, atol=1e-5)
-    np.testing.assert_allclose(found.cells[0], np.arange(6) * 30, atol=0.05)
-    np.testing.assert_allclose(found.padding, 0)
     stride = 4 * 2**stage
+    assert found.weights.shape == (TINY_ARCH['num_heads'][stage], *((7, 7) if version == 'linear' else (4, 5)))
+    assert found.on_tokens.shape[1:] == (128 // stride, 160 // stride)
+    np.testing.assert_allclose(found.weights.sum((1, 2)), 1, atol=1e-5)
+    np.testing.assert_allclose(found.on_tokens.sum((1, 2)), 1, atol=1e-5)
+    first = 0 if version == 'v1' else 0.5 - stride / 2
+    np.testing.assert_allclose(found.cells[0], (first + np.arange(160 // stride + 1) * stride) * 15 / 16, atol=0.05)
+    np.testing.assert_allclose(found.padding, 0)
     assert abs(np.array(found.query) - (100.5, 30.5)).max() <= stride / 2
     tall = random_image(100, 40)  # 160 x 64: no padding; 150 x 40 becomes 160 x 43, padded to 64
     for image, grid, padded in (
@@ -102,18 +144,21 @@ def test_a_detector_sees_the_whole_image_and_padding_right_and_below(stage, laye
         (random_image(40, 150), (2, 5), True),
     ):
         found = attention_of(model.backbone, stage, layer, view(config, model, image, 'x.png'), (5, 5), image.shape[:2])
-        assert found.weights.shape[1:] == grid
-        assert (found.padding > 0.01).all() == padded
+        assert found.on_tokens.shape[1:] == tuple(side * 32 // stride for side in grid)
+        # The centres of PVTv2's last tokens, at multiples of 32 pixels, are in the image.
+        assert (found.padding > 0.01).all() == (padded and (version == 'v1' or stage < 3))
 
 
+@pytest.mark.parametrize('version', BACKBONES)
 @torch.no_grad()
-def test_the_query_is_the_token_at_the_point():
-    config, model = build('detector')
+def test_the_query_is_the_token_at_the_point(version):
+    config, model = build('detector', version)
     attn, kept = model.backbone.stages[1].layers[0].attn, {}
     image = random_image(120, 150)  # resized to 128 x 160: 16 x 20 tokens of 8 pixels
     attn.register_forward_pre_hook(lambda _, inputs: kept.update(x=inputs[0], size=inputs[1]))
-    found = attention_of(model.backbone, 1, 0, view(config, model, image, 'x.png'), (100, 30), image.shape[:2])
-    column, row = int(100.5 * 160 / 150 // 8), int(30.5 * 128 / 120 // 8)
+    found = attention_of(model.backbone, 1, 0, view(config, model, image, 'x.png'), (102, 30), image.shape[:2])
+    # 109.3 and 32.5 pixels
+    column, row = (13, 4) if version == 'v1' else (14, 4)  # from 104 and 32; from 108.5 and 28.5
     expected, _ = attend(attn, kept['x'], kept['size'], row * 20 + column)
     np.testing.assert_array_equal(found.weights.reshape(attn.num_heads, -1), expected)
     other, _ = attend(attn, kept['x'], kept['size'], column * 16 + row)
@@ -126,7 +171,7 @@ def test_the_map_is_aligned_with_the_image():
     weights = np.full((1, 3, 4), 0.01)
     weights[0, 0, 3] = 0.9  # the upper right corner
     cells = (np.arange(5) * 20.0, np.arange(4) * 20.0)
-    found = Attention(weights, None, cells, np.zeros(1), (5.0, 15.0))
+    found = Attention(weights, None, weights / 4, cells, np.zeros(1), (5.0, 15.0))
     first, second = plot_attention(image, found, None, 'title').axes[:2]
     assert first.images[0].get_array()[0, 0].tolist() == [0, 0, 255]
     drawn = second.images[1]
@@ -135,6 +180,7 @@ def test_the_map_is_aligned_with_the_image():
     assert np.unravel_index(drawn.get_array()[..., 3].argmax(), (3, 4)) == (0, 3)
     assert second.get_ylim() == (60, 0)
     assert second.lines[0].get_xydata().tolist() == [[5.0, 15.0]]
+    assert second.get_title('left') == 'mean of the heads: maximum 90.0%'  # of a key
 
 
 def test_a_classifier_sees_the_central_crop_and_the_default_query_is_the_class_token():
@@ -151,8 +197,9 @@ def test_a_classifier_sees_the_central_crop_and_the_default_query_is_the_class_t
     with pytest.raises(InputError, match='X must be from 160 to 607 and Y from 32 to 479'):
         attention_of(model.backbone, 3, 0, seen, (159, 100), image.shape[:2])
     assert attention_of(model.backbone, 0, 0, seen, (160, 32), image.shape[:2]).class_token is None
-    with pytest.raises(InputError, match='--query X Y is missing'):
-        attention_of(model.backbone, 0, 0, seen, None, image.shape[:2])
+    for backbone, stage in ((model.backbone, 0), (build('detector', 'v2')[1].backbone, 3)):
+        with pytest.raises(InputError, match='--query X Y is missing'):
+            attention_of(backbone, stage, 0, seen, None, image.shape[:2])
 
 
 def test_ranges():
@@ -166,7 +213,7 @@ def test_ranges():
         (lambda: find_layer(backbone, 5, None), '--stage 5: the model has stages 1 to 4'),
         (lambda: find_layer(backbone, 0, None), '--stage 0: the model has stages 1 to 4'),
         (lambda: find_layer(backbone, 2, 3), '--layer 3: stage 2 has layers 1 to 2'),
-        (lambda: find_layer(torch.nn.Linear(1, 1), 1, 1), 'the model has no PVT: its backbone is Linear'),
+        (lambda: find_layer(torch.nn.Linear(1, 1), 1, 1), 'the model has no PVT or PVTv2: its backbone is Linear'),
         (lambda: choose_heads('4', 3), '--head 4: the layer has heads 1 to 3'),
         (lambda: choose_heads('all', 3), '--head all: name a head from 1 to 3, or mean, or each'),
     ):
@@ -178,7 +225,7 @@ def test_one_panel_per_head_or_one_for_the_mean():
     config, model = build('classifier')
     image = random_image(256, 256)
     found = attention_of(model.backbone, 2, 0, view(config, model, image, 'x.png'), (100, 100), image.shape[:2])
-    np.testing.assert_allclose(panels(found, None)['mean of the heads'], found.weights.mean(0))
+    np.testing.assert_allclose(panels(found.weights, None)['mean of the heads'], found.weights.mean(0))
     for heads, count in ((None, 2), ([1], 2), ([0, 1, 2], 4)):
         axes = plot_attention(image, found, heads, 'title').axes
         assert sum(bool(axis.images) for axis in axes) == count
@@ -187,7 +234,7 @@ def test_one_panel_per_head_or_one_for_the_mean():
 
 @pytest.mark.parametrize('heads', [None, [0]])
 def test_a_long_title_stays_on_the_figure(heads):
-    found = Attention(np.ones((1, 2, 2)), None, (np.arange(3) * 20.0,) * 2, np.zeros(1), (5.0, 5.0))
+    found = Attention(np.ones((1, 2, 2)), None, np.ones((1, 2, 2)), (np.arange(3) * 20.0,) * 2, np.zeros(1), (5.0, 5.0))
     title = f'{"my_retinanet_of_shapes_" * 9}, stage 4, layer 2: 7 x 7 keys'
     figure = plot_attention(random_image(40, 40), found, heads, title)
     FigureCanvasAgg(figure).draw()

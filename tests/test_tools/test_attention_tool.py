@@ -8,12 +8,13 @@ import torch
 from mmengine.registry import MODELS, DefaultScope
 
 from pvt_mm.apis.config import load_config
-from tests.conftest import ROOT, TINY_ARCH
+from tests.conftest import ROOT, TINY_ARCH_LINEAR
 from tools import attention
 
 CONFIG = """
 _base_ = '{root}/configs/demo/retinanet_shapes.py'
-model = dict(backbone=dict(arch=dict(_delete_=True, **{arch})), neck=dict(in_channels=[8, 16, 24, 32]))
+backbone = dict(_delete_=True, type='pvt_mm.PVTv2', arch={arch})
+model = dict(backbone=backbone, neck=dict(in_channels=[8, 16, 24, 32]))
 """
 
 
@@ -21,7 +22,7 @@ model = dict(backbone=dict(arch=dict(_delete_=True, **{arch})), neck=dict(in_cha
 def trained(tmp_path_factory) -> tuple[str, str]:
     """A config and its checkpoint."""
     folder = tmp_path_factory.mktemp('run')
-    (folder / 'small.py').write_text(CONFIG.format(root=ROOT, arch=TINY_ARCH))
+    (folder / 'small.py').write_text(CONFIG.format(root=ROOT, arch=TINY_ARCH_LINEAR))
     with DefaultScope.overwrite_default_scope('mmdet'):
         model = MODELS.build(load_config(str(folder / 'small.py')).model)
     torch.save({'state_dict': model.state_dict()}, folder / 'epoch_1.pth')
@@ -33,9 +34,9 @@ def test_attention_is_plotted(trained, shapes, tmp_path, capsys):
     flags = ['--query', '20', '50', '--stage', '3', '--head', 'each', '--out', out]
     assert attention.main([image, *trained, *flags]) == 0
     results = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert results['keys'] == [5, 5]  # 160 pixels, one key every 32
+    assert results['keys'] == [7, 7]  # of 10 x 10 tokens
     assert list(results['maximum']) == ['head 1', 'head 2', 'head 3']
-    assert all(1 / 25 <= value <= 1 for value in results['maximum'].values())
+    assert all(1 / 49 <= value <= 1 for value in results['maximum'].values())
     assert cv2.imread(out).std() > 5
 
 
