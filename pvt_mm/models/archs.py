@@ -118,8 +118,8 @@ def resolve_arch(arch: str | dict, named: dict[str, Sizes]) -> Sizes:
 
 def first_stages(sizes: Sizes, count: int) -> Sizes:
     """Returns the sizes of the first ``count`` stages."""
-    columns = {key: value[:count] for key, value in sizes._asdict().items() if isinstance(value, tuple)}
-    return sizes._replace(**columns)
+    columns: list[Any] = [value[:count] if isinstance(value, tuple) else value for value in sizes]
+    return type(sizes)(*columns)
 
 
 def resolve_weights(

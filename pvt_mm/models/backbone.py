@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from mmengine.model import BaseModule
@@ -30,7 +31,7 @@ from pvt_mm.models.residual import OnePassLayer, OnePassLayerV2
 from pvt_mm.registry import MODELS
 
 
-class Backbone(AnyFormat):
+class Backbone(AnyFormat, BaseModule):
     """What :class:`PVT` and :class:`PVTv2` share: a pyramid of stages, some of them frozen, and its weights."""
 
     stages: nn.ModuleList
@@ -113,7 +114,7 @@ class Backbone(AnyFormat):
             return []
         return [*self._embeddings(), *self.stages[: self.frozen_stages]]
 
-    def _embeddings(self) -> list[nn.Module]:
+    def _embeddings(self) -> list[Any]:
         """Returns what the first stage puts before its layers."""
         return [self.stages[0].patch_embed]
 
@@ -227,7 +228,7 @@ class PVT(Backbone, PyramidVisionTransformer, BaseModule):
         self.configure(arch, in_channels, out_indices, frozen_stages, init_cfg)
         self.load_weights(weights)
 
-    def _embeddings(self) -> list[nn.Module]:
+    def _embeddings(self) -> list[Any]:
         return [self.stages[0].patch_embed, self.stages[0].pos_embed]
 
     def _frozen_modules(self) -> list[nn.Module]:

@@ -43,7 +43,7 @@ class LinearSRA(SRA):
 
     def __init__(self, embed_dims: int, num_heads: int, drop_rate: float, attn_drop_rate: float):
         super().__init__(embed_dims, num_heads, 1, drop_rate, attn_drop_rate)
-        self.sr = PatchEmbed(embed_dims, embed_dims, 1)
+        self.sr: PatchEmbed = PatchEmbed(embed_dims, embed_dims, 1)
 
     def reduce(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """Returns the reduced tokens (B, P * P, C)."""
@@ -190,4 +190,5 @@ def init_weights(module: nn.Module) -> None:
         # NOTE: fan_out counts one group: sqrt(2 / 9) for the depthwise convolution. PVT v1 left PyTorch's default.
         fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
         nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
-        nn.init.zeros_(module.bias)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
