@@ -76,7 +76,7 @@ check: setup  ## lint, and check formatting, imports between packages and types:
 	"$$(dirname $(PY))/lint-imports" --no-logo --no-cache
 	$(PY) -m mypy
 
-bench: setup  ## measure and write docs/benchmarks.md: about 15 minutes on two idle cores
+bench: setup  ## measure and write docs/benchmarks.md and README's paragraph: about 15 minutes on two idle cores
 	$(PY) tools/benchmark_report.py
 
 bench-gpu: setup  ## measure training on a GPU and write docs/benchmarks_gpu.md: written for under 5 minutes
