@@ -17,12 +17,11 @@ with starting(__name__):
     import torch
 
     from pvt_mm.analysis import figures, latency
-    from pvt_mm.analysis.benchmark.contender import FORMATS, MODES, PEERS, Contender, table
+    from pvt_mm.analysis.benchmark.contender import FAMILIES, FAMILY_OF, FORMATS, MODES, PEERS, Contender, table
     from pvt_mm.analysis.benchmark.machine import machine
     from pvt_mm.analysis.benchmark.measure import measure
     from pvt_mm.analysis.benchmark.models import products
     from pvt_mm.apis.config import load_config
-    from pvt_mm.models.archs import ARCHS
 
 MODE_HELP = '; '.join(f'{name}: {what}' for name, what in MODES.items())
 
@@ -33,9 +32,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog='Example: tools/benchmark.py --model small configs/retinanet/r50_1x.py --peers mmdet --mode train',
     )
     add = parser.add_argument
-    add('--model', nargs='+', required=True, metavar='CONFIG|ARCH', help=f'config files, or any of {", ".join(ARCHS)}')
+    add('--model', nargs='+', required=True, metavar='CONFIG|ARCH', help=f'configs, or any of {", ".join(FAMILY_OF)}')
     add('--labels', nargs='+', metavar='NAME', help='what tables and plots call the models, one each')
-    add('--peers', nargs='+', default=[], choices=list(PEERS), help="others' PVT of the same size, for each PVT")
+    add('--peers', nargs='+', default=[], choices=list(PEERS), help="others' backbones of the same sizes")
     add('--mode', choices=list(MODES), default='forward', help=f'{MODE_HELP} (default: %(default)s)')
     add('--shape', nargs='+', type=int, default=[800, 1344], metavar=('H', 'W'), help='in pixels (default: 800 1344)')
     add('--scales', nargs='+', type=int, metavar='SIDE', help='squares of these sides in pixels instead of --shape')
@@ -114,19 +113,19 @@ def contenders(args: argparse.Namespace) -> list[list[Contender]]:
     if args.labels and len(args.labels) != len(args.model):
         raise InputError(f'--labels takes one name for each --model, got {len(args.labels)} for {len(args.model)}')
     for model in args.model:
-        if model not in ARCHS and not os.path.isfile(model):
-            raise InputError(f'--model {model}: not a file, and none of {", ".join(ARCHS)}')
+        if model not in FAMILY_OF and not os.path.isfile(model):
+            raise InputError(f'--model {model}: not a file, and none of {", ".join(FAMILY_OF)}')
     names = ('mode', 'batch', 'device', 'dtype', 'compile', 'memory_format', 'threads', 'busy')
     kept = {name: getattr(args, name) for name in names} | {'options': args.cfg_options or {}}
     shapes = [(side, side) for side in args.scales] if args.scales else [(args.shape[0], args.shape[-1])]
-    groups = []
+    groups, types = [], [f'pvt_mm.{family}' for family in FAMILIES]
     for shape in shapes:
         groups.append([])
         for model, label in zip(args.model, args.labels or [''] * len(args.model), strict=True):
-            is_pvt = model in ARCHS or load_config(model, args.cfg_options).model.backbone.type == 'pvt_mm.PVT'
-            ours = dict(with_cp=args.with_cp, prepare=args.prepare) if is_pvt else {}
+            is_ours = model in FAMILY_OF or load_config(model, args.cfg_options).model.backbone.type in types
+            ours = dict(with_cp=args.with_cp, prepare=args.prepare) if is_ours else {}
             groups[-1].append(Contender(model, shape, label=label, **ours, **kept))
-            groups[-1] += [Contender(model, shape, peer=peer, label=label, **kept) for peer in args.peers if is_pvt]
+            groups[-1] += [Contender(model, shape, peer=peer, label=label, **kept) for peer in args.peers if is_ours]
     return groups
 
 

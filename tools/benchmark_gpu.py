@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Measure training on a GPU next to MMDetection's PVT, and write this GPU's section of docs/benchmarks_gpu.md."""
+"""Measure training on a GPU next to MMDetection, and write this GPU's section of docs/benchmarks_gpu.md."""
 
 import argparse
 import datetime

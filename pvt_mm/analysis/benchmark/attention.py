@@ -1,4 +1,4 @@
-"""Which of PyTorch's attention kernels a PVT runs, and what they cost at sizes that they have not seen."""
+"""Which of PyTorch's attention kernels a backbone runs, and what they cost at sizes that they have not seen."""
 
 import contextlib
 import functools
@@ -13,6 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from pvt_mm.analysis.benchmark.contender import Contender
 from pvt_mm.analysis.benchmark.models import SDPBackend, build, precision, sdpa_kernel, synchronize
+from pvt_mm.models.pvt import to_map
 from pvt_mm.utils.errors import InputError
 
 # The operator that PyTorch's attention calls for each backend.
@@ -33,21 +34,21 @@ class AttentionKernel(NamedTuple):
 
 
 def attention_kernels(backbone: nn.Module, contender: Contender) -> list[AttentionKernel]:
-    """Runs an attention layer of each stage of a PVT in training, at a contender's size, batch and dtype."""
-    device, (H, W) = contender.device, contender.shape
+    """Runs an attention layer of each stage of a backbone in training, at a contender's size, batch and dtype."""
+    device = contender.device
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == 'cuda' else [])]
-    found = []
+    found, x = [], torch.randn(contender.batch, 3, *contender.shape, device=device)
     for stage in backbone.to(device).train().stages:
-        (P, _), C = stage.patch_embed.proj.stride, stage.patch_embed.proj.out_channels
-        H, W = H // P, W // P
-        tokens = torch.randn(contender.batch, H * W, C, device=device)
+        with torch.no_grad():
+            tokens, size = stage.patch_embed(x)
         with profile(activities=activities) as recorded, precision(contender):
-            stage.layers[0].attn(tokens, (H, W))
+            stage.layers[0].attn(tokens, size)
             synchronize(device)
         names = sorted({event.key for event in recorded.key_averages()})
         backend = '+'.join(sorted({BACKENDS[name] for name in names if name in BACKENDS})) or '?'
         kernels = (name for name in names if re.search('flash|fmha|sdpa|softmax', name) and 'aten::' not in name)
         found.append(AttentionKernel(backend, tuple(kernels)))
+        x = to_map(tokens, size)
     return found
 
 

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import torch
 
-from pvt_mm.models.archs import ARCHS
+from pvt_mm.models.archs import ARCHS, ARCHS_V2
 
+# This project's backbones, and those that have each arch.
+FAMILIES = {'PVT': ARCHS, 'PVTv2': ARCHS_V2}
+FAMILY_OF = {arch: family for family, archs in FAMILIES.items() for arch in archs}
 MODES = {
     'forward': 'the backbone, without gradients',
     'train': 'the backbone, forward and backward',
@@ -18,7 +21,10 @@ MODES = {
     'detector_train': 'the whole detector, its losses on random boxes and backward',
     'end2end': 'all of testing: images from disk through the pipeline and the model to predictions',
 }
-PEERS = {'mmdet': "MMDetection's built-in PVT", 'hf': "Hugging Face's PvtModel (squares only)"}
+PEERS = {
+    'mmdet': "MMDetection's backbone, which has no linear attention",
+    'hf': "Hugging Face's model; a PVT takes squares only",
+}
 FORMATS = {'contiguous': torch.contiguous_format, 'channels_last': torch.channels_last}
 
 
@@ -26,10 +32,10 @@ FORMATS = {'contiguous': torch.contiguous_format, 'channels_last': torch.channel
 class Contender:
     """A model and how to run it. With mode end2end, sizes and batch are those of the config's data."""
 
-    model: str  # a name of ARCHS, the path of a config, or with mode 'product' the name of a matrix product
+    model: str  # an arch of either family, the path of a config, or with mode 'product' the name of a matrix product
     shape: tuple[int, int] = (800, 1344)  # (H, W) of an image in pixels
     mode: str = 'forward'  # one of MODES, or 'product'
-    peer: str = ''  # whose PVT: one of PEERS, or '' for this project's
+    peer: str = ''  # whose backbone: one of PEERS, or '' for this project's
     batch: int = 1  # images per step
     device: str = 'cpu'  # or 'cuda'
     dtype: str = 'float32'  # or the dtype of torch.autocast, or 'tf32': products of float32 in TF32
@@ -51,8 +57,8 @@ class Contender:
     def name(self) -> str:
         """The name in tables and plots."""
         name, path = self.model, Path(self.model)
-        if name in ARCHS:
-            name = f'PVT-{name.title().replace("_", "-")}'
+        if name in FAMILY_OF:
+            name = f'{FAMILY_OF[name]}-{name.title().replace("_", "-")}'
         elif path.suffix == '.py':
             name = f'{path.parent.name}/{path.stem}'.lstrip('/')
         extras = {

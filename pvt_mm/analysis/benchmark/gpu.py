@@ -16,7 +16,7 @@ import torch
 from pvt_mm.analysis.benchmark.attention import attention_kernels, time_new_sizes
 from pvt_mm.analysis.benchmark.contender import Contender, Result, markdown, table
 from pvt_mm.analysis.benchmark.measure import measure_here
-from pvt_mm.models.backbone import PVT
+from pvt_mm.analysis.benchmark.models import build
 from pvt_mm.utils.errors import WRONG_CONFIG
 from pvt_mm.utils.text import shorten
 
@@ -55,7 +55,7 @@ class Benchmark:
         batches: A small and a large number of images per step.
         rounds: Steps of each contender.
         budget: Seconds from now after which nothing is begun, and what runs is stopped.
-        configs: Paths of detectors by key; that of ``pvt`` is also run with MMDetection's PVT.
+        configs: Paths of detectors by key; that of ``pvt`` is also run with MMDetection's backbone.
         tell: Called with a line on each result.
     """
 
@@ -77,8 +77,8 @@ class Benchmark:
     def run(self) -> None:
         """Measures everything; compiled models last, since compiling takes minutes."""
         train = self._train()
-        for arch in ('small', 'small_wide'):
-            model = PVT(arch)
+        for arch in ('small', 'small_wide', 'b2', 'b2_li'):
+            model, _ = build(replace(train, model=arch))
             for dtype in ('bfloat16', 'float16', 'float32'):
                 contender = replace(train, model=arch, batch=1, dtype=dtype)
                 found = self._attempt(f'attention, {contender.name}', 5.0, attention_kernels, model, contender)
@@ -110,6 +110,7 @@ class Benchmark:
             groups[f'Training, batch {batch}'].contenders['with_cp'] = replace(ours, with_cp=True)
         for dtype in FLOAT32:
             groups[f'Training, batch {few}, {dtype}'] = _with_peer(replace(train, dtype=dtype))
+        groups[f'PVTv2-B2, training, batch {many}'] = _with_peer(replace(train, model='b2', batch=many))
         detectors = {key: replace(train, model=path, mode='detector_train') for key, path in self.configs.items()}
         detectors['mmdet'] = replace(detectors['pvt'], peer='mmdet')
         groups[f'RetinaNet, training, batch {few}'] = Group(detectors)
@@ -196,6 +197,7 @@ class Benchmark:
                 f'{peak}: ours / MMDetection': self._ratio(ours, mmdet, 'peak_memory'),
                 f'{peak}: ours with_cp / MMDetection': self._ratio(with_cp, mmdet, 'peak_memory'),
             }
+        v2, mmdet_v2 = ((f'PVTv2-B2, training, batch {many}', key) for key in ('ours', 'mmdet'))
         ours, forward = (f'Training, batch {many}', 'ours'), (f'Forward, batch {many}', 'ours')
         retinanet, small = f'RetinaNet, training, batch {few}', f'Training, batch {few}'
         figures |= {
@@ -207,6 +209,8 @@ class Benchmark:
                 (retinanet, 'mmdet'), (retinanet, 'pvt')
             ),
         }
+        figures[f'PVTv2-B2, training, batch {many}: MMDetection / ours'] = self._ratio(mmdet_v2, v2)
+        figures[f'PVTv2-B2, peak memory, batch {many}: ours / MMDetection'] = self._ratio(v2, mmdet_v2, 'peak_memory')
         for dtype in FLOAT32:
             slower = f'training, batch {few}, ours: {dtype} / bfloat16'
             figures[slower] = self._ratio((f'{small}, {dtype}', 'ours'), (small, 'ours'))

@@ -4,6 +4,7 @@ So each peak memory is of one model only, and whatever else slows the machine do
 each per round while the others wait, and ratios are medians over the rounds.
 """
 
+import collections
 import contextlib
 import gc
 import multiprocessing
@@ -160,27 +161,31 @@ def _time(prepared: Prepared, device: str) -> tuple[float, dict[str, float], flo
 # PyTorch's operators on a CPU by kind, as its profiler names them.
 KINDS = {
     'linear layers': ('aten::addmm', 'aten::mm', 'aten::bmm', 'aten::mkldnn_linear'),
-    'convolutions': ('aten::mkldnn_convolution', 'aten::_slow_conv2d_forward'),
-    'attention': (  # the second is its name in torch 2.1
+    'convolutions': ('aten::mkldnn_convolution', 'aten::_slow_conv2d_forward', 'aten::convolution_backward'),
+    'depthwise convolutions': ('depthwise',),  # the same operators, told by their shapes
+    'attention': (  # without _for_cpu in torch 2.1
         'aten::_scaled_dot_product_flash_attention_for_cpu',
+        'aten::_scaled_dot_product_flash_attention_for_cpu_backward',
         'aten::_scaled_dot_product_flash_attention',
+        'aten::_scaled_dot_product_flash_attention_backward',
         'aten::_softmax',
     ),
-    'GELU': ('aten::gelu',),
-    'norms': ('aten::native_layer_norm', 'aten::native_batch_norm'),
+    'GELU': ('aten::gelu', 'aten::gelu_backward'),
+    'norms': ('aten::native_layer_norm', 'aten::native_layer_norm_backward', 'aten::native_batch_norm'),
     'additions': ('aten::add', 'aten::add_'),
     'copies': ('aten::copy_', 'aten::cat'),
 }
 
 
-def time_by_kind(contender: Contender, steps: int) -> dict[str, float]:
-    """Returns the shares of a contender's time on the CPU by kind of operator: those of ``KINDS``, and 'other'."""
+def time_by_kind(contender: Contender) -> dict[str, float]:
+    """Returns the shares of a step's time on the CPU by kind of operator: those of ``KINDS``, and 'other'."""
     step = prepare(contender).step
     step()
-    with profile(activities=[ProfilerActivity.CPU]) as recorded:
-        for _ in range(steps):
-            step()
-    spent = {event.key: event.self_cpu_time_total for event in recorded.key_averages()}
-    total = sum(spent.values())
-    shares = {kind: sum(spent.get(name, 0) for name in names) / total for kind, names in KINDS.items()}
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as recorded:
+        step()
+    spent: collections.Counter[str] = collections.Counter()
+    for event in recorded.key_averages(group_by_input_shape=True):
+        is_depthwise = event.key in KINDS['convolutions'] and [1, 3, 3] in (shape[1:] for shape in event.input_shapes)
+        spent['depthwise' if is_depthwise else event.key] += event.self_cpu_time_total
+    shares = {kind: sum(spent[name] for name in names) / spent.total() for kind, names in KINDS.items()}
     return shares | {'other': 1 - sum(shares.values())}

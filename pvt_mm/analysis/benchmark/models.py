@@ -18,11 +18,12 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from pvt_mm.analysis import flops
-from pvt_mm.analysis.benchmark.contender import FORMATS, Contender
+from pvt_mm.analysis.benchmark.contender import FAMILIES, FAMILY_OF, FORMATS, Contender
 from pvt_mm.analysis.benchmark.machine import used_memory
 from pvt_mm.apis.config import load_config
-from pvt_mm.models.archs import ARCHS
-from pvt_mm.models.backbone import PVT
+from pvt_mm.models.archs import Arch, ArchV2
+from pvt_mm.models.backbone import Backbone
+from pvt_mm.models.pvt import SRA
 from pvt_mm.utils.errors import InputError, import_errors
 
 try:
@@ -30,7 +31,7 @@ try:
 except ImportError:  # torch < 2.3
     SDPBackend = sdpa_kernel = None
 
-MMDET_ARCHS = ('tiny', 'small', 'medium', 'large')
+DROP_PATH_RATE = 0.1  # our default
 TRIAL_SECONDS = 3.0  # of steps in each memory format, to find the better one
 
 
@@ -69,8 +70,8 @@ def prepare(contender: Contender) -> Prepared:
 
     memory = used_memory(contender.device)
     chosen = contender.memory_format
-    if chosen == 'better':
-        chosen = _faster_format(model, step, contender.device)
+    if chosen == 'better':  # our backbones run channels-last whatever they are given
+        chosen = 'channels_last' if isinstance(model, Backbone) else _faster_format(model, step, contender.device)
     model.to(memory_format=FORMATS[chosen])
     passes = 3 if is_training else 1  # the backward pass has two products for each of the forward pass
     gflops = gflops and gflops * passes * contender.batch
@@ -168,7 +169,7 @@ def _compile(model: nn.Module) -> None:
 
 def build(contender: Contender) -> tuple[nn.Module, float]:
     """Builds the model of a contender, which takes images, and counts the multiply-adds of one image in 1e9."""
-    model, gflops = (_build_arch if contender.model in ARCHS else _build_config)(contender)
+    model, gflops = (_build_arch if contender.model in FAMILY_OF else _build_config)(contender)
     if contender.prepare:
         module, _, function = contender.prepare.partition(':')
         getattr(importlib.import_module(module), function)(getattr(model, 'backbone', model))
@@ -179,25 +180,35 @@ def _build_arch(contender: Contender) -> tuple[nn.Module, float]:
     name = contender.model
     if contender.mode in DETECTOR_MODES:
         raise InputError(f'--mode {contender.mode} takes the path of a config, not {name}')
-    counted = Config(dict(model=dict(backbone=dict(type='pvt_mm.PVT', arch=name))))
+    ours = _ours(name)
     if contender.peer == 'mmdet':
-        model = MODELS.build(_mmdet_backbone(name, name, drop_path_rate=0.1))
+        model = MODELS.build(_mmdet_backbone(name, ours))
     elif contender.peer == 'hf':
         model = _hugging_face(name, contender.shape)
     else:
-        model = PVT(name, with_cp=contender.with_cp)
-    return model, flops.count_backbone(counted, contender.shape)
+        model = MODELS.build(dict(ours, with_cp=contender.with_cp))
+    return model, flops.count_backbone(Config(dict(model=dict(backbone=ours))), contender.shape)
+
+
+def _ours(name: str) -> dict:
+    """Returns the config of this project's backbone of an arch."""
+    return dict(type=f'pvt_mm.{FAMILY_OF[name]}', arch=name)
 
 
 def _hugging_face(name: str, shape: tuple[int, int]) -> nn.Module:
-    if shape[0] != shape[1]:  # it cannot resample position embeddings to a map that is not square
+    is_v1 = FAMILY_OF[name] == 'PVT'
+    if is_v1 and shape[0] != shape[1]:  # it cannot resample position embeddings to a map that is not square
         raise InputError(f'--peers hf takes squares only, and --shape is {shape[0]} {shape[1]}')
     with import_errors('--peers hf needs transformers', 'pvt_mm[hf]'):
-        from transformers import PvtConfig, PvtModel
+        from transformers import PvtConfig, PvtModel, PvtV2Config, PvtV2Model
 
-    theirs = dict(embed_dims='hidden_sizes', num_heads='num_attention_heads', sr_ratios='sequence_reduction_ratios')
-    arch = {theirs.get(field, field): list(column) for field, column in ARCHS[name]._asdict().items()}
-    return PvtModel(PvtConfig(image_size=shape[0], strides=arch['patch_sizes'], return_dict=False, **arch))
+    theirs = dict(embed_dims='hidden_sizes', num_heads='num_attention_heads', linear='linear_attention')
+    theirs |= dict(sr_ratios='sequence_reduction_ratios') if is_v1 else {}
+    arch = {theirs.get(key, key): value for key, value in FAMILIES[FAMILY_OF[name]][name]._asdict().items()}
+    arch |= dict(drop_path_rate=DROP_PATH_RATE, return_dict=False)
+    if is_v1:
+        return PvtModel(PvtConfig(image_size=shape[0], strides=arch['patch_sizes'], **arch))
+    return PvtV2Model(PvtV2Config(**arch))
 
 
 def _build_config(contender: Contender) -> tuple[nn.Module, float]:
@@ -213,20 +224,39 @@ def _build_config(contender: Contender) -> tuple[nn.Module, float]:
 
 def _load_config(contender: Contender) -> Config:
     config = load_config(contender.model, contender.options)
+    if contender.peer == 'hf':
+        raise InputError(f'--peers hf takes an arch, and not the path of a config such as {contender.model}')
     if contender.peer:
-        backbone = config.model.backbone
-        name = backbone.get('arch', 'small') if backbone.type == 'pvt_mm.PVT' and contender.peer == 'mmdet' else None
-        kept = {key: backbone[key] for key in ('out_indices', 'drop_path_rate') if key in backbone}
-        config.model.backbone = _mmdet_backbone(contender.model, name, **kept)
+        config.model.backbone = _mmdet_backbone(contender.model, config.model.backbone)
     return config
 
 
-def _mmdet_backbone(model: str, name: str | None, **kept: Any) -> dict:
+def _mmdet_backbone(model: str, ours: dict) -> dict:
+    """Returns the config of MMDetection's backbone of the same sizes as one of ours."""
     if find_spec('mmdet') is None:
-        raise InputError('MMDetection is not installed')
-    if name not in MMDET_ARCHS:
-        raise InputError(f'--peers has no backbone like that of {model}: MMDetection has {", ".join(MMDET_ARCHS)}')
-    return dict(type='mmdet.PyramidVisionTransformer', num_layers=list(ARCHS[name].depths), **kept)
+        raise InputError('--peers mmdet: MMDetection is not installed')
+    with torch.device('meta'):
+        backbone = MODELS.build(copy.deepcopy(ours))
+    arch = backbone.arch if isinstance(backbone, Backbone) else None
+    widths = {C / heads for C, heads in zip(arch.embed_dims, arch.num_heads, strict=True)} if arch else set()
+    if len(widths) != 1 or (isinstance(arch, ArchV2) and arch.linear):
+        raise InputError(f'--peers mmdet: MMDetection has no backbone like that of {model}')
+    if isinstance(arch, Arch):
+        kind = dict(type='mmdet.PyramidVisionTransformer', patch_sizes=arch.patch_sizes, strides=arch.patch_sizes)
+    else:
+        kind = dict(type='mmdet.PyramidVisionTransformerV2', strides=arch.strides)
+    return dict(
+        **kind,
+        embed_dims=int(widths.pop()),
+        num_stages=len(arch.depths),
+        num_layers=arch.depths,
+        num_heads=arch.num_heads,
+        sr_ratios=arch.sr_ratios,
+        mlp_ratios=arch.mlp_ratios,
+        in_channels=backbone.in_channels,
+        out_indices=backbone.out_indices,
+        drop_path_rate=ours.get('drop_path_rate', DROP_PATH_RATE),
+    )
 
 
 class _Detector(nn.Module):
@@ -273,18 +303,26 @@ DETECTOR_MODES = dict(detector=_Detector, detector_train=_DetectorTraining)
 
 def _prepare_attention(contender: Contender) -> Prepared:
     """Prepares the attention of every layer of an arch on random queries, keys and values."""
-    if contender.model not in ARCHS or contender.peer:
-        raise InputError(f'--mode attention takes one of {", ".join(ARCHS)}, and no --peers')
+    if contender.model not in FAMILY_OF or contender.peer:
+        raise InputError(f'--mode attention takes one of {", ".join(FAMILY_OF)}, and no --peers')
     memory, like = used_memory(contender.device), dict(device=contender.device, dtype=_tensor_dtype(contender))
-    inputs, stride, gflops = [], 1, 0.0
-    for C, depth, heads, P, R, _ in zip(*ARCHS[contender.model], strict=True):
-        stride *= P
-        H, W = (length // stride for length in contender.shape)
-        queries, keys = H * W, (H // R) * (W // R)
-        for _ in range(depth):
-            lengths = (queries, keys, keys)
-            inputs.append([torch.randn(contender.batch, heads, n, C // heads, **like) for n in lengths])
-        gflops += 2 * queries * keys * C * depth * contender.batch / 1e9
+    with torch.device('meta'):
+        backbone = MODELS.build(_ours(contender.model)).eval()
+    inputs, gflops = [], 0.0
+
+    def add(attn: SRA, args: tuple[Tensor, tuple[int, int]]) -> None:
+        nonlocal gflops
+        queries, C = args[0].shape[1:]
+        keys = attn.reduce(*args).shape[1]
+        lengths = (queries, keys, keys)
+        inputs.append([torch.randn(contender.batch, attn.num_heads, n, C // attn.num_heads, **like) for n in lengths])
+        gflops += 2 * queries * keys * C * contender.batch / 1e9
+
+    for stage in backbone.stages:
+        for layer in stage.layers:
+            layer.attn.register_forward_pre_hook(add)
+    with torch.no_grad():
+        backbone(torch.empty(1, 3, *contender.shape, device='meta'))
 
     def step() -> dict[str, float]:
         with precision(contender), fused_attention(), torch.no_grad():
@@ -323,7 +361,7 @@ def _prepare_product(contender: Contender) -> Prepared:
 
 def _prepare_end2end(contender: Contender) -> Prepared:
     """Prepares a step that loads the next batch of a config's test data and predicts."""
-    if contender.model in ARCHS or contender.peer == 'hf':
+    if contender.model in FAMILY_OF or contender.peer == 'hf':
         raise InputError('--mode end2end takes the path of a config, and no --peers but mmdet')
     from pvt_mm.apis.data_checks import check_data  # imports MMCV, which a backbone alone does without
 
