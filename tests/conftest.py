@@ -4,6 +4,7 @@ import functools
 import gc
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
@@ -50,6 +51,20 @@ def align_hugging_faces_eps(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, nn.LayerNorm):
             module.eps = 1e-5 if 'patch_embeddings' in name or 'attention.self' in name else 1e-6
+
+
+@pytest.fixture(params=['PVT', 'PVTv2', 'PVTv2 with linear SRA'])
+def build_backbone(request) -> Callable[..., nn.Module]:
+    """Builds a small backbone, of each kind in turn, from the keywords of its class."""
+    from pvt_mm.models.backbone import PVT, PVTv2  # MMEngine's functions are changed above
+
+    kinds = {
+        'PVT': (PVT, TINY_ARCH),
+        'PVTv2': (PVTv2, TINY_ARCH_V2),
+        'PVTv2 with linear SRA': (PVTv2, TINY_ARCH_LINEAR),
+    }
+    kind, arch = kinds[request.param]
+    return functools.partial(kind, arch=arch)
 
 
 @pytest.fixture(autouse=True)

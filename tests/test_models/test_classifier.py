@@ -12,7 +12,8 @@ from pvt_mm.models import PVT
 from pvt_mm.models.classifier import ImageClassifier, LinearClsHead
 from pvt_mm.structures import DataSample
 from pvt_mm.utils.errors import CheckpointError
-from tests.conftest import TINY_ARCH, align_hugging_faces_eps, relative_error
+from tests.conftest import TINY_ARCH, TINY_ARCH_V2, align_hugging_faces_eps, relative_error
+from tests.reference import reference, spread
 
 CLASSES = 7
 
@@ -59,6 +60,24 @@ def test_scores_and_gradients_equal_hugging_faces(tmp_path):
     gradients, _ = convert({name: parameter.grad for name, parameter in theirs.named_parameters()}, 'pvt_mm')
     for name, parameter in ours.named_parameters():
         assert relative_error(parameter.grad, gradients[name]) < 2e-4, name
+
+
+def test_the_scores_of_v2_are_those_of_the_mean_token():
+    model = ImageClassifier(
+        dict(type='pvt_mm.PVTv2', arch=TINY_ARCH_V2, out_type='avg_featmap', drop_path_rate=0.0),
+        dict(type='pvt_mm.LinearClsHead', num_classes=CLASSES, in_channels=32),
+    )
+    spread(model)
+    images, labels = torch.randn(2, 3, 64, 96), torch.tensor([3, 5])
+    weights = dict(model.backbone.named_parameters())
+    (last,) = reference(weights, TINY_ARCH_V2, images, (3,))
+    expected = last.mean((2, 3)) @ model.head.fc.weight.T + model.head.fc.bias
+    torch.testing.assert_close(model(images), expected, rtol=1e-4, atol=1e-5)
+    loss = model(images, [DataSample(gt_label=label[None]) for label in labels], mode='loss')['loss']
+    gradients = torch.autograd.grad(loss, list(weights.values()))
+    theirs = torch.autograd.grad(F.cross_entropy(expected, labels), list(weights.values()))
+    for name, one, other in zip(weights, gradients, theirs, strict=True):
+        assert relative_error(one, other) < 2e-4, name
 
 
 def test_the_class_token_at_another_size_has_its_own_position():
@@ -181,16 +200,3 @@ def test_a_frozen_backbone_leaves_the_head_trainable():
     }
     model.train()
     assert not model.backbone.cls_token.training
-
-
-@pytest.mark.parametrize(
-    ('arguments', 'message'),
-    [
-        (dict(out_type='token'), "must be 'featmap' or 'cls_token', got 'token'"),
-        (dict(out_type='cls_token', out_indices=2), 'needs the last stage among out_indices'),
-        (dict(out_type='cls_token', arch={**TINY_ARCH, 'sr_ratios': (8, 4, 2, 2)}), 'no spatial reduction there'),
-    ],
-)
-def test_wrong_arguments_say_what_is_allowed(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        PVT(**{'arch': TINY_ARCH, **arguments})
