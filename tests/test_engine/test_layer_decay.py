@@ -7,10 +7,11 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
-from pvt_mm.models.backbone import PVT
+from pvt_mm.models.backbone import PVT, PVTv2
 from tests.conftest import ROOT, TINY_ARCH
 
-# PVT-Tiny has two layers per stage. The key starts a parameter's name, the value is the exponent of the rate.
+# PVT-Tiny and PVTv2-B0 have two layers per stage. The key starts a parameter's name, the value is the exponent of the
+# rate.
 EXPONENTS = {
     'backbone.stages.0.patch_embed': 9,
     'backbone.stages.0.pos_embed': 9,
@@ -31,6 +32,13 @@ EXPONENTS = {
     'backbone.cls_token.token': 2,
     'backbone.cls_token.pos_embed': 2,
     'backbone.cls_token.norm': 0,
+}
+EXPONENTS_V2 = {
+    **{key: exponent for key, exponent in EXPONENTS.items() if '.patch_embed' in key or '.layers.' in key},
+    'backbone.stages.0.norm': 6,
+    'backbone.stages.1.norm': 4,
+    'backbone.stages.2.norm': 2,
+    'backbone.stages.3.norm': 0,
 }
 ADAMW = dict(type='AdamW', lr=0.01, weight_decay=0.1)
 
@@ -64,6 +72,17 @@ def test_every_parameter_of_pvt_tiny(name):
         assert decay == (0 if exempt else base.weight_decay), key
         seen.add(prefix)
     assert seen - {None} == {key for key in EXPONENTS if 'cls_token' not in key or name.startswith('classification')}
+
+
+def test_every_parameter_of_pvt_v2_b0():
+    model = nn.ModuleDict(dict(backbone=PVTv2('b0')))
+    seen = set()
+    for key, (lr, decay) in settings_of(model, layer_decay_rate=0.5).items():
+        (prefix,) = (prefix for prefix in EXPONENTS_V2 if key.startswith(f'{prefix}.'))
+        assert lr == pytest.approx(0.01 * 0.5 ** EXPONENTS_V2[prefix]), key
+        assert decay == 0.1, key
+        seen.add(prefix)
+    assert seen == set(EXPONENTS_V2)
 
 
 def test_multipliers_multiply_and_frozen_stages_are_left_out():

@@ -9,9 +9,9 @@ from mmdet.models.layers import SinePositionalEncoding
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pvt_mm.models import Trans2SegHead
+from pvt_mm.models import PVTv2, Trans2SegHead
 from pvt_mm.models.trans2seg_head import AttentionMaps, sine_positions
-from tests.conftest import HALF_DTYPES
+from tests.conftest import HALF_DTYPES, TINY_ARCH_V2
 
 SMALL = dict(in_channels=(8, 16), channels=12, embed_dims=16, num_layers=2, num_heads=2, num_classes=5)
 
@@ -31,6 +31,16 @@ def test_any_size(size):
     scores = head(maps(*size))
     assert scores.shape == (2, 5, size[0] // 4, size[1] // 4)
     assert scores.isfinite().all()
+
+
+@pytest.mark.parametrize('size', [(64, 64), (97, 131)])
+def test_maps_of_pvt_v2(size):
+    """Their sides are rounded up: no stage's are half of the one's before."""
+    backbone, head = PVTv2(TINY_ARCH_V2), Trans2SegHead(**{**SMALL, 'in_channels': (8, 32)})
+    scores = head(backbone(torch.randn(2, 3, *size)))
+    assert scores.shape == (2, 5, *(-(-side // 4) for side in size))
+    scores.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in backbone.parameters())
 
 
 def test_every_parameter_has_a_gradient():
