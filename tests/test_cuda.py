@@ -27,6 +27,9 @@ BACKBONES = {
     'frozen stages': FLASH,
     'wide in float32': EFFICIENT,
     'wide in bfloat16': FLASH,
+    'v2 in float32': EFFICIENT,
+    'v2 in bfloat16': FLASH,
+    'v2 linear in bfloat16': FLASH,
 }
 
 

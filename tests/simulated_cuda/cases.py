@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pvt_mm.models import ImageClassifier
-from pvt_mm.models.backbone import PVT
+from pvt_mm.models.backbone import PVT, PVTv2
 from pvt_mm.structures import DataSample
 from tests.simulated_cuda.fake import Count, FakeCuda, SavedBytes, attend, to_fake_cuda
 
@@ -34,6 +34,8 @@ ARCH = dict(
     embed_dims=(16, 32, 48, 64), depths=(1, 1, 1, 1), num_heads=(1, 2, 3, 4), patch_sizes=(4, 2, 2, 2),
     sr_ratios=(8, 4, 2, 1), mlp_ratios=(2,) * 4,
 )  # fmt: skip
+ARCH_V2 = {'strides' if key == 'patch_sizes' else key: value for key, value in ARCH.items()}
+LINEAR = {**ARCH_V2, 'linear': True}
 WIDE = {**ARCH, 'embed_dims': (89, 178, 89, 178), 'num_heads': (1, 2, 1, 2)}
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
 DEVICE = 'cuda:0'
@@ -70,7 +72,7 @@ def report(*counts: Count) -> dict[str, Any]:
 
 def train_backbone(dtype: torch.dtype, arch: dict = ARCH, **settings: Any) -> dict[str, Any]:
     """Trains a backbone by a step and runs it once, with no tensor on the CPU."""
-    model = place(PVT(arch, **settings))
+    model = place((PVTv2 if 'strides' in arch else PVT)(arch, **settings))
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     image = torch.empty(2, 3, 96, 64, device=DEVICE)
     with Count() as training:
@@ -170,6 +172,9 @@ CASES: dict[str, Callable[[], dict[str, Any]]] = {
     'frozen stages': partial(train_backbone, BF16, frozen_stages=2),
     'wide in float32': partial(train_backbone, FP32, WIDE),
     'wide in bfloat16': partial(train_backbone, BF16, WIDE),
+    'v2 in float32': partial(train_backbone, FP32, ARCH_V2, drop_path_rate=0.1),
+    'v2 in bfloat16': partial(train_backbone, BF16, ARCH_V2, drop_path_rate=0.1),
+    'v2 linear in bfloat16': partial(train_backbone, BF16, LINEAR, with_cp=True, out_type='avg_featmap'),
     'hooks': partial(train_with_hooks, BF16),
     'classifier': partial(train_classifier, BF16),
     'trans2seg': partial(train_trans2seg, BF16),
