@@ -3,9 +3,11 @@
 tests/test_analysis/test_tables.py builds every model with its own channels and counts its parameters and GFLOPs.
 """
 
+import ast
 import functools
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,9 +23,12 @@ from mmengine.structures import InstanceData
 
 from pvt_mm.apis.config import as_list, load_config
 from pvt_mm.apis.flags import set_randomness
+from pvt_mm.apis.image_size import use_size
+from pvt_mm.apis.own_data import parts_of
 from pvt_mm.datasets.shapes import CLASSES
 from pvt_mm.engine import FiniteHook
-from pvt_mm.models import ARCHS, PVT
+from pvt_mm.models import ARCHS, PVT, PVTv2
+from pvt_mm.models.archs import ARCHS_V2
 from tests.conftest import HALF_DTYPES, ROOT
 
 CONFIGS = sorted(
@@ -32,7 +37,18 @@ CONFIGS = sorted(
     if path.parent.name not in ('_base_', 'own_data', 'sweeps')  # tests/test_own_data_recipes.py has the recipes
 )
 PAPER = dict(
-    retinanet=24, mask_rcnn=19, semantic_fpn=10, detr=2, trans2seg=2, deeplabv3plus=2, classification=5, demo=4, heads=6
+    retinanet=31,
+    mask_rcnn=29,
+    semantic_fpn=17,
+    detr=2,
+    trans2seg=2,
+    deeplabv3plus=2,
+    classification=12,
+    cascade_mask_rcnn=2,
+    atss=2,
+    gfl=2,
+    demo=4,
+    heads=6,
 )
 FOLDERS = [folder for folder in PAPER if folder not in ('demo', 'heads')]  # which have metafiles
 ARCH_NAMES = dict(t='tiny', s='small', m='medium', l='large')
@@ -58,19 +74,19 @@ def test_every_config_is_discovered():
 
 
 def on_shapes(config: Config, root: Path, work_dir: Path) -> Config:
-    """Changes a config to two steps on images of 64 pixels, from random weights."""
+    """Changes a config to two steps on images of 64 pixels, from random weights, with few channels."""
     to_shapes = dict(mmseg=segmentor_to_shapes, mmdet=detector_to_shapes, mmengine=classifier_to_shapes)
     for split, images in (('train', 4), ('val', 2), ('test', 2)):
         loader = config[f'{split}_dataloader']
         loader.update(num_workers=0, persistent_workers=False, batch_size=2)
         loader.dataset.update(data_root=str(root), metainfo=dict(classes=CLASSES), indices=images)
-        for step in loader.dataset.pipeline:
-            if step.type in ('Resize', 'RandomResize'):
-                step.scale = [(64, 48), (64, 64)] if step.type == 'RandomResize' else (64, 64)
+    use_size(config, 64)
     to_shapes[config.default_scope](config, root)
     config.model.backbone.init_cfg = None
     if 'PVT' in config.model.backbone.type:
         config.model.backbone.drop_path_rate = 0.0  # it could drop a layer in both steps, which then has no gradient
+    if not isinstance(config.model.backbone.get('arch'), dict):  # of the demo, which is small
+        narrow(config)
     if config.model.backbone.get('norm_cfg', {}).get('requires_grad') is False:
         config.model.backbone.zero_init_residual = False  # DETR's norms are frozen: a zero would stay one
     config.work_dir = str(work_dir)
@@ -78,6 +94,33 @@ def on_shapes(config: Config, root: Path, work_dir: Path) -> Config:
     config.default_hooks.checkpoint.update(interval=-1, save_last=False)  # a large model's would be 850 MB
     set_randomness(config, 0, False)
     return config
+
+
+def narrow(config: Config) -> None:
+    """Divides the channels of a model by 8, but for DETR's 256, and makes a PVT one layer deep in each stage."""
+    model, backbone = config.model, config.model.backbone
+    if 'arch' in backbone:
+        arch = (ARCHS | ARCHS_V2)[backbone.arch]._asdict()
+        backbone.arch = {**arch, 'embed_dims': eighth(arch['embed_dims']), 'depths': [1, 1, 1, 1]}
+    elif 'depth' in backbone:
+        backbone.update(base_channels=8, stem_channels=8)
+    else:
+        backbone.embed_dims = eighth(backbone.embed_dims)
+    for part in (part for name, value in model.items() if name != 'backbone' for _, part in parts_of(value, name)):
+        for key in [key for key in part if key.endswith('channels')]:
+            if 'num_queries' not in model or key == 'in_channels':
+                part[key] = eighth(part[key])
+        if 'stacked_convs' in part:
+            part.stacked_convs = 1
+    if 'num_queries' in model:
+        model.encoder.num_layers = model.decoder.num_layers = 2
+    if 'rpn_proposal' in (model.get('train_cfg') or {}):
+        model.train_cfg.rpn_proposal.max_per_img = model.test_cfg.rpn.max_per_img = 50
+        model.train_cfg.rpn.allowed_border = -1  # the largest anchors are larger than the images
+
+
+def eighth(channels: int | list[int] | tuple[int, ...]) -> int | list[int]:
+    return channels // 8 if isinstance(channels, int) else [C // 8 for C in channels]
 
 
 def detector_to_shapes(config: Config, root: Path) -> None:
@@ -102,12 +145,6 @@ def segmentor_to_shapes(config: Config, root: Path) -> None:
         dataset = config[f'{split}_dataloader'].dataset
         dataset.update(type='BaseSegDataset', reduce_zero_label=True)  # ADE20KDataset accepts its own classes only
         dataset.metainfo.palette = [[200, 0, 0], [0, 200, 0], [0, 0, 200]]
-        for step in dataset.pipeline:
-            if step.type == 'RandomResize':
-                step.scale = (64, 64)
-            if step.type == 'RandomCrop':
-                step.crop_size = (64, 64)
-    config.model.data_preprocessor.size = (64, 64)
     for head in (config.model.decode_head, *as_list(config.model.get('auxiliary_head'))):
         head.update(num_classes=len(CLASSES), dropout_ratio=0.0)
     config.train_cfg.update(max_iters=2, val_interval=9)
@@ -115,18 +152,38 @@ def segmentor_to_shapes(config: Config, root: Path) -> None:
 
 def classifier_to_shapes(config: Config, root: Path) -> None:
     for split in ('train', 'val', 'test'):
-        dataset = config[f'{split}_dataloader'].dataset
-        dataset.data_root = str(root / 'classification')
-        for step in dataset.pipeline:
-            if step.type == 'pvt_mm.RandomResizedCrop':
-                step.scale = 64
-            if step.type == 'CenterCrop':
-                step.crop_size = 64
+        config[f'{split}_dataloader'].dataset.data_root = str(root / 'classification')
     config.train_dataloader.sampler.selected_round = 0
     config.model.head.num_classes = len(CLASSES)
     config.train_cfg.update(max_epochs=1, val_interval=2)  # the test evaluates
 
 
+def train(config: Config) -> tuple[Runner, Counter]:
+    """Trains for two steps; returns the runner, and of each trained parameter the gradient's sum of absolute values."""
+    runner, gradients = Runner.from_cfg(config), Counter()
+    assert isinstance(runner.model.backbone, PVTv2) == (config.model.backbone.type == 'pvt_mm.PVTv2')
+    assert isinstance(runner.model.backbone, PVT) == (config.model.backbone.type == 'pvt_mm.PVT')
+    assert any(isinstance(hook, FiniteHook) for hook in runner.hooks)
+    trained = {key: parameter for key, parameter in runner.model.named_parameters() if parameter.requires_grad}
+    for key, parameter in trained.items():
+        parameter.register_hook(lambda grad, key=key: gradients.update({key: grad.abs().sum().item()}))
+    runner.train()
+    assert runner.iter == 2
+    assert gradients.keys() == trained.keys()
+    assert all(map(math.isfinite, gradients.values()))
+    return runner, gradients
+
+
+# The configs of PVTv2, by their folder: what they are called after the arch.
+V2 = dict(
+    classification='300e',
+    retinanet='1x',
+    mask_rcnn='1x',
+    semantic_fpn='80k',
+    cascade_mask_rcnn='3x_ms',
+    atss='3x_ms',
+    gfl='3x_ms',
+)
 TRAINED = [
     'retinanet/pvt_t_1x',
     'retinanet/r18_1x',
@@ -142,38 +199,32 @@ TRAINED = [
     'deeplabv3plus/r50_d16_40k',
     'classification/pvt_t_300e',
     'demo/retinanet_shapes',
+    *(f'{folder}/pvt_v2_{arch}_{V2[folder]}' for folder in V2 for arch in ('b2', 'b2_li')),
 ]
 
 
 def family(name: str) -> tuple[str, str]:
     """Returns a config's detector, segmentor or classifier, and its kind of backbone."""
-    backbone = read(name).model.backbone.type
-    return name.split('/')[0], next(kind for kind in ('PVT', 'ResNe', 'VisionTransformer') if kind in backbone)
+    backbone = read(name).model.backbone
+    kinds = ('PVTv2', 'PVT', 'ResNe', 'VisionTransformer')
+    kind = next(kind for kind in kinds if kind in backbone.type)
+    return name.split('/')[0], f'{kind} with linear SRA' if backbone.get('arch') == 'b2_li' else kind
 
 
 def test_one_of_every_family_is_trained():
     every = {family(name) for name in CONFIGS if not name.startswith('heads/')}  # tests/test_heads.py trains those
-    assert len(every) == 14
+    assert len(every) == 14 + 14
     assert {family(name) for name in TRAINED} == every
 
 
 @pytest.mark.parametrize('name', TRAINED)
 def test_config_trains_two_steps_and_tests(name, shapes, tmp_path):
     config = on_shapes(load_config(str(ROOT / f'configs/{name}.py')), shapes, tmp_path)
-    runner = Runner.from_cfg(config)
-    assert isinstance(runner.model.backbone, PVT) == ('/pvt_' in name or 'demo' in name)
-    assert any(isinstance(hook, FiniteHook) for hook in runner.hooks)
-    gradients = Counter()
-    trained = {key: parameter for key, parameter in runner.model.named_parameters() if parameter.requires_grad}
-    for key, parameter in trained.items():
-        parameter.register_hook(lambda grad, key=key: gradients.update({key: grad.abs().sum().item()}))
-    runner.train()
-    assert runner.iter == 2
-    for key in trained:
-        assert math.isfinite(gradients[key]), key
-        # The first two have a gradient only if an anchor matches; the bias cancels in a softmax, up to rounding.
-        if not any(name in key for name in ('reg_convs', 'retina_reg', 'conv_mask.bias')):
-            assert gradients[key] > 0, key
+    runner, gradients = train(config)
+    # Regressors have a gradient only if an anchor matches; the bias cancels in a softmax, up to rounding.
+    exempt = ('reg_convs', '_reg', '_centerness', 'scales', 'conv_mask.bias')
+    for key, gradient in gradients.items():
+        assert gradient > 0 or any(part in key for part in exempt), key
     results = runner.model.test_step(next(iter(runner.test_dataloader)))
     metrics = runner.test()
     for result in results:
@@ -232,6 +283,12 @@ def values_of(config: object, key: str) -> Iterator[object]:
         yield from values_of(part, key)
 
 
+def arch_of(stem: str) -> str:
+    """Returns the arch of a config of ours, by its name."""
+    v2 = re.match(r'pvt_v2_(b\d(?:_li)?)_', stem)
+    return v2[1] if v2 else 'small_wide' if 'wide' in stem else ARCH_NAMES[stem[4]]
+
+
 def weights_of(name: str) -> str | None:
     """Returns the checkpoint that a config's backbone should start from, by the config's name."""
     folder, stem = name.split('/')
@@ -239,7 +296,8 @@ def weights_of(name: str) -> str | None:
     if folder in ('classification', 'demo') or 'scratch' in stem:
         return dict(retinanet_shapes_pretrained='work_dirs/demo_pretraining/classifier/epoch_30.pth').get(stem)
     if stem.startswith('pvt'):
-        return 'checkpoints/pvt_small_wide.pth' if 'wide' in stem else WEIGHTS.format(ARCH_NAMES[size])
+        released = WEIGHTS.format(('v2_' if size == 'v2' else '') + arch_of(stem))
+        return 'checkpoints/pvt_small_wide.pth' if 'wide' in stem else released
     if stem.startswith('vit'):
         return f'checkpoints/vit_small_{stem.split("_")[2]}.pth'
     if stem.startswith('x'):
@@ -255,7 +313,8 @@ def test_every_config_has_its_weights_classes_and_reliable_training(folder):
         name = f'{folder}/{stem}'
         config = read(name)
         backbone = config.model.backbone
-        assert (backbone.type == 'pvt_mm.PVT') == (stem.startswith('pvt') or folder == 'demo'), name
+        ours = 'pvt_mm.PVTv2' if 'v2' in stem else 'pvt_mm.PVT'
+        assert (backbone.type == ours) == (stem.startswith('pvt') or folder == 'demo'), name
         assert (backbone.get('init_cfg') or {}).get('checkpoint') == weights_of(name), name
         assert backbone.get('frozen_stages', -1) == (
             1 if backbone.type in ('ResNet', 'ResNeXt') and folder in ('retinanet', 'mask_rcnn', 'detr') else -1
@@ -268,7 +327,7 @@ def test_every_config_has_its_weights_classes_and_reliable_training(folder):
         assert (hooks.checkpoint.type, hooks.finite.type) == ('pvt_mm.CheckpointHook', 'pvt_mm.FiniteHook'), name
 
 
-# Section 5.2 of the paper, and per arch the stochastic depth of the authors' release.
+# Section 5.2 of the paper, and per arch the stochastic depth of the authors' release; PVTv2's release.
 DETECTION = [
     ('pvt_t_1x', 'tiny', 12, 0.1),
     ('pvt_s_1x', 'small', 12, 0.1),
@@ -282,6 +341,7 @@ DETECTION = [
     ('pvt_s_wide_1x', 'small_wide', 12, 0.1),
     ('pvt_s_scratch_1x', 'small', 12, 0.1),
     ('pvt_s_scratch_3x_ms', 'small', 36, 0.1),
+    *((f'pvt_v2_{arch}_1x', arch, 12, 0.1) for arch in ARCHS_V2),
 ]
 
 
@@ -291,14 +351,11 @@ def test_retinanet_recipes_are_the_papers(name, arch, epochs, drop_path):
     backbone = config.model.backbone
     assert backbone.arch == arch
     assert backbone.get('drop_path_rate', 0.1) == drop_path
-    assert config.optim_wrapper.optimizer == dict(type='AdamW', lr=1e-4, weight_decay=1e-4)
-    assert config.train_dataloader.batch_size * 8 == config.auto_scale_lr.base_batch_size == 16
-    assert config.train_cfg.max_epochs == epochs
-    assert config.param_scheduler[1].milestones == [epochs * 2 // 3 if epochs == 12 else 27, epochs * 11 // 12]
-    assert config.param_scheduler[1].end == epochs
-    assert config.param_scheduler[1].gamma == 0.1
-    warm_up = {key: value for key, value in config.param_scheduler[0].items() if key != '_scope_'}
-    assert warm_up == dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=500)
+    images, lr = (8, 1e-4 / 1.4) if arch in ('b4', 'b5') else (16, 1e-4)
+    assert config.optim_wrapper.optimizer == dict(type='AdamW', lr=lr, weight_decay=1e-4)
+    assert config.optim_wrapper.keys() & {'clip_grad', 'paramwise_cfg'} == set()
+    assert config.train_dataloader.batch_size * 8 == config.auto_scale_lr.base_batch_size == images
+    check_schedule(config, epochs)
     test = next(step for step in config.test_dataloader.dataset.pipeline if step.type == 'Resize')
     train = next(step for step in config.train_dataloader.dataset.pipeline if 'Resize' in step.type)
     short = 640 if '640' in name else 800
@@ -312,21 +369,100 @@ def test_retinanet_recipes_are_the_papers(name, arch, epochs, drop_path):
         assert tuple(train.scale) == (1333, short)
     scales = [tuple(resize.scale) for resize in config.tta_pipeline[1].transforms[0]]
     assert scales == [(1333, short), (666, short // 2), (2000, short * 3 // 2)]
-    assert config.model.neck.in_channels == list(ARCHS[arch].embed_dims)
+    assert config.model.neck.in_channels == list((ARCHS | ARCHS_V2)[arch].embed_dims)
 
 
-@pytest.mark.parametrize('size', 'tsml')
-@pytest.mark.parametrize('schedule', ['1x', '3x_ms'])
-def test_mask_rcnns_recipes_are_retinanets(size, schedule):
-    config, retinanet = (read(f'{folder}/pvt_{size}_{schedule}') for folder in ('mask_rcnn', 'retinanet'))
-    for key in ('optim_wrapper', 'param_scheduler', 'auto_scale_lr'):
+def check_schedule(config: Config, epochs: int) -> None:
+    """Checks that the rate of a detector rises for 500 steps, and falls twice."""
+    assert config.train_cfg.max_epochs == epochs
+    warm_up, steps = ({k: v for k, v in part.items() if k != '_scope_'} for part in config.param_scheduler)
+    assert warm_up == dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=500)
+    milestones = {12: [8, 11], 36: [27, 33]}[epochs]
+    assert steps == dict(type='MultiStepLR', begin=0, end=epochs, by_epoch=True, milestones=milestones, gamma=0.1)
+
+
+@pytest.mark.parametrize(
+    ('stem', 'rate'),  # relative to RetinaNet's
+    [
+        *((f'pvt_{size}_{schedule}', 1) for size in 'tsml' for schedule in ('1x', '3x_ms')),
+        *((f'pvt_v2_{arch}_1x', 2) for arch in ARCHS_V2),
+    ],
+)
+def test_mask_rcnns_recipes_are_retinanets(stem, rate):
+    config, retinanet = (read(f'{folder}/{stem}') for folder in ('mask_rcnn', 'retinanet'))
+    optimizer = retinanet.optim_wrapper.optimizer
+    assert config.optim_wrapper == {**retinanet.optim_wrapper, 'optimizer': {**optimizer, 'lr': rate * optimizer.lr}}
+    for key in ('param_scheduler', 'auto_scale_lr'):
         assert config[key] == retinanet[key]
+    assert config.train_dataloader.batch_size == retinanet.train_dataloader.batch_size
     assert config.model.backbone == retinanet.model.backbone
     assert config.model.neck.in_channels == retinanet.model.neck.in_channels
     assert config.train_cfg.max_epochs == retinanet.train_cfg.max_epochs
     pipeline, expected = (c.train_dataloader.dataset.pipeline for c in (config, retinanet))
     assert pipeline[1] == {**expected[1], 'with_mask': True}
     assert [*pipeline[:1], *pipeline[2:]] == [*expected[:1], *expected[2:]]
+
+
+CROPPED = [name for name in CONFIGS if 'v2' in name and name.endswith('3x_ms')]
+
+
+@pytest.mark.parametrize('name', CROPPED)
+def test_3x_recipes_of_pvt_v2_are_its_releases(name):
+    config = read(name)
+    check_schedule(config, 36)
+    backbone, neck = config.model.backbone, config.model.neck
+    assert (backbone.arch, backbone.get('drop_path_rate', 0.1)) == (arch_of(name.split('/')[1]), 0.1)
+    assert neck.in_channels == list(ARCHS_V2[backbone.arch].embed_dims)
+    assert config.train_dataloader.batch_size * 8 == config.auto_scale_lr.base_batch_size == 16
+    init_default_scope('mmdet')
+    with torch.device('meta'):
+        model = MODELS.build(config.model)
+    wrapper = build_optim_wrapper(model, config.optim_wrapper)
+    assert not wrapper.clip_grad_kwargs
+    assert isinstance(wrapper.optimizer, torch.optim.AdamW)
+    norms = {parameter for name, parameter in model.named_parameters() if 'norm' in name}
+    assert norms == {p for m in model.backbone.modules() if isinstance(m, torch.nn.LayerNorm) for p in m.parameters()}
+    for group in wrapper.optimizer.param_groups:
+        assert group['lr'] == 1e-4
+        assert group['weight_decay'] == (0.0 if set(group['params']) <= norms else 0.05)
+    load, annotations, flip, crops, pack = config.train_dataloader.dataset.pipeline
+    assert [load.type, flip.type, flip.prob, pack.type] == ['LoadImageFromFile', 'RandomFlip', 0.5, 'PackDetInputs']
+    assert annotations.get('with_mask', False) == ('mask' in name)
+    assert annotations.with_bbox
+    (resize,), (before, crop, after) = crops.transforms
+    assert resize == after
+    assert [min(scale) for scale in resize.scales] == [480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800]
+    assert [min(scale) for scale in before.scales] == [400, 500, 600]
+    assert {max(scale) for scale in resize.scales + before.scales} == {1333}
+    assert resize.keep_ratio
+    assert before.keep_ratio
+    assert (crop.crop_type, tuple(crop.crop_size)) == ('absolute_range', (384, 600))
+
+
+@pytest.mark.parametrize('folder', ['atss', 'gfl'])
+def test_heads_of_table_4_of_pvt_v2(folder):
+    model = read(f'{folder}/pvt_v2_b2_3x_ms').model
+    assert (model.neck.start_level, model.neck.num_outs, model.neck.add_extra_convs) == (1, 5, 'on_output')
+    assert model.bbox_head.loss_bbox == dict(type='GIoULoss', loss_weight=2.0)
+    assert model.train_cfg.assigner == dict(type='ATSSAssigner', topk=9)
+    assert model.test_cfg.nms == dict(type='nms', iou_threshold=0.6)
+    if folder == 'gfl':
+        assert model.bbox_head.loss_dfl == dict(type='DistributionFocalLoss', loss_weight=0.25)
+        assert model.bbox_head.reg_max == 16
+
+
+def test_cascades_heads_are_swins():
+    model = read('cascade_mask_rcnn/pvt_v2_b2_3x_ms').model
+    assert model.type == 'CascadeRCNN'
+    assert model.neck.num_outs == 5
+    heads = model.roi_head.bbox_head
+    assert len(heads) == 3
+    for head in heads:
+        assert (head.type, head.num_shared_convs, head.num_shared_fcs) == ('ConvFCBBoxHead', 4, 1)
+        assert head.norm_cfg.type == 'SyncBN'
+        assert (head.reg_class_agnostic, head.reg_decoded_bbox) == (False, True)
+        assert head.loss_bbox == dict(type='GIoULoss', loss_weight=10.0)
+    assert model.roi_head.mask_head.type == 'FCNMaskHead'
 
 
 @pytest.mark.parametrize('name', stems('semantic_fpn'))
@@ -342,9 +478,12 @@ def test_semantic_fpn_recipes_are_section_5_3s(name):
     (schedule,) = config.param_scheduler
     assert schedule == dict(type='PolyLR', power=0.9, eta_min=0, begin=0, end=iterations, by_epoch=False)
     assert config.train_dataloader.batch_size * 4 == config.auto_scale_lr.base_batch_size == 16
+    head = config.model.decode_head
+    assert (head.type, head.channels, head.get('dropout_ratio', 0.1)) == ('FPNHead', 128, 0.1)
     if name.startswith('pvt'):
-        assert config.model.backbone.arch == ARCH_NAMES[name[4]]
-        assert config.model.backbone.get('drop_path_rate', 0.1) == 0.1
+        backbone = config.model.backbone
+        assert (backbone.arch, backbone.get('drop_path_rate', 0.1)) == (arch_of(name), 0.1)
+        assert config.model.neck.in_channels == list((ARCHS | ARCHS_V2)[backbone.arch].embed_dims)
 
 
 def test_segmentations_test_images_are_multiples_of_32(shapes):
@@ -482,6 +621,8 @@ CLASSIFICATION = [
     ('pvt_m_300e', 'medium', 0.3, 1.0),
     ('pvt_l_300e', 'large', 0.3, 1.0),
     ('pvt_s_wide_300e', 'small_wide', 0.1, None),
+    *((f'pvt_v2_{arch}_300e', arch, 0.1, None) for arch in ('b0', 'b1', 'b2', 'b2_li')),
+    *((f'pvt_v2_{arch}_300e', arch, 0.3, 1.0) for arch in ('b3', 'b4', 'b5')),
 ]
 
 
@@ -489,11 +630,13 @@ CLASSIFICATION = [
 def test_imagenets_recipes_are_section_5_1s_and_the_authors(name, arch, drop_path, clip):
     config = read(f'classification/{name}')
     assert (config.model.backbone.arch, config.model.backbone.drop_path_rate) == (arch, drop_path)
-    assert config.model.head.in_channels == ARCHS[arch].embed_dims[-1]
+    assert config.model.backbone.out_type == ('avg_featmap' if 'v2' in name else 'cls_token')
+    assert config.model.head.in_channels == (ARCHS | ARCHS_V2)[arch].embed_dims[-1]
     assert (config.model.head.num_classes, config.model.head.label_smoothing) == (1000, 0.1)
     assert config.optim_wrapper.get('clip_grad') == (clip and dict(max_norm=clip))
     assert config.optim_wrapper.optimizer == dict(type='AdamW', lr=1e-3, betas=(0.9, 0.999), weight_decay=0.05)
-    assert config.optim_wrapper.paramwise_cfg == dict(custom_keys={'cls_token.token': dict(decay_mult=0.0)})
+    exempt = dict(custom_keys={'cls_token.token': dict(decay_mult=0.0)})
+    assert config.optim_wrapper.paramwise_cfg == (dict(flat_decay_mult=0.0) if 'v2' in name else exempt)
     assert config.train_dataloader.batch_size * 8 == config.auto_scale_lr.base_batch_size == 1024
     assert config.train_dataloader.sampler == dict(type='pvt_mm.RepeatAugSampler', num_repeats=3)
     warm_up, cosine = config.param_scheduler
@@ -519,6 +662,17 @@ def test_imagenets_recipes_are_section_5_1s_and_the_authors(name, arch, drop_pat
     assert (crop.scale, tuple(crop.crop_ratio_range), crop.interpolation) == (224, (0.08, 1.0), 'bicubic')
     resize, centre = config.test_dataloader.dataset.pipeline[1:3]
     assert (min(resize.scale), resize.interpolation, centre.crop_size) == (256, 'bicubic', 224)
+
+
+def test_pvt_v2s_biases_and_norms_have_no_weight_decay_on_imagenet():
+    config = read('classification/pvt_v2_b0_300e')
+    with torch.device('meta'):
+        model = MODELS.build(config.model)
+    wrapper = build_optim_wrapper(model, config.optim_wrapper)
+    decays = {id(p): group['weight_decay'] for group in wrapper.optimizer.param_groups for p in group['params']}
+    for key, parameter in model.named_parameters():
+        assert decays[id(parameter)] == (0.0 if key.endswith('bias') or 'norm' in key else 0.05), key
+    assert 'backbone.stages.0.layers.0.ffn.dwconv.weight' in dict(model.named_parameters())  # which decays
 
 
 def test_the_learning_rate_of_imagenet_rises_for_5_epochs_and_falls_for_295():
@@ -547,17 +701,17 @@ def test_the_readmes_example_turns_mmdets_retinanet_into_ours(tmp_path):
     example = next(block for block in blocks if '_delete_=True' in block)
     (tmp_path / 'mine.py').write_text(f"_base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'\n{example}")
     model = Config.fromfile(tmp_path / 'mine.py').model
-    assert model.backbone.pop('init_cfg') == dict(type='Pretrained', checkpoint=WEIGHTS.format('small'))
+    assert model.backbone.pop('init_cfg') == dict(type='Pretrained', checkpoint=WEIGHTS.format('v2_b2'))
     init_default_scope('mmdet')
     with torch.device('meta'):
         built = MODELS.build(model)
-    assert isinstance(built.backbone, PVT)
-    assert sum(p.numel() for p in built.parameters()) / 1e6 == pytest.approx(34.2, rel=0.01)
+    assert isinstance(built.backbone, PVTv2)
+    assert sum(p.numel() for p in built.parameters()) / 1e6 == pytest.approx(35.1, rel=0.01)
 
 
-def test_configs_inherit_and_stay_short():
-    for stem in stems('retinanet'):
-        lines = (ROOT / f'configs/retinanet/{stem}.py').read_text().splitlines()
-        lines = [line for line in lines if line.strip() and not line.startswith('#')]
-        assert any(line.startswith('_base_ = ') for line in lines), stem
-        assert len(lines) <= 18, stem
+@pytest.mark.parametrize('folder', [*FOLDERS, 'heads'])
+def test_configs_inherit_and_stay_short(folder):
+    for stem in stems(folder):
+        statements = ast.parse((ROOT / f'configs/{folder}/{stem}.py').read_text()).body
+        assert ast.unparse(statements[0]).startswith('_base_ = '), stem
+        assert len(statements) <= (14 if '640' in stem else 8), stem  # which has pipelines

@@ -1,14 +1,11 @@
-"""configs/heads: MMDetection's and MMSegmentation's heads on a small PVT are trained for two steps and tested."""
-
-import math
+"""configs/heads: MMDetection's and MMSegmentation's heads on both versions of PVT are trained two steps and tested."""
 
 import pytest
-from mmengine.runner import Runner
 
-from pvt_mm.apis.config import as_list, load_config
-from pvt_mm.models import ARCHS, PVT
-from tests.conftest import ROOT, TINY_ARCH
-from tests.test_configs import WEIGHTS, on_shapes, read, stems, values_of
+from pvt_mm.apis.config import load_config
+from pvt_mm.models import ARCHS
+from tests.conftest import ROOT
+from tests.test_configs import WEIGHTS, on_shapes, read, stems, train, values_of
 
 HEADS = dict(
     pvt_s_atss_1x='ATSSHead',
@@ -47,36 +44,17 @@ def test_recipe_is_pvts(stem):
     assert len(code) <= 10
 
 
-@pytest.mark.parametrize('stem', HEADS)
-def test_head_trains_two_steps_and_tests(stem, shapes, tmp_path):
-    config = on_shapes(load_config(str(ROOT / f'configs/heads/{stem}.py')), shapes, tmp_path)
-    config.model.backbone.arch = TINY_ARCH
-    if config.model.neck:
-        config.model.neck.in_channels = list(TINY_ARCH['embed_dims'])
-    else:
-        config.model.decode_head.update(in_channels=list(TINY_ARCH['embed_dims']), channels=16)
-    if 'auxiliary_head' in config.model:
-        config.model.auxiliary_head.update(in_channels=TINY_ARCH['embed_dims'][2], channels=16)
-    if config.model.neck:
-        config.model.neck.out_channels = 32
-    for head in (config.model.get('bbox_head'), config.model.get('rpn_head')):
-        if head:
-            head.update(in_channels=32, feat_channels=32)
-    if config.model.get('bbox_head'):
-        config.model.bbox_head.stacked_convs = 1
-    if 'roi_head' in config.model:
-        config.model.roi_head.bbox_roi_extractor.out_channels = 32
-        for head in as_list(config.model.roi_head.bbox_head):
-            head.update(in_channels=32, fc_out_channels=16)
-        config.model.train_cfg.rpn_proposal.max_per_img = config.model.test_cfg.rpn.max_per_img = 50
-    runner = Runner.from_cfg(config)
-    assert isinstance(runner.model.backbone, PVT)
-    gradients = {}
-    for key, parameter in runner.model.named_parameters():
-        parameter.register_hook(lambda grad, key=key: gradients.update({key: grad.abs().sum().item()}))
-    runner.train()
-    assert set(gradients) == {key for key, _ in runner.model.named_parameters()}
-    assert all(map(math.isfinite, gradients.values()))
+# tests/test_configs.py trains the last two with PVT.
+TRAINED = [(f'heads/{stem}', backbone) for backbone in ('PVT', 'PVTv2') for stem in HEADS]
+TRAINED += [('detr/pvt_s_50e', 'PVTv2'), ('trans2seg/pvt_s_40k', 'PVTv2')]
+
+
+@pytest.mark.parametrize(('name', 'backbone'), TRAINED)
+def test_head_trains_two_steps_and_tests(name, backbone, shapes, tmp_path):
+    config = load_config(str(ROOT / f'configs/{name}.py'))
+    config.model.backbone.type = f'pvt_mm.{backbone}'
+    config.model.backbone.arch = dict(PVT='small', PVTv2='b2')[backbone]
+    runner, gradients = train(on_shapes(config, shapes, tmp_path))
     assert max(gradient for key, gradient in gradients.items() if 'backbone' in key) > 0
     metrics = runner.test()
     assert ('mIoU' if config.default_scope == 'mmseg' else 'coco/bbox_mAP') in metrics

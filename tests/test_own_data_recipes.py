@@ -9,7 +9,8 @@ from pvt_mm.engine import EarlyStoppingHook
 from tests.conftest import ROOT
 from tests.test_apis.test_own_data_config import COCO, FOLDERS, MAPS
 
-DATA = dict(detection=COCO, instance_segmentation=COCO, semantic_segmentation=MAPS, classification=FOLDERS)
+TASKS = dict(detection=COCO, instance_segmentation=COCO, semantic_segmentation=MAPS, classification=FOLDERS)
+DATA = TASKS | {f'{name}_pvt_v2': data for name, data in TASKS.items()}
 
 
 def test_every_recipe_is_discovered_and_described():
@@ -40,4 +41,5 @@ def test_a_recipe_is_short_and_follows_the_data(name):
     epochs = config.train_cfg.max_epochs
     assert (config.param_scheduler[1].end, stop.patience) == (epochs, epochs // 3)
     assert config.train_dataloader.sampler.type == 'DefaultSampler'
-    assert (name == 'detection') == bool(config.load_from)
+    assert config.model.backbone.type == ('pvt_mm.PVTv2' if 'v2' in name else 'pvt_mm.PVT')
+    assert bool(config.load_from) == name.startswith('detection') != bool(config.model.backbone.init_cfg)

@@ -23,21 +23,21 @@ def test_the_detectors_of_mmdetections_model_zoo_are_its_own():
     theirs = yaml.safe_load((files('mmdet') / '.mim/configs/pvt/metafile.yml').read_text())['Models']
     checked = 0
     for model in theirs:
-        size = re.fullmatch(r'retinanet_pvt-([tsm])_fpn_1x_coco', model['Name'])
+        size = re.fullmatch(r'retinanet_pvt(-[tsm]|v2-b\d)_fpn_1x_coco', model['Name'])
         if size:
-            config = f'configs/retinanet/pvt_{size[1]}_1x.py'
+            config = f'configs/retinanet/pvt_{size[1].lstrip("-").replace("-", "_")}_1x.py'
             (ours,) = [one for one in list_published(str(ROOT / config)) if one.source == 'MMDetection']
             assert ours.url == model['Weights']
             assert ours.metrics == model['Results'][0]['Metrics']
             assert ours.url.endswith(f'{published_digest(ours.url)}.pth')
             assert first_download(str(ROOT / config)) == model['Weights']
             checked += 1
-    assert checked == 3
+    assert checked == 3 + 6
 
 
 def test_every_entry_is_as_mim_reads_it_and_the_papers_figures_stay_apart():
     published_of = {config: published_in(model) for config, model in MODELS.items()}
-    assert sum(map(bool, published_of.values())) == 17
+    assert sum(map(bool, published_of.values())) == 17 + 6 + 7
     for config, model in MODELS.items():
         downloadable = [one.url for one in published_of[config] if one.downloadable]
         assert model.get('Weights') == next(iter(downloadable), None), config

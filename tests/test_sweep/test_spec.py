@@ -22,6 +22,7 @@ TRIALS = dict(
     semantic_fpn_backbones=10,
     deeper_or_wider=2,
     pretraining=4,
+    pvt_v1_or_v2=9,
     input_scale=3,
     demo=6,
 )
