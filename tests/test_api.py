@@ -29,7 +29,7 @@ import sys
 import pvt_mm
 assert pvt_mm.__version__
 assert not {'torch', 'mmengine', 'mmcv', 'numpy', 'PIL'} & set(sys.modules), sorted(sys.modules)
-assert {'PVT', 'Predictor', 'train', '__version__'} <= set(dir(pvt_mm))
+assert {'PVT', 'PVTv2', 'Predictor', 'train', '__version__'} <= set(dir(pvt_mm))
 assert not hasattr(pvt_mm, 'Trainer')
 assert not hasattr(pvt_mm, '__wrapped__')
 """
@@ -56,14 +56,14 @@ def test_importing_the_package_imports_nothing_else():
 def test_exports_are_those_of_the_modules():
     from pvt_mm.analysis.predictor import Predictor
     from pvt_mm.apis.training import train
-    from pvt_mm.models import PVT
+    from pvt_mm.models import PVT, PVTv2
 
-    assert (pvt_mm.PVT, pvt_mm.Predictor, pvt_mm.train) == (PVT, Predictor, train)
-    assert sorted(pvt_mm.__all__) == ['PVT', 'Predictor', '__version__', 'train']
+    assert (pvt_mm.PVT, pvt_mm.PVTv2, pvt_mm.Predictor, pvt_mm.train) == (PVT, PVTv2, Predictor, train)
+    assert sorted(pvt_mm.__all__) == ['PVT', 'PVTv2', 'Predictor', '__version__', 'train']
     with pytest.raises(AttributeError, match="module 'pvt_mm' has no attribute 'pvt'"):
         pvt_mm.pvt  # noqa: B018
     # the registry's scope is still found without an import of its own
-    code = "from mmengine.registry import MODELS; print(MODELS.build(dict(type='pvt_mm.PVT', arch='tiny')).arch.depths)"
+    code = "from mmengine.registry import MODELS; print(MODELS.build(dict(type='pvt_mm.PVTv2', arch='b0')).arch.depths)"
     done = subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == '(2, 2, 2, 2)'
 

@@ -8,7 +8,7 @@ from mmengine.config import Config
 from pvt_mm.apis.config import SPLITS, innermost_dataset, type_name
 from pvt_mm.utils.errors import InputError
 
-LEAST = 32  # pixels, which PVT's stages need
+LEAST = 32  # pixels, which PVT's stages need; PVTv2's need less
 # Settings of transforms, data preprocessors and batch augmentations that are sizes in pixels.
 SIZES = ('scale', 'scales', 'crop_size', 'size', 'img_scale', 'pad_size', 'random_size_range', 'border')
 

@@ -15,7 +15,7 @@ from pvt_mm.apis.export import channels_of, choose_part
 from pvt_mm.apis.inference import load_model
 from pvt_mm.datasets.image_io import read_image
 from pvt_mm.utils.errors import InputError
-from tests.conftest import ROOT, TINY_ARCH
+from tests.conftest import ROOT, TINY_ARCH_V2
 from tools import attention, check_dataset, demo, train
 
 CONFIG = """
@@ -24,7 +24,7 @@ model = dict(
     data_preprocessor=dict(
         type='pvt_mm.DetDataPreprocessor', mean=[123.675, 116.28, 103.53, 110.0], std=[58.395, 57.12, 57.375, 57.0]
     ),
-    backbone=dict(arch=dict(_delete_=True, **{arch}), in_channels=4),
+    backbone=dict(_delete_=True, type='pvt_mm.PVTv2', arch={arch}, in_channels=4),
     neck=dict(in_channels=[8, 16, 24, 32]),
 )
 load = dict(type='LoadImageFromFile', color_type='unchanged')
@@ -58,7 +58,7 @@ def data(tmp_path_factory, shapes) -> Path:
 
 def test_every_tool_takes_four_channels(data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    Path('four.py').write_text(CONFIG.format(root=ROOT, arch=TINY_ARCH))
+    Path('four.py').write_text(CONFIG.format(root=ROOT, arch=TINY_ARCH_V2))
     there = ['--cfg-options', f'data_root={data}/']
     assert check_dataset.main(['four.py', *there, '--out', 'samples.png']) == 0
     assert train.main(['four.py', '--work-dir', 'run', *there]) == 0
@@ -107,7 +107,7 @@ def test_every_tool_takes_four_channels(data, tmp_path, monkeypatch, capsys):
 )
 def test_parts_that_disagree_are_named(options, message, tmp_path):
     path = tmp_path / 'four.py'
-    path.write_text(CONFIG.format(root=ROOT, arch=TINY_ARCH))
+    path.write_text(CONFIG.format(root=ROOT, arch=TINY_ARCH_V2))
     check_channels(load_config(str(path)), 'train', 'val', 'test')
     config = load_config(str(path))
     config.merge_from_dict(options)

@@ -18,12 +18,16 @@ from pvt_mm.apis.training import train
 from pvt_mm.checkpoint.reader import read_checkpoint
 from pvt_mm.datasets.shapes import CLASSES
 from pvt_mm.utils.errors import InputError
-from tests.conftest import ROOT, TINY_ARCH, forget_runs
+from tests.conftest import ROOT, TINY_ARCH, TINY_ARCH_LINEAR, TINY_ARCH_V2, forget_runs
 from tests.layouts import LAYOUTS
 from tools import test as test_tool
 from tools import train as train_tool
 
 BACKBONE = f'dict(arch=dict(_delete_=True, **{TINY_ARCH}), drop_path_rate=0.0, init_cfg=None)'
+V2, LINEAR, CLASSIFIER = (
+    f'dict(_delete_=True, type="pvt_mm.PVTv2", arch={arch}, drop_path_rate=0.0, out_type="{out_type}")'
+    for arch, out_type in ((TINY_ARCH_V2, 'featmap'), (TINY_ARCH_LINEAR, 'featmap'), (TINY_ARCH_V2, 'avg_featmap'))
+)
 NECK = 'dict(in_channels=[8, 16, 24, 32], out_channels=16)'
 # Configs of COCO, ADE20K and ImageNet, with a model that is quick.
 CONFIGS = dict(
@@ -41,7 +45,7 @@ _base_ = '{ROOT}/configs/mask_rcnn/pvt_t_1x.py'
 roi = dict(out_channels=16)
 head = dict(in_channels=16, conv_out_channels=16, num_convs=1)
 model = dict(
-    backbone={BACKBONE},
+    backbone={LINEAR},
     neck={NECK},
     rpn_head=dict(in_channels=16, feat_channels=16),
     roi_head=dict(
@@ -55,11 +59,11 @@ model = dict(
 """,
     segmentor=f"""
 _base_ = '{ROOT}/configs/semantic_fpn/pvt_t_80k.py'
-model = dict(backbone={BACKBONE}, neck={NECK}, decode_head=dict(in_channels=[16] * 4, channels=16))
+model = dict(backbone={V2}, neck={NECK}, decode_head=dict(in_channels=[16] * 4, channels=16))
 """,
     classifier=f"""
 _base_ = '{ROOT}/configs/classification/pvt_t_300e.py'
-model = dict(backbone={BACKBONE}, head=dict(in_channels=32))
+model = dict(backbone={CLASSIFIER}, head=dict(in_channels=32))
 """,
 )
 METRICS = dict(detector='coco/bbox_mAP', masks='coco/segm_mAP', segmentor='mIoU', classifier='accuracy/top1')
