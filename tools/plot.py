@@ -50,7 +50,7 @@ def plot_predictions(args: argparse.Namespace) -> dict:
 
 
 def plot_scale(args: argparse.Namespace) -> dict:
-    """Plot the GFLOPs of the backbones PVT-S, ResNet-50, ViT-S/16 and ViT-S/32 against the side of the image."""
+    """Plot the GFLOPs of the backbones PVT-S, PVTv2-B2-Li, ResNet-50 and ViT-S against the side of the image."""
     from pvt_mm.analysis import scale
 
     sides = sorted(set(args.sides or scale.SIDES))

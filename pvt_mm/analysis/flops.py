@@ -14,9 +14,10 @@ from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
-from pvt_mm.models import PVT
+from pvt_mm.models.backbone import Backbone
 from pvt_mm.utils.errors import InputError, config_errors
 
 
@@ -45,8 +46,8 @@ def count(config: Config, shape: tuple[int, int]) -> list[Part]:
     """Counts the model of a config on one image of ``shape`` (H, W) in pixels.
 
     Returns:
-        The whole model (``model``) and then its parts: backbone, neck and heads. A PVT is followed by its stages, and
-        each stage by its embedding, attention and FFN.
+        The whole model (``model``) and then its parts: backbone, neck and heads. A PVT or PVTv2 is followed by its
+        stages, and each stage by its embedding, attention and FFN.
 
     Raises:
         InputError: The model cannot be built, or the image is too small.
@@ -59,7 +60,7 @@ def count(config: Config, shape: tuple[int, int]) -> list[Part]:
     for name, child in model.named_children():
         if any(True for _ in child.parameters()):
             parts.append(Part(name, _millions(child), gflops[name]))
-        if isinstance(child, PVT):
+        if isinstance(child, Backbone):
             parts += _stages(name, child, gflops)
     return parts
 
@@ -79,6 +80,9 @@ def _build(model: dict) -> nn.Module:
                 built = MODELS.build(copy.deepcopy(model))  # MMDetection modifies the config of DETR's head
         except RuntimeError:  # the constructor reads a tensor's value, as that of MMSegmentation's ViT
             built = MODELS.build(copy.deepcopy(model)).to('meta')
+    for module in built.modules():
+        if isinstance(module, (nn.LayerNorm, _BatchNorm)):
+            module.forward = lambda x: x  # not counted, and slow on the meta device
     built.eval()  # returns None in MMDetection's ResNet
     return built.requires_grad_(False)
 
@@ -127,17 +131,18 @@ def _count_calls(model: nn.Module, counter: FlopCounterMode) -> dict[str, int]:
 def _forward_two_stages(model: nn.Module, image: torch.Tensor) -> None:
     """Runs a two-stage detector on an image, with the maximum number of boxes of a test.
 
-    The box head gets as many boxes as there are proposals, the mask head as many as there are detections: 1000 and 100
-    in MMDetection's Mask R-CNN, which gives Table 10's GFLOPs.
+    A box head gets as many boxes as there are proposals, a mask head as many as there are detections: 1000 and 100 in
+    MMDetection's Mask R-CNN, which gives Table 10's GFLOPs. So does each of a cascade's (Table 4 of PVT v2).
     """
     features = model.extract_feat(image)
     model.rpn_head(features)
     numbers = {'bbox': model.test_cfg.rpn.max_per_img, 'mask': model.test_cfg.rcnn.max_per_img}
     for kind, number in numbers.items():
-        extractor = getattr(model.roi_head, f'{kind}_roi_extractor', None)
-        if extractor is not None:
-            size = extractor.roi_layers[0].output_size
-            getattr(model.roi_head, f'{kind}_head')(image.new_empty(number, extractor.out_channels, *size))
+        extractors, heads = (getattr(model.roi_head, f'{kind}_{part}', []) for part in ('roi_extractor', 'head'))
+        if not isinstance(heads, (list, nn.ModuleList)):  # no cascade
+            extractors, heads = [extractors], [heads]
+        for extractor, head in zip(extractors, heads, strict=True):
+            head(image.new_empty(number, extractor.out_channels, *extractor.roi_layers[0].output_size))
 
 
 def _forward_transformer(model: nn.Module, image: torch.Tensor) -> None:
@@ -148,7 +153,7 @@ def _forward_transformer(model: nn.Module, image: torch.Tensor) -> None:
     model._forward(image, [DetDataSample(metainfo=dict(img_shape=size, batch_input_shape=size))])
 
 
-def _stages(prefix: str, backbone: PVT, gflops: dict[str, float]) -> list[Part]:
+def _stages(prefix: str, backbone: Backbone, gflops: dict[str, float]) -> list[Part]:
     kinds = dict(embedding=('patch_embed', 'pos_embed'), attention=('norm1', 'attn'), ffn=('norm2', 'ffn'))
     parts = []
     for i, stage in enumerate(backbone.stages):

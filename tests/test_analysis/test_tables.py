@@ -1,4 +1,4 @@
-"""The tables of the paper: within the bounds or with a reason, complete, and not stale."""
+"""The tables of the papers: within the bounds or with a reason, complete, and not stale."""
 
 import functools
 import json
@@ -24,36 +24,63 @@ def without_measured(text: str) -> str:
     lines, kept = [], []
     for line in text.split('\n'):
         cells = line.split(' | ')
-        if line.startswith(('| config', '| model')):
+        if line.startswith('| model'):
             kept = [i for i, head in enumerate(cells) if not head.endswith(', measured')]
         lines.append(' | '.join(cells[i] for i in kept) if line.startswith('| ') else line)
     return '\n'.join(lines)
 
 
-DOCUMENT = without_measured((ROOT / 'docs/tables.md').read_text())
+PAPERS = dict(zip(('v1', 'v2'), tables.PAPERS, strict=True))
+DOCUMENTS = {
+    name: without_measured((ROOT / 'docs' / paper.file).read_text(encoding='utf-8')) for name, paper in PAPERS.items()
+}
+# The numbers of rows, with and without a config.
+SIZES = {
+    'v1': {2: (4, 22), 3: (18, 0), 4: (18, 0), 5: (10, 0), 6: (2, 0), 7: (4, 0), 8: (3, 0), 9: (2, 0), 10: (2, 0)}
+    | {11: (3, 0)},
+    'v2': {2: (7, 0), 3: (14, 0), 4: (6, 10), 5: (7, 0), 6: (3, 1)},
+}
 
 
 @functools.cache
-def table(number: int) -> list[tables.Row]:
-    return tables.table(number, CONFIGS, runs={})
+def rows_of(paper: str, number: int) -> list[tables.Row]:
+    return tables.rows(PAPERS[paper], number, CONFIGS, runs={})
 
 
-@pytest.mark.parametrize('number', tables.TITLES)
-def test_table_is_within_the_bounds_or_says_why_and_is_not_stale(number):
-    rows = table(number)
-    assert len(rows) == {2: 26, 3: 18, 4: 18, 5: 10, 6: 2, 7: 4, 8: 3, 9: 2, 10: 2, 11: 3}[number]
+@pytest.mark.parametrize(('paper', 'number'), [(name, n) for name, paper in PAPERS.items() for n in paper.tables])
+def test_table_is_within_the_bounds_or_says_why_and_is_not_stale(paper, number):
+    rows = rows_of(paper, number)
+    counted = sum(bool(row.computed) for row in rows)
+    assert (counted, len(rows) - counted) == SIZES[paper][number]
     for row in rows:
         assert bool(row.out_of_bounds()) == bool(row.why), row
-        assert row.computed or number == 2
-    assert tables.markdown(number, rows) in DOCUMENT, 'run tools/paper_tables.py'
+    assert tables.markdown(PAPERS[paper], number, rows) in DOCUMENTS[paper], 'run tools/paper_tables.py'
+
+
+def test_v2s_classifiers_are_the_releases():
+    exact = {  # parameters and multiply-adds in 1e9 of the authors' classes, at 224 x 224
+        'b0': (3_666_760, 0.566),
+        'b1': (14_009_000, 2.108),
+        'b2': (25_362_856, 4.027),
+        'b2_li': (22_553_512, 3.889),
+        'b3': (45_238_696, 6.897),
+        'b4': (62_556_072, 10.101),
+        'b5': (81_956_008, 11.717),
+    }
+    computed = {row.name: (row.computed[tables.PARAMS], row.computed[tables.GFLOPS]) for row in rows_of('v2', 2)}
+    assert computed == {
+        f'classification/pvt_v2_{arch}_300e': (pytest.approx(params / 1e6), pytest.approx(gflops, rel=1e-3))
+        for arch, (params, gflops) in exact.items()
+    }
 
 
 def test_every_config_is_in_a_table():
-    known = {f'paper, Table {number}' for number in tables.TITLES}
+    known = {f'{paper.name}, Table {number}' for paper in tables.PAPERS for number in paper.tables}
     others = {
         name: entry['Metadata'] for name, entry in tables.entries(CONFIGS) if entry['Metadata']['Source'] not in known
     }
-    assert others.keys() == {'retinanet/pvt_s_scratch_1x', 'retinanet/pvt_s_scratch_3x_ms'}  # Figure 5
+    figure_5 = {'retinanet/pvt_s_scratch_1x', 'retinanet/pvt_s_scratch_3x_ms'}
+    assert others.keys() == figure_5 | {f'mask_rcnn/pvt_v2_{arch}_3x_ms' for arch in ('b0', 'b2_li', 'b2')}
     for name, metadata in others.items():
         whole = flops.count(load_config(str(CONFIGS / f'{name}.py')), (64, 64))[0]
         assert whole.params_m == pytest.approx(metadata['Parameters (M)'], rel=0.01)
@@ -66,6 +93,13 @@ def test_figures_beyond_the_bounds_are_noticed():
     assert row(**{tables.PARAMS: 50.49, tables.GFLOPS: 98.1}).out_of_bounds() == []
     assert row(**{tables.PARAMS: 50.51, tables.GFLOPS: 100.0}).out_of_bounds() == [tables.PARAMS]
     assert row(**{tables.PARAMS: 50.0, tables.GFLOPS: 102.1}).out_of_bounds() == [tables.GFLOPS]
+
+
+@pytest.mark.parametrize(('quoted', 'least', 'most'), [(30, 29.5, 30.5), (3.0, 2.95, 3.05)])
+def test_half_a_unit_of_the_last_quoted_digit_is_within_the_bounds(quoted, least, most):
+    for computed, within in ((least, True), (most, True), (least - 0.01, False), (most + 0.01, False)):
+        row = tables.Row('x', {tables.PARAMS: quoted}, {tables.PARAMS: computed}, {}, (1, 1))
+        assert (not row.out_of_bounds()) == within
 
 
 FROZEN = [
@@ -198,15 +232,16 @@ def test_the_newest_run_is_shown(tmp_path):
     os.utime(tmp_path / 'old/now/now.log', (1, 1))
     runs, _ = tables.measured(CONFIGS, tmp_path)
     row = tables.Row('semantic_fpn/pvt_s_80k', {'mIoU': 39.8}, {}, runs['semantic_fpn/pvt_s_80k'], (512, 512))
-    heads, cells = tables.grid(5, [row])
+    heads, cells = tables.grid(tables.PVT[5], [row])
     assert cells == [['semantic_fpn/pvt_s_80k', '39.8', '39.0', '']]
-    assert heads == ['config', 'mIoU, quoted', 'mIoU, measured', 'H x W']
-    assert without_measured(tables.markdown(5, [row])).splitlines()[2] == '| config | mIoU, quoted | H x W |'
+    assert heads == ['model', 'mIoU, quoted', 'mIoU, measured', 'H x W']
+    text = tables.markdown(PAPERS['v1'], 5, [row])
+    assert without_measured(text).splitlines()[2] == '| model | mIoU, quoted | H x W |'
 
 
 def test_a_narrow_terminal_has_the_first_columns_whole():
-    rows = table(10)
-    wide, narrow = (paper_tables.shown(10, rows, width) for width in (160, 80))
+    rows = rows_of('v1', 10)
+    wide, narrow = (paper_tables.shown(PAPERS['v1'], 10, rows, width) for width in (160, 80))
     assert len(wide.columns) == 9
     assert [column.header for column in narrow.columns][-1] == 'mask AP\nquoted'
     assert narrow.caption.startswith('not shown: mask AP50 quoted, mask AP75 quoted')
@@ -215,19 +250,18 @@ def test_a_narrow_terminal_has_the_first_columns_whole():
 
 def test_the_tool_writes_prints_and_ends_in_json(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(tables, 'TITLES', {9: tables.TITLES[9]})
-    assert paper_tables.main(['--out', 'made/tables.md']) == 0
+    paper = PAPERS['v1']._replace(tables={9: tables.PVT[9]})
+    monkeypatch.setattr(tables, 'PAPERS', [paper])
+    assert paper_tables.main(['--out', 'made']) == 0
     printed = capsys.readouterr().out
-    assert json.loads(printed.splitlines()[-1])['9']['deeper: retinanet/pvt_m_1x'][tables.PARAMS] == pytest.approx(
-        44.2, 0.01
-    )
+    figures = json.loads(printed.splitlines()[-1])['paper']['9']
+    assert figures['deeper: retinanet/pvt_m_1x'][tables.PARAMS] == pytest.approx(44.2, 0.01)
     assert 'Table 9.' in printed
-    written = Path('made/tables.md').read_text()
-    assert (
-        written == paper_tables.HEAD + '\n' + DOCUMENT[DOCUMENT.index('## Table 9') : DOCUMENT.index('\n## Table 10')]
-    )
+    text = DOCUMENTS['v1']
+    others = text[text.index('## Table 2') : text.index('## Table 9')], text[text.index('\n## Table 10') :]
+    assert Path('made/tables.md').read_text() == text.replace(others[0], '').replace(others[1], '')
     assert paper_tables.main(['--results', 'gone']) == 2
     assert '--results gone is not a folder' in capsys.readouterr().err
     Path('file').touch()
-    assert paper_tables.main(['--out', 'file/tables.md']) == 2
+    assert paper_tables.main(['--out', 'file']) == 2
     assert 'file: File exists' in capsys.readouterr().err
