@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Convert PVT weights from any known format to ours, MMDetection's or the authors'."""
+"""Convert weights of a PVT or PVTv2 from any known format to another."""
 
 import argparse
 import os
@@ -16,7 +16,7 @@ from pvt_mm.utils.text import json_text
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(
-        description=__doc__ + " It reads the authors' releases, MMDetection's PVT, Hugging Face's, ours, and any "
+        description=__doc__ + " It reads the authors' releases, MMDetection's, timm's, Hugging Face's, ours, and any "
         'classifier, detector or segmentor that contains one of them; its other parts are kept. The last line of the '
         'output is JSON.',
         epilog='Example: tools/convert_checkpoint.py retinanet_pvt-t_fpn_1x_coco.pth pvt_tiny.pth',
@@ -24,7 +24,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('source', metavar='IN', help='a path or URL of a .pth or .safetensors file')
     parser.add_argument('target', metavar='OUT', help='the .pth or .safetensors file to write')
     parser.add_argument(
-        '--to', choices=('pvt_mm', 'mmdet', 'authors'), default='pvt_mm', help='format to write (default: pvt_mm)'
+        '--to',
+        choices=('pvt_mm', 'mmdet', 'authors', 'timm', 'huggingface'),
+        default='pvt_mm',
+        help='format to write (default: pvt_mm); timm and huggingface for a PVTv2',
     )
     parser.add_argument('--prefix', help='prefix of the keys of the backbone, if IN contains several')
     parser.add_argument(
@@ -32,7 +35,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         type=int,
         nargs='+',
         metavar=('H', 'W'),
-        help='size of the images that the position embeddings were trained on, if not square',
+        help="size of the images that a PVT's position embeddings were trained on, if not square",
     )
     add_trust(parser)
     return parser.parse_args(argv)
@@ -57,17 +60,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     with safe_reading(trust=args.trust):
         state_dict = read_checkpoint(args.source)
     try:
-        layout, prefix = find_backbone(state_dict, args.prefix)
+        version, layout, prefix = find_backbone(state_dict, args.prefix)
         sides = (size[0], size[-1]) if size else None
         converted, dropped = convert(state_dict, args.to, args.prefix, sides)
     except CheckpointError as error:
         raise CheckpointError(f'{args.source}: {error}') from None
     save_checkpoint(converted, args.target)
-    print(f'{args.source}: {layout} format, prefix {prefix!r}')
+    print(f'{args.source}: {version.name} in {layout} format, prefix {prefix!r}')
     for key in dropped:
         print(f'  dropped {key}')
     print(f'{args.target}: {args.to} format, {len(converted)} tensors, {os.path.getsize(args.target) / 1e6:.1f} MB')
-    summary = dict(source=layout, target=args.to, prefix=prefix, tensors=len(converted), dropped=len(dropped))
+    summary = dict(
+        model=version.name, source=layout, target=args.to, prefix=prefix, tensors=len(converted), dropped=len(dropped)
+    )
     print(json_text(summary))
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pvt_mm.apis.config import as_list, settings_in
 from pvt_mm.apis.ranks import on_each_machine, on_first_rank
-from pvt_mm.checkpoint.formats import check_sizes, check_weights, layout_at
+from pvt_mm.checkpoint.formats import check_sizes, check_weights
 from pvt_mm.checkpoint.integrity import assume_intact, identity
 from pvt_mm.checkpoint.loading import AnyFormat, translate_all
 from pvt_mm.checkpoint.reader import download_advice, parameters_of, read_checkpoint, read_file
@@ -165,11 +165,11 @@ def _part(key: str) -> str:
 
 
 def _faults_of_sizes(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, str]:
-    """Returns what :func:`check_sizes` finds wrong with each PVT of a model, by its name."""
+    """Returns what :func:`check_sizes` finds wrong with each PVT or PVTv2 of a model, by its name."""
     faults = {}
     for name, module in model.named_modules():
         prefix = f'{name}.' if name else ''
-        if isinstance(module, AnyFormat) and layout_at(weights, prefix) == 'pvt_mm':
+        if isinstance(module, AnyFormat):
             inner = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
             try:
                 check_sizes(inner, module.state_dict())

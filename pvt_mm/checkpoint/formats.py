@@ -1,15 +1,11 @@
-"""Names and shapes of PVT's weights in every format, and pure functions on state dicts that translate between them.
+"""Pure functions on state dicts that find a PVT or PVTv2 of any format, and translate it.
 
-The formats are recognized by their keys: ours, the authors' releases (classification and detection), MMDetection's
-built-in PVT, and Hugging Face's ``PvtModel`` and ``PvtForImageClassification``, each alone or inside a detector or
-segmentor. :data:`NAMES` is the dictionary between them: to add a format, add a column.
+The names are in :mod:`pvt_mm.checkpoint.names`; here are the shapes.
 """
 
-import functools
 import itertools
 import math
 import operator
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
@@ -17,170 +13,124 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pvt_mm.checkpoint.names import SEGFORMER, V1, V2, VERSIONS, Sizes, Version
 from pvt_mm.utils.errors import CheckpointError
 from pvt_mm.utils.text import shorten
 
-# One column a format, one row a parameter. {s} is the stage and {l} the layer counted from 0, {s1} and {l1} from 1, {p}
-# is weight or bias. MMDetection stacks q, k and v, Hugging Face keeps them apart, the authors and we stack k and v. The
-# other formats have the class token's position embedding as the first entry of the last stage's table.
-# fmt: off
-FORMATS = ('pvt_mm', 'authors', 'mmdet', 'huggingface')
-_OUTER_NAMES = (
-    ('stages.{s}.pos_embed.table',       'pos_embed{s1}',             'layers.{s}.1.0.pos_embed',    'encoder.patch_embeddings.{s}.position_embeddings'),  # noqa: E501
-    ('stages.{s}.patch_embed.proj.{p}',  'patch_embed{s1}.proj.{p}',  'layers.{s}.0.projection.{p}', 'encoder.patch_embeddings.{s}.projection.{p}'),  # noqa: E501
-    ('stages.{s}.patch_embed.norm.{p}',  'patch_embed{s1}.norm.{p}',  'layers.{s}.0.norm.{p}',       'encoder.patch_embeddings.{s}.layer_norm.{p}'),  # noqa: E501
-    ('cls_token.token',                  'cls_token',                 None,                         'encoder.patch_embeddings.{s}.cls_token'),  # noqa: E501
-    ('cls_token.pos_embed',              None,                        None,                         None),
-    ('cls_token.norm.{p}',               'norm.{p}',                  None,                         'encoder.layer_norm.{p}'),  # noqa: E501
-)
-_LAYER_PREFIXES = ('stages.{s}.layers.{l}.', 'block{s1}.{l}.', 'layers.{s}.1.{l1}.', 'encoder.block.{s}.{l}.')
-_LAYER_NAMES = (
-    ('norm1.{p}',        'norm1.{p}',      'norm1.{p}',              'layer_norm_1.{p}'),
-    ('attn.q.{p}',       'attn.q.{p}',     None,                     'attention.self.query.{p}'),
-    ('attn.kv.{p}',      'attn.kv.{p}',    None,                     None),
-    ('attn.k.{p}',       None,             None,                     'attention.self.key.{p}'),
-    ('attn.v.{p}',       None,             None,                     'attention.self.value.{p}'),
-    ('attn.qkv.{p}',     None,             'attn.attn.in_proj_{p}',  None),
-    ('attn.sr.proj.{p}', 'attn.sr.{p}',    'attn.sr.{p}',            'attention.self.sequence_reduction.{p}'),
-    ('attn.sr.norm.{p}', 'attn.norm.{p}',  'attn.norm.{p}',          'attention.self.layer_norm.{p}'),
-    ('attn.proj.{p}',    'attn.proj.{p}',  'attn.attn.out_proj.{p}', 'attention.output.dense.{p}'),
-    ('norm2.{p}',        'norm2.{p}',      'norm2.{p}',              'layer_norm_2.{p}'),
-    ('ffn.fc1.{p}',      'mlp.fc1.{p}',    'ffn.layers.0.{p}',       'mlp.dense1.{p}'),
-    ('ffn.fc2.{p}',      'mlp.fc2.{p}',    'ffn.layers.3.{p}',       'mlp.dense2.{p}'),
-)
-# fmt: on
-NAMES = (
-    *_OUTER_NAMES,
-    *(tuple(name and prefix + name for prefix, name in zip(_LAYER_PREFIXES, row, strict=True)) for row in _LAYER_NAMES),
-)
-# The prefixes of the backbone and of the head in a classifier.
-CLASSIFIERS = {
-    'pvt_mm': ('backbone.', 'head.fc.'),
-    'authors': ('', 'head.'),
-    'huggingface': ('pvt.', 'classifier.'),
-}
 _TABLE, _KERNEL = 'pos_embed.table', 'patch_embed.proj.weight'
 _FIRST_KERNEL = f'stages.0.{_KERNEL}'
-# Channels and layers of the stages of the released models; the key is the ``arch`` of a PVT, and the size of a PVTv2.
-_CHANNELS = (64, 128, 320, 512)
-SIZES = {
-    'tiny': (_CHANNELS, (2, 2, 2, 2)),
-    'small': (_CHANNELS, (3, 4, 6, 3)),
-    'medium': (_CHANNELS, (3, 4, 18, 3)),
-    'large': (_CHANNELS, (3, 8, 27, 3)),
-    'small_wide': ((89, 178, 445, 712), (3, 4, 6, 3)),
-}
-VERSION_2_SIZES = {
-    'B0': (32, (2, 2, 2, 2)),
-    'B1': (64, (2, 2, 2, 2)),
-    'B2': (64, (3, 4, 6, 3)),
-    'B3': (64, (3, 4, 18, 3)),
-    'B4': (64, (3, 8, 27, 3)),
-    'B5': (64, (3, 6, 40, 3)),
-}
-# The depth-wise convolution in each layer of a PVTv2, as the authors, MMDetection, timm and Hugging Face name it. The
-# groups are what the names of the layer's parameters begin with, and the stage.
-_VERSION_2_LAYER = re.compile(
-    r'((?:.*\.)?(?:block|layers\.|stages\.)(\d+)(?:\.1)?\.(?:blocks\.)?\d+\.)'
-    r'(?:mlp\.dwconv(?:\.dwconv)?|ffn\.layers\.1)\.weight'
-)
 
 
-def find_backbone(state_dict: Mapping[str, Tensor], prefix: str | None = None) -> tuple[str, str]:
-    """Returns the format (of :data:`FORMATS`) and the prefix of the one PVT in a state dict.
+def find_backbone(state_dict: Mapping[str, Tensor], prefix: str | None = None) -> tuple[Version, str, str]:
+    """Returns the version, the format and the prefix of the one PVT or PVTv2 in a state dict.
 
     Raises:
-        CheckpointError: There is none, or more than one; the message names where. Or it is a PVTv2.
+        CheckpointError: There is none, or more than one; the message names where.
     """
     wanted = '' if not prefix else prefix.rstrip('.') + '.'
-    _refuse_version_2(state_dict, wanted)
-    markers = {layout: _translate(_FIRST_KERNEL, 'pvt_mm', layout) or '' for layout in FORMATS}
-    found = [
-        (layout, key.removesuffix(marker))
-        for layout, marker in markers.items()
-        for key in state_dict
-        if f'.{key}'.endswith(f'.{marker}') and key.removesuffix(marker).startswith(wanted)
-    ]
+    found = [(*layout, before) for before, layout in _locate(state_dict).items() if before.startswith(wanted)]
     if len(found) == 1:
         return found[0]
     where = f' under the prefix {prefix!r}' if prefix else ''
     if found:
-        prefixes = shorten(repr(before) for _, before in found)
+        prefixes = shorten(repr(before) for _, _, before in found)
         raise CheckpointError(f'it holds more than one PVT{where}, at {prefixes}: choose one with prefix=...')
-    raise CheckpointError(f'it holds no PVT{where} in a known format; its keys are {shorten(state_dict)}')
+    raise CheckpointError(f'it holds no PVT or PVTv2{where} in a known format; its keys are {shorten(state_dict)}')
 
 
-def layout_at(state_dict: Mapping[str, Tensor], prefix: str) -> str | None:
-    """Returns the format of the PVT whose keys begin with ``prefix`` and nothing else; None without one.
+def layout_at(state_dict: Iterable[str], prefix: str) -> tuple[Version, str] | None:
+    """Returns the version and format of what may be an incomplete PVT or PVTv2 at ``prefix``; None without one."""
+    return _locate(key for key in state_dict if key.startswith(prefix)).get(prefix)
 
-    It need not be complete: some leave out the first kernel, for images of other channels.
-    """
-    parts = itertools.product((_FIRST_KERNEL, 'stages.0.layers.0.norm1.weight'), FORMATS)
-    names = ((layout, _translate(part, 'pvt_mm', layout)) for part, layout in parts)
-    return next((layout for layout, name in names if f'{prefix}{name}' in state_dict), None)
+
+def _locate(keys: Iterable[str]) -> dict[str, tuple[Version, str]]:
+    keys = list(keys)
+    found: dict[str, tuple[Version, str]] = {}
+    for version in VERSIONS:
+        found |= {prefix: (version, layout) for prefix, layout in version.locate(keys).items()}
+    return found
 
 
 def backbone_weights(
     state_dict: Mapping[str, Tensor],
     prefix: str | None = None,
     pretrain_img_size: int | tuple[int, int] | None = None,
-    grids: list[tuple[int, int]] | None = None,
+    target: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """Returns the PVT in a state dict of any format, with its class token where it has one, in our format.
+    """Returns the PVT or PVTv2 in a state dict of any format, with a class token where it has one, in our format.
 
-    ``prefix`` and ``pretrain_img_size`` are those of :func:`~pvt_mm.checkpoint.loading.load_pretrained`; ``grids`` are
-    the (H, W) grids, stage by stage, to assume where the counts of position embeddings are not square.
+    ``prefix`` and ``pretrain_img_size`` are those of :func:`~pvt_mm.checkpoint.loading.load_pretrained`; ``target`` is
+    the model's state dict. Its grids are assumed where the counts of position embeddings are not square.
 
     Raises:
-        CheckpointError: There is no PVT, more than one, or a key that is not a parameter of PVT.
+        CheckpointError: There is none, more than one, one of another version than ``target``, or a key that is not one
+            of its parameters.
     """
-    layout, prefix = find_backbone(state_dict, prefix)
-    head = _head_prefix(layout, prefix)
-    names = _our_names(state_dict, layout, prefix)
+    version, layout, prefix = find_backbone(state_dict, prefix)
+    head = _head_prefix(version, layout, prefix)
+    names = _our_names(state_dict, version, layout, prefix)
+    weights = {name: state_dict[key] for key, name in names.items()}
     unknown = [
         key for key in state_dict if key.startswith(prefix) and key not in names and not (head and key.startswith(head))
     ]
     if unknown:
-        raise CheckpointError(f'it has keys that are not parameters of PVT ({layout} format): {shorten(unknown)}')
-    weights = {name: state_dict[key] for key, name in names.items()}
-    if layout != 'pvt_mm':
+        raise CheckpointError(
+            f'it has keys that are not parameters of {version.name} ({layout} format): {shorten(unknown)}'
+        )
+    _check_model(weights, version, layout, target)
+    if version is V2 and pretrain_img_size is not None:
+        raise CheckpointError('pretrain_img_size is for position embeddings, which a PVTv2 does not have: leave it out')
+    if version is V1 and layout != 'pvt_mm':
         _check_tables(weights)
-    return _in_our_shapes(weights, layout, pretrain_img_size, grids)
+    return _in_our_shapes(weights, version, layout, pretrain_img_size, target)
 
 
 def known_weights(
-    state_dict: Mapping[str, Tensor], layout: str, prefix: str, grids: list[tuple[int, int]]
+    state_dict: Mapping[str, Tensor], prefix: str, target: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Returns the PVT of a format at ``prefix`` in a state dict, in our format, and the keys that it has there.
+    """Returns the PVT or PVTv2 at ``prefix`` in a state dict, in our format, and the keys that it has there.
 
-    It may be incomplete, and other keys may begin with ``prefix``, too. The keys are also those of its head.
+    It may be incomplete or absent, and other keys may begin with ``prefix``, too. The keys are also those of its head.
 
     Raises:
-        CheckpointError: It is a PVTv2, or a parameter cannot be of any PVT with those grids or square ones.
+        CheckpointError: It is of another version or (not of our format) of another arch than ``target``, the model's
+            state dict; or a parameter cannot be of any PVT with those grids or square ones.
     """
-    _refuse_version_2(state_dict, prefix)
-    names, head = _our_names(state_dict, layout, prefix), _head_prefix(layout, prefix)
+    found = layout_at(state_dict, prefix)
+    if found is None:
+        return {}, []
+    version, layout = found
+    names, head = _our_names(state_dict, version, layout, prefix), _head_prefix(version, layout, prefix)
     weights = {name: state_dict[key] for key, name in names.items()}
+    _check_model(weights, version, layout, target)
+    weights = _in_our_shapes(weights, version, layout, None, target)
+    if layout != 'pvt_mm':
+        check_sizes(weights, target)
     heads = [f'{head}{kind}' for kind in ('weight', 'bias') if head and layout != 'pvt_mm']
-    return _in_our_shapes(weights, layout, None, grids), [*names, *(key for key in heads if key in state_dict)]
+    return weights, [*names, *(key for key in heads if key in state_dict)]
 
 
-def _our_names(state_dict: Mapping[str, Tensor], layout: str, prefix: str) -> dict[str, str]:
-    """Returns our name of each key under ``prefix`` that is a parameter of PVT in the format ``layout``."""
+def _our_names(state_dict: Iterable[str], version: Version, layout: str, prefix: str) -> dict[str, str]:
+    """Returns our name of each key under ``prefix`` that is a parameter in the format ``layout``."""
     names = {
-        key: _translate(key.removeprefix(prefix), layout, 'pvt_mm') for key in state_dict if key.startswith(prefix)
+        key: version.translate(key.removeprefix(prefix), layout, 'pvt_mm')
+        for key in state_dict
+        if key.startswith(prefix)
     }
     return {key: name for key, name in names.items() if name is not None}
 
 
 def _in_our_shapes(
     weights: dict[str, Tensor],
+    version: Version,
     layout: str,
     pretrain_img_size: int | tuple[int, int] | None,
-    grids: list[tuple[int, int]] | None,
+    target: Mapping[str, Tensor] | None,
 ) -> dict[str, Tensor]:
     if layout == 'pvt_mm':
-        return _from_former_format(weights)
+        return _from_former_format(weights) if version is V1 else weights
+    tables = [value for name, value in (target or {}).items() if name.endswith(_TABLE)]
+    grids = [(table.shape[1], table.shape[2]) for table in tables]
     return _stack_keys_and_values(_shape_tables(weights, pretrain_img_size, grids))
 
 
@@ -191,35 +141,11 @@ def head_weights(state_dict: Mapping[str, Tensor], prefix: str | None = None) ->
     return {ours: state_dict[key] for key, ours in names.items() if key in state_dict}
 
 
-def _refuse_version_2(state_dict: Mapping[str, Tensor], prefix: str) -> None:
-    layers = [_VERSION_2_LAYER.fullmatch(key) for key in state_dict if key.startswith(prefix)]
-    depths: Counter[int] = Counter(int(layer[2]) for layer in layers if layer)
-    first = next((layer for layer in layers if layer), None)
-    if first is None:
-        return
-
-    def parameter(*names: str) -> Tensor | None:
-        return next((state_dict[first[1] + name] for name in names if first[1] + name in state_dict), None)
-
-    norm = parameter('norm1.weight', 'layer_norm_1.weight')
-    if norm is None or state_dict[first[0]].shape[0] != 8 * norm.numel():
-        return  # another model with such layers, for example SegFormer
-    sizes = norm.numel(), tuple(depths[stage] for stage in sorted(depths))
-    name = next((f'-{name}' for name, known in VERSION_2_SIZES.items() if known == sizes), '')
-    reduction = parameter('attn.sr.weight', 'attention.spatial_reduction.weight')
-    if reduction is not None and reduction.shape[-1] == 1:
-        name += '-Li'
-    raise CheckpointError(
-        f'it is a PVTv2{name}, and pvt_mm.PVT is version 1: use weights of a PVT, or the model of MMDetection, '
-        'PyramidVisionTransformerV2'
-    )
-
-
-def _head_prefix(layout: str, before: str) -> str | None:
+def _head_prefix(version: Version, layout: str, before: str) -> str | None:
     """Returns the prefix of a classifier's head; None where the backbone's prefix is not a classifier's."""
-    if layout not in CLASSIFIERS:
+    if layout not in version.classifiers:
         return None
-    backbone, head = CLASSIFIERS[layout]
+    backbone, head = version.classifiers[layout]
     return before.removesuffix(backbone) + head if before.endswith(backbone) else None
 
 
@@ -245,7 +171,7 @@ def _from_former_format(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _shape_tables(
-    weights: Mapping[str, Tensor], pretrain_img_size: int | tuple[int, int] | None, grids: list[tuple[int, int]] | None
+    weights: Mapping[str, Tensor], pretrain_img_size: int | tuple[int, int] | None, grids: list[tuple[int, int]]
 ) -> dict[str, Tensor]:
     """Returns the weights with tables (1, H, W, C) from flat ones, and the class token's entry on its own.
 
@@ -253,7 +179,7 @@ def _shape_tables(
     """
     weights = dict(weights)
     flat = {stage: weights.get(f'stages.{stage}.{_TABLE}') for stage in range(_num_stages(weights))}
-    tables = {stage: table for stage, table in flat.items() if table is not None and table.dim() == 3}
+    tables = {stage: one for stage, one in flat.items() if one is not None and one.dim() == 3 and _holds_floats(one)}
     if not tables:
         return weights
     counts = [table.shape[1] for table in tables.values()]
@@ -263,7 +189,7 @@ def _shape_tables(
     else:
         # isqrt floors, so N and N + 1 entries, with the class token's, have the same root.
         square = [(math.isqrt(count),) * 2 for count in counts]
-        models = [(grids or [])[stage] for stage in tables if stage < len(grids or [])]
+        models = [grids[stage] for stage in tables if stage < len(grids)]
         found = _match_grids(counts, [square, models] if models != square else [square], None)
     for (stage, table), (H, W) in zip(tables.items(), found, strict=True):
         token, table = table.tensor_split([table.shape[1] - H * W], dim=1)
@@ -316,18 +242,25 @@ def _grids_of_image(patch_sizes: list[int], size: int | tuple[int, int]) -> list
 
 
 def _stack_keys_and_values(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns weights with q, and k and v stacked; what cannot be stacked keeps its name, which no model has."""
     stacked = {}
     for name, value in weights.items():
-        if '.attn.qkv.' in name:
+        key, other = name.replace('.attn.v.', '.attn.k.'), name.replace('.attn.k.', '.attn.v.')
+        if '.attn.qkv.' in name and value.dim() and _holds_floats(value):
             q, kv = value.tensor_split([value.shape[0] // 3])
             stacked[name.replace('.qkv.', '.q.')], stacked[name.replace('.qkv.', '.kv.')] = q, kv
-        elif '.attn.k.' in name and name.replace('.k.', '.v.') in weights:
-            stacked[name.replace('.k.', '.kv.')] = torch.cat([value, weights[name.replace('.k.', '.v.')]])
-        elif (
-            '.attn.v.' not in name or name.replace('.v.', '.k.') not in weights
-        ):  # MMDetection has convolutions of one pixel for the linear layers of the FFN
-            stacked[name] = value.flatten(1) if '.ffn.' in name and value.dim() == 4 else value
+        elif key != other and _can_stack(weights.get(key), weights.get(other)):
+            stacked[key.replace('.k.', '.kv.')] = torch.cat([weights[key], weights[other]])
+        else:  # MMDetection has convolutions of one pixel for the linear layers of the FFN
+            is_convolution = '.ffn.fc' in name and value.dim() == 4 and _holds_floats(value)
+            stacked[name] = value.flatten(1) if is_convolution else value
     return stacked
+
+
+def _can_stack(key: Tensor | None, value: Tensor | None) -> bool:
+    if key is None or value is None or not _holds_floats(key) or not _holds_floats(value):
+        return False
+    return key.dim() == value.dim() > 0 and key.shape[1:] == value.shape[1:] and key.dtype == value.dtype
 
 
 def fit_weights(weights: dict[str, Tensor], target: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
@@ -358,30 +291,59 @@ def resample_table(table: Tensor, size: tuple[int, int]) -> Tensor:
     return table.permute(0, 2, 3, 1)
 
 
+def _check_model(
+    weights: Mapping[str, Tensor], version: Version, layout: str, target: Mapping[str, Tensor] | None
+) -> None:
+    """Raises a CheckpointError if weights (named as ours) are SegFormer's, or of another version than ``target``."""
+    sizes = _sizes(weights)
+    found = next((name for name, known in SEGFORMER.items() if known == sizes), None)
+    if version is V2 and layout in ('authors', 'mmdet') and found:
+        raise CheckpointError(f"it is SegFormer's {found}, not a PVTv2: use other weights")
+    wanted = layout_at(target, '') if target else None
+    if wanted and version is not wanted[0]:
+        arch = _arch(version, sizes)
+        of, use = (f' of arch={arch!r}', f', arch={arch!r}') if arch else ('', '')
+        raise CheckpointError(
+            f"it is a {version.name}{of}, and the model is a {wanted[0].name}: set type='pvt_mm.{version.name}'{use}, "
+            'or use other weights'
+        )
+
+
 def check_sizes(weights: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
-    """Checks the sizes of weights (ours) of a released PVT against those of the model's, ``target``.
+    """Checks the version and sizes of weights (ours) against those of ``target``, a model's state dict.
 
     Raises:
-        CheckpointError: They differ; the message has both names. Of weights of other sizes nothing is said.
+        CheckpointError: They differ; the message names both. Of sizes that are not released nothing is said, and
+            neither of another kind of model or weights.
     """
-    found, wanted = _sizes(weights), _sizes(target)
-    depth = len(wanted[0])
-    arch = next((arch for arch, sizes in SIZES.items() if sizes == found), None)
-    if arch is None or (found[0][:depth], found[1][:depth]) == wanted:
+    layout = layout_at(weights, '')
+    if not layout or layout[1] != 'pvt_mm' or not layout_at(target, ''):
         return
-    other = next((f"is arch='{arch}'" for arch, sizes in SIZES.items() if sizes == wanted), 'has other sizes')
-    raise CheckpointError(f"it is of arch='{arch}', and the model {other}: set arch='{arch}', or use other weights")
+    version = layout[0]
+    _check_model(weights, version, 'pvt_mm', target)
+    found, wanted = _sizes(weights), _sizes(target)
+    arch = _arch(version, found)
+    if arch is None or found.first_stages(len(wanted.depths)) == wanted:
+        return
+    other = f'is arch={_arch(version, wanted)!r}' if _arch(version, wanted) else 'has other sizes'
+    raise CheckpointError(f'it is of arch={arch!r}, and the model {other}: set arch={arch!r}, or use other weights')
 
 
-def _sizes(weights: Mapping[str, Tensor]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Returns the channels and the number of layers of each stage."""
-    depths: Counter[int] = Counter()
-    for name in weights:
-        if name.endswith('.norm1.weight'):
-            depths[int(name.split('.')[1])] += 1
+def _arch(version: Version, sizes: Sizes) -> str | None:
+    return next((arch for arch, known in version.sizes.items() if known == sizes), None)
+
+
+def _sizes(weights: Mapping[str, Tensor]) -> Sizes:
+    def rows(name: str) -> int:
+        return len(weights[name]) if name in weights and weights[name].dim() else 0
+
+    depths = Counter(_stage(name) for name in weights if name.endswith('.norm1.weight'))
     stages = range(_num_stages(weights))
-    kernels = [weights.get(f'stages.{stage}.{_KERNEL}') for stage in stages]
-    return tuple(0 if one is None else one.shape[0] for one in kernels), tuple(depths[stage] for stage in stages)
+    channels = [rows(f'stages.{stage}.{_KERNEL}') for stage in stages]
+    hidden = [rows(f'stages.{stage}.layers.0.ffn.fc1.weight') for stage in stages]
+    ratios = [E // max(C, 1) for E, C in zip(hidden, channels, strict=True)]
+    linear = any(name.endswith('attn.sr.proj.weight') and value.shape[2:] == (1, 1) for name, value in weights.items())
+    return Sizes(tuple(channels), tuple(depths[stage] for stage in stages), tuple(ratios), linear)
 
 
 def check_weights(weights: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
@@ -410,30 +372,35 @@ def convert(
     prefix: str | None = None,
     pretrain_img_size: int | tuple[int, int] | None = None,
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Returns a checkpoint's weights with its PVT in the format ``layout``, and the keys that were dropped.
+    """Returns a checkpoint's weights with its PVT or PVTv2 in the format ``layout``, and the keys that were dropped.
 
     The other parts of a detector or segmentor are kept as they are, and so is the head of a classifier, except in
-    ``mmdet``, which has no class token. ``layout`` is ``pvt_mm``, ``authors`` or ``mmdet``; for ``prefix`` and
-    ``pretrain_img_size`` see :func:`~pvt_mm.checkpoint.loading.load_pretrained`.
+    ``mmdet``, which has none. ``layout`` is one of the version's :attr:`~pvt_mm.checkpoint.names.Version.writable`; for
+    ``prefix`` and ``pretrain_img_size`` see :func:`~pvt_mm.checkpoint.loading.load_pretrained`.
 
     Raises:
-        CheckpointError: There is no PVT, more than one, or one with missing, unknown or misshapen keys.
+        CheckpointError: There is no PVT or PVTv2, more than one, one with missing, unknown or misshapen keys, or one
+            that the format does not have.
     """
-    source, before = find_backbone(state_dict, prefix)
+    version, source, before = find_backbone(state_dict, prefix)
+    if layout not in version.writable:
+        raise CheckpointError(
+            f'it is a {version.name}, which is not written in {layout} format: choose {shorten(version.writable)}'
+        )
     weights, head = backbone_weights(state_dict, prefix, pretrain_img_size), head_weights(state_dict, prefix)
     token = [name for name in weights if _stage(name) is None]
-    complete = len(token) == 4  # token, position, and the norm's weight and bias
+    complete = version is V2 or len(token) == 4  # token, position, and the norm's weight and bias
     if not complete:
         weights = {name: value for name, value in weights.items() if name not in token}
-    _check_complete(weights)
-    converted = weights if layout == 'pvt_mm' else _to_layout(weights, layout)
-    heads = [key for key in state_dict if head and key.startswith(_head_prefix(source, before) or '')]
+    _check_complete(weights, version)
+    converted = weights if layout == 'pvt_mm' else _to_layout(weights, version, layout)
+    heads = [key for key in state_dict if head and key.startswith(_head_prefix(version, source, before) or '')]
     others = [key for key in state_dict if not key.startswith(before) and key not in heads]
-    if head and complete and layout in CLASSIFIERS:
-        backbone, scores = CLASSIFIERS[layout]
+    if head and complete and layout in version.classifiers:
+        backbone, scores = version.classifiers[layout]
         named = {name.replace('head.fc.', scores): value for name, value in head.items()}
         return {**{f'{backbone}{name}': value for name, value in converted.items()}, **named}, others
-    dropped = heads if complete and layout in CLASSIFIERS else token + heads
+    dropped = heads if complete and layout in version.classifiers else token + heads
     if not before.endswith('backbone.'):
         return converted, dropped + others
     outer = before.removesuffix('backbone.')  # DDP's "module.", for one
@@ -441,30 +408,35 @@ def convert(
     return {**{f'backbone.{name}': value for name, value in converted.items()}, **kept}, dropped
 
 
-def _check_complete(weights: Mapping[str, Tensor]) -> None:
-    """Raises a CheckpointError that lists the keys that a PVT of these sizes has and ``weights`` (ours) lack."""
+def _check_complete(weights: Mapping[str, Tensor], version: Version) -> None:
+    """Raises a CheckpointError that lists the keys that a model of these sizes has and ``weights`` (ours) lack."""
     try:
-        shapes = _expected_shapes(weights)
+        shapes = _expected_shapes(weights, version)
     except KeyError as error:
-        raise CheckpointError(f'it does not hold a complete PVT; missing: {error.args[0]}') from None
+        raise CheckpointError(
+            f'it does not hold a complete {version.name}; missing or misshapen: {error.args[0]}'
+        ) from None
     check_weights(weights, {name: torch.empty(shape, device='meta') for name, shape in shapes.items()})
 
 
-def _expected_shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of every parameter of the PVT whose sizes are those of the given weights (ours)."""
+def _expected_shapes(weights: Mapping[str, Tensor], version: Version) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of every parameter of the model whose sizes are those of the given weights (ours)."""
     tables: dict[str, tuple[int, ...]] = {}
     modules: dict[str, tuple[int, ...]] = {}
-    channels = weights[_FIRST_KERNEL].shape[1]
+    channels = _length(weights, _FIRST_KERNEL, 1)
     for s in range(_num_stages(weights)):
         stage, first = f'stages.{s}.', f'stages.{s}.layers.0.'
-        tables[stage + _TABLE] = tuple(weights[stage + _TABLE].shape)
-        C, P = tables[stage + _TABLE][-1], weights[stage + _KERNEL].shape[-1]
+        C, P = _length(weights, stage + _KERNEL), _length(weights, stage + _KERNEL, 3)
         modules |= {f'{stage}patch_embed.proj': (C, channels, P, P), f'{stage}patch_embed.norm': (C,)}
-        hidden, reduction = weights[f'{first}ffn.fc1.weight'].shape[0], weights.get(f'{first}attn.sr.proj.weight')
+        hidden, reduction = _length(weights, f'{first}ffn.fc1.weight'), weights.get(f'{first}attn.sr.proj.weight')
         layer = {'attn.q': (C, C), 'attn.kv': (2 * C, C), 'attn.proj': (C, C), 'norm1': (C,), 'norm2': (C,)}
         layer |= {'ffn.fc1': (hidden, C), 'ffn.fc2': (C, hidden)}
         if reduction is not None:
             layer |= {'attn.sr.proj': (C, C, *reduction.shape[2:]), 'attn.sr.norm': (C,)}
+        if version is V1:
+            tables[stage + _TABLE] = (1, *weights[stage + _TABLE].shape[1:3], C)
+        else:
+            layer['ffn.dwconv'], modules[f'{stage}norm'] = (hidden, 1, 3, 3), (C,)
         depth = len({name.split('.')[3] for name in weights if name.startswith(f'{stage}layers.')})
         modules |= {f'{stage}layers.{i}.{name}': shape for i in range(depth) for name, shape in layer.items()}
         channels = C
@@ -475,13 +447,19 @@ def _expected_shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]
     return {**tables, **kernels, **{f'{name}.bias': shape[:1] for name, shape in modules.items()}}
 
 
-def _to_layout(weights: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
+def _length(weights: Mapping[str, Tensor], name: str, axis: int = 0) -> int:
+    """Returns a length of a parameter, or raises a KeyError where there is none."""
+    if weights[name].dim() <= axis:
+        raise KeyError(name)
+    return weights[name].shape[axis]
+
+
+def _to_layout(weights: Mapping[str, Tensor], version: Version, layout: str) -> dict[str, Tensor]:
+    if layout == 'mmdet' and _sizes(weights).linear:
+        raise CheckpointError("it has linear SRA, which MMDetection's PVTv2 does not have: choose another format")
     last, converted = f'stages.{_num_stages(weights) - 1}.{_TABLE}', {}
-    for name, value in weights.items():
-        if layout == 'mmdet' and '.attn.q.' in name:
-            value = torch.cat([value, weights[name.replace('.q.', '.kv.')]])
-            name = name.replace('.q.', '.qkv.')
-        theirs = _translate(name, 'pvt_mm', layout)
+    for name, value in _restacked(weights, layout).items():
+        theirs = version.translate(name, 'pvt_mm', layout)
         if theirs is None:
             continue  # MMDetection has no class token, the authors its position in the last table
         if name.endswith(_TABLE):
@@ -490,28 +468,23 @@ def _to_layout(weights: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
                 # NOTE: the authors' last table has the class token's entry first; their dense models ignore it.
                 first = weights.get('cls_token.pos_embed', value.new_zeros(1, 1, value.shape[-1]))
                 value = torch.cat([first, value], dim=1)
-        elif layout == 'mmdet' and '.ffn.' in name and name.endswith('.weight'):
+        elif layout == 'mmdet' and '.ffn.fc' in name and name.endswith('.weight'):
             value = value[..., None, None]
         converted[theirs] = value.contiguous()
     return converted
 
 
-@functools.cache
-def _pattern(template: str) -> re.Pattern[str]:
-    numbered = re.sub(r'\\{(\w+)\\}', r'(?P<\1>[0-9]+)', re.escape(template))
-    return re.compile(numbered.replace('(?P<p>[0-9]+)', '(?P<p>weight|bias)'))
-
-
-def _translate(key: str, source: str, target: str) -> str | None:
-    """Returns the name in ``target`` of a key of ``source``, or None where either format has no such parameter."""
-    for row in NAMES:
-        theirs, wanted = row[FORMATS.index(source)], row[FORMATS.index(target)]
-        if theirs and wanted and (found := _pattern(theirs).fullmatch(key)):
-            fields = found.groupdict()
-            stage = int(fields['s']) if 's' in fields else int(fields.get('s1', 1)) - 1
-            layer = int(fields['l']) if 'l' in fields else int(fields.get('l1', 1)) - 1
-            return wanted.format(s=stage, s1=stage + 1, l=layer, l1=layer + 1, p=fields.get('p'))
-    return None
+def _restacked(weights: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
+    """Returns weights (ours) with q, k and v stacked for MMDetection, and k and v apart for Hugging Face."""
+    restacked = {}
+    for name, value in weights.items():
+        if layout == 'mmdet' and '.attn.q.' in name:
+            restacked[name.replace('.q.', '.qkv.')] = torch.cat([value, weights[name.replace('.q.', '.kv.')]])
+        elif layout == 'huggingface' and '.attn.kv.' in name:
+            restacked[name.replace('.kv.', '.k.')], restacked[name.replace('.kv.', '.v.')] = value.chunk(2)
+        else:
+            restacked[name] = value
+    return restacked
 
 
 def _stage(name: str) -> int | None:

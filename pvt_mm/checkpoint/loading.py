@@ -1,4 +1,4 @@
-"""Strict loading of a PVT or a classifier from a checkpoint of any format, and of a PVT as a part of another model."""
+"""Strict loading of backbones and classifiers from checkpoints of any format, alone or as a part of another model."""
 
 from typing import Any
 
@@ -6,7 +6,6 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from pvt_mm.checkpoint.formats import (
-    CLASSIFIERS,
     backbone_weights,
     check_sizes,
     check_weights,
@@ -15,6 +14,7 @@ from pvt_mm.checkpoint.formats import (
     known_weights,
     layout_at,
 )
+from pvt_mm.checkpoint.names import VERSIONS
 from pvt_mm.checkpoint.reader import read_checkpoint
 from pvt_mm.utils.errors import CheckpointError
 
@@ -26,33 +26,35 @@ def load_pretrained(
     pretrain_img_size: int | tuple[int, int] | None = None,
     map_location: str = 'cpu',
 ) -> None:
-    """Loads the PVT in a checkpoint into ``model``: every parameter of it, or none.
+    """Loads the PVT or PVTv2 in a checkpoint into ``model``: every parameter of it, or none.
 
-    Position embeddings of another grid are resampled bilinearly. Where ``model`` takes another number of channels than
-    3, its patch embedding gets the mean of the three, scaled by 3 / channels so that a gray image keeps its output. A
-    classifier's head, the class token where ``model`` has none, and the stages that it does not build are dropped; the
-    log says so.
+    A PVT's position embeddings of another grid are resampled bilinearly. Where ``model`` takes another number of
+    channels than 3, its patch embedding gets the mean of the three, scaled by 3 / channels so that a gray image keeps
+    its output. A classifier's head, the class token where ``model`` has none, and the stages that it does not build are
+    dropped; the log says so.
 
     Args:
-        model: The backbone, a :class:`~pvt_mm.models.PVT`.
+        model: The backbone, a :class:`~pvt_mm.models.PVT` or :class:`~pvt_mm.models.PVTv2`.
         checkpoint: A path or URL, of any format of :mod:`pvt_mm.checkpoint.formats`.
         prefix: What the keys of the backbone begin with. Needed only where the file holds more than one PVT.
         pretrain_img_size: Size in pixels of the images that the position embeddings were trained on, a side or (H, W).
-            Needed only where they are neither square nor of the grid of ``model``, or could be both.
+            Needed only where they are neither square nor of the grid of ``model``, or could be both. A PVTv2 has none.
         map_location: The device to read to.
 
     Raises:
-        CheckpointError: The file cannot be read, or a key is missing, unknown or of another shape; they are listed.
+        CheckpointError: The file cannot be read, holds the other of the two, or a key is missing, unknown or of another
+            shape; they are listed.
     """
     weights, _, notes = _read_weights(checkpoint, map_location, model, {}, prefix, pretrain_img_size)
     model.load_state_dict(weights)
-    print_log('; '.join([f'loaded all {len(weights)} parameters of PVT from {checkpoint}', *notes]), logger='current')
+    what = f'{len(weights)} parameters of {type(model).__name__}'
+    print_log('; '.join([f'loaded all {what} from {checkpoint}', *notes]), logger='current')
 
 
 def load_classifier(backbone: nn.Module, head: nn.Linear, checkpoint: str, map_location: str = 'cpu') -> None:
     """Loads the classifier in a checkpoint, of any format, into its backbone and head: all of it, or nothing.
 
-    The backbone has a class token; the head goes from the token's feature to the scores.
+    The backbone is a PVT with a class token or a PVTv2; the head goes from its feature to the scores.
 
     Raises:
         CheckpointError: The file cannot be read, has no head, or a key is missing, unknown or of another shape.
@@ -74,26 +76,16 @@ def _read_weights(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], list[str]]:
     """Returns the parameters of ``model`` and of ``head`` (by name) in a checkpoint, and what was changed to fit."""
     state_dict, target = read_checkpoint(checkpoint, map_location), model.state_dict()
-    grids = _grids(target)
     try:
+        weights = backbone_weights(state_dict, prefix, pretrain_img_size, target)
+        check_sizes(weights, target)
         scores = head_weights(state_dict) if head else {}
         check_weights(scores, head)
-        weights, notes = _fitted(backbone_weights(state_dict, prefix, pretrain_img_size, grids), target)
+        weights, notes = fit_weights(weights, target)
+        check_weights(weights, target)
     except CheckpointError as error:
         raise CheckpointError(f'{checkpoint}: {error}') from None
     return weights, scores, notes
-
-
-def _grids(target: dict[str, Tensor]) -> list[tuple[int, int]]:
-    return [(table.shape[1], table.shape[2]) for name, table in target.items() if name.endswith('.pos_embed.table')]
-
-
-def _fitted(weights: dict[str, Tensor], target: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Returns weights (ours) that fit ``target`` exactly, and what was changed, or raises a CheckpointError."""
-    check_sizes(weights, target)
-    weights, notes = fit_weights(weights, target)
-    check_weights(weights, target)
-    return weights, notes
 
 
 class AnyFormat(nn.Module):
@@ -127,7 +119,7 @@ def translate_all(model: nn.Module, state_dict: dict[str, Tensor]) -> dict[str, 
 
 
 def translate_backbone(model: nn.Module, state_dict: dict[str, Tensor], prefix: str) -> None:
-    """Replaces the PVT at ``prefix`` in a state dict by one of our format with the grids and channels of ``model``.
+    """Replaces the PVT or PVTv2 at ``prefix`` in a state dict by ours, with the grids and channels of ``model``.
 
     It may be incomplete. Other keys stay, and so do parameters of our format that fit, bit for bit.
 
@@ -146,16 +138,17 @@ def _replace(state_dict: dict[str, Tensor], keys: list[str], weights: dict[str, 
 
 
 def translate_classifier(backbone: nn.Module, state_dict: dict[str, Tensor], prefix: str) -> None:
-    """Replaces an authors' or Hugging Face's classifier at ``prefix`` in a state dict by one of our format.
+    """Replaces a classifier of another format at ``prefix`` in a state dict by one of ours.
 
     A classifier of our format is left as it is.
 
     Raises:
         CheckpointError: The backbone is of another arch or version.
     """
-    for layout in ('authors', 'huggingface'):
-        before, head = (prefix + part for part in CLASSIFIERS[layout])
-        if layout_at(state_dict, before) == layout:
+    layouts = [(version, layout) for version in VERSIONS for layout in version.classifiers]
+    for version, layout in layouts:
+        before, head = (prefix + part for part in version.classifiers[layout])
+        if layout != 'pvt_mm' and layout_at(state_dict, before) == (version, layout):
             weights, keys = _translated(backbone, state_dict, before)
             names = {f'{head}{kind}': f'{prefix}head.fc.{kind}' for kind in ('weight', 'bias')}
             scores = {ours: state_dict[theirs] for theirs, ours in names.items() if theirs in state_dict}
@@ -164,18 +157,13 @@ def translate_classifier(backbone: nn.Module, state_dict: dict[str, Tensor], pre
 
 
 def _translated(model: nn.Module, state_dict: dict[str, Tensor], prefix: str) -> tuple[dict[str, Tensor], list[str]]:
-    """Returns the PVT at ``prefix`` in our format, as far as it is there, fitted to ``model``, and the keys it has."""
+    """Returns the backbone at ``prefix`` in our format, as far as it is there, fitted to ``model``, and its keys."""
     target = model.state_dict()
     inner = {key: value for key, value in state_dict.items() if key.startswith(prefix)}
-    layout = layout_at(inner, prefix)
-    if layout is None:
-        return {}, []
     try:
-        weights, keys = known_weights(inner, layout, prefix, _grids(target))
-        if layout != 'pvt_mm':
-            check_sizes(weights, target)
+        weights, keys = known_weights(inner, prefix, target)
     except CheckpointError as error:
-        raise CheckpointError(f'the PVT in it does not fit: {error}') from None
+        raise CheckpointError(f'the backbone in it does not fit: {error}') from None
     weights, notes = fit_weights(weights, target)
     if notes:
         print_log('; '.join(notes), logger='current')

@@ -1,5 +1,6 @@
 """The reader of checkpoints on damaged, foreign and strange files: what was saved, or a line that says why not."""
 
+import contextlib
 import io
 import itertools
 import logging
@@ -20,11 +21,11 @@ from pvt_mm.checkpoint.formats import backbone_weights, convert
 from pvt_mm.checkpoint.loading import load_pretrained
 from pvt_mm.checkpoint.reader import read_checkpoint
 from pvt_mm.checkpoint.writer import save_checkpoint
-from pvt_mm.models import PVT
+from pvt_mm.models import PVT, PVTv2
 from pvt_mm.utils.errors import CheckpointError
 from tests.fuzz import assert_clear, cases
 from tests.fuzz.test_fuzz_backbone import archs, every_stage
-from tests.test_checkpoint.test_formats import CLASSIFIERS, SOURCES, WRAPPINGS
+from tests.test_checkpoint.test_formats import CLASSIFIERS, KINDS, WRAPPINGS
 
 ARCH = dict(embed_dims=(4, 6), depths=(1, 2), num_heads=(1, 2), patch_sizes=(4, 2), sr_ratios=(2, 1), mlp_ratios=(1, 2))
 # Those of the formats that are for four stages.
@@ -34,9 +35,21 @@ FOUR = dict(
 )  # fmt: skip
 
 
-def random_model(arch: dict = ARCH, **settings) -> PVT:
+def as_kind(kind: str, arch: dict) -> dict:
+    """The sizes of a PVT for a backbone of another kind."""
+    if kind == 'v1':
+        return arch
+    return {('strides' if key == 'patch_sizes' else key): value for key, value in arch.items()} | {
+        'linear': kind == 'linear'
+    }
+
+
+def random_model(arch: dict = ARCH, **settings) -> PVT | PVTv2:
     torch.manual_seed(0)
-    model = PVT(arch, **{'out_indices': every_stage(arch), 'pretrain_img_size': 32, **settings})
+    if 'strides' in arch:
+        model = PVTv2(arch, out_indices=every_stage(arch))
+    else:
+        model = PVT(arch, **{'out_indices': every_stage(arch), 'pretrain_img_size': 32, **settings})
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter)
     return model
@@ -53,9 +66,9 @@ def same(one: Tensor, other: Tensor) -> bool:
     )  # fmt: skip
 
 
-def load(path: Path, **settings) -> dict[str, Tensor] | None:
+def load(path: Path, kind: str = 'v1', **settings) -> dict[str, Tensor] | None:
     """Loads a file into a model; None where it is refused, in a line, leaving the model as it was."""
-    model = PVT(ARCH, out_indices=(0, 1), pretrain_img_size=32)
+    model = random_model(as_kind(kind, ARCH))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     try:
         load_pretrained(model, str(path), **settings)
@@ -280,6 +293,23 @@ def test_strange_tensors_are_refused_or_exact(folder, name, change, wrapping):
         assert not (fits and change in ('double', 'half', 'bfloat16', 'a view', 'a parameter'))
 
 
+@cases('checkpoint reader', 350, quick=25)(
+    st.sampled_from([(kind, layout) for kind in KINDS for layout in KINDS[kind][3]]),
+    st.sampled_from(list(CHANGES)),
+    st.data(),
+)
+@pytest.mark.filterwarnings('ignore')  # of sparse and quantised tensors
+def test_strange_tensors_of_any_format_are_refused_or_weights(folder, of, change, data):
+    (kind, layout), path = of, fresh(folder, 'strange.pth')
+    weights, _ = convert(random_model(as_kind(kind, ARCH)).state_dict(), layout)
+    name = data.draw(st.sampled_from(list(weights)), label='name')
+    strange = {**weights, name: CHANGES[change](weights[name])}
+    torch.save(strange, path)
+    assert load(path, kind) is None or wanted(strange[name]) is not None
+    with contextlib.suppress(CheckpointError):
+        convert(read_checkpoint(path), 'pvt_mm')
+
+
 KEYS = st.one_of(
     st.text(max_size=20), st.integers(-1, 9), st.text(min_size=300, max_size=900), st.just('a\nb'),
     NAMES.map(lambda name: f'{name}.weight'), NAMES.map(lambda name: name.replace('stages.0', 'stages.7')),
@@ -329,37 +359,43 @@ def test_wrappers_in_wrappers_are_opened(folder, wrappers, beside):  # fmt: skip
 
 
 @cases('checkpoint reader', 150)(
-    st.sampled_from(list(SOURCES)),
-    st.sampled_from(['pvt_mm', 'mmdet', 'authors']),
+    st.sampled_from(
+        [(kind, source, layout) for kind in KINDS for source in KINDS[kind][2] for layout in KINDS[kind][3]]
+    ),
     st.sampled_from(['.pth', '.safetensors']),
     st.sampled_from([torch.float32, torch.float64, torch.float16, torch.bfloat16]),
     st.sampled_from(list(WRAPPINGS)),
 )
-def test_every_format_comes_back_the_same(folder, source, layout, suffix, dtype, wrapping):
-    weights = {name: value.to(dtype) for name, value in random_model(FOUR, pretrain_img_size=64).state_dict().items()}
+def test_every_format_comes_back_the_same(folder, of, suffix, dtype, wrapping):
+    kind, source, layout = of
+    sources, model = KINDS[kind][2], random_model(as_kind(kind, FOUR), pretrain_img_size=64)
+    weights = {name: value.to(dtype) for name, value in model.state_dict().items()}
     path = fresh(folder, f'format{suffix}')
     source_path = fresh(folder, 'source.pth')
-    torch.save(WRAPPINGS[wrapping](SOURCES[source](weights)), source_path)
+    torch.save(WRAPPINGS[wrapping](sources[source](weights)), source_path)
     converted, _ = convert(read_checkpoint(source_path), layout)
     save_checkpoint(converted, path)
     read = read_checkpoint(path)
     assert set(read) == set(converted)
     back = backbone_weights(read)
     token = {name for name in back if name.startswith('cls_token.')}
-    assert bool(token) == (layout != 'mmdet' and source in CLASSIFIERS)
+    assert bool(token) == (kind == 'v1' and layout != 'mmdet' and source in CLASSIFIERS)
     for name in weights:
         assert back[name].dtype == dtype
         assert torch.equal(back[name], weights[name]), name
 
 
-@cases('checkpoint reader', 150)(archs(first_patches=(1, 2, 4)), st.sampled_from(['mmdet', 'authors']), st.data())
-def test_any_sizes_come_back_the_same(arch, layout, data):
-    arch = {**arch, 'patch_sizes': (4, *arch['patch_sizes'][1:])}
-    least = int(np.prod(arch['patch_sizes']))
-    sides = st.integers(least, least + 90)
-    size = data.draw(st.one_of(sides, st.tuples(sides, sides)), label='size')
-    weights = random_model(arch, pretrain_img_size=size).state_dict()
-    back, _ = convert(convert(weights, layout)[0], 'pvt_mm', pretrain_img_size=size)
+@cases('checkpoint reader', 200)(archs(first_patches=(1, 2, 4)), st.data())
+def test_any_sizes_come_back_the_same(arch, data):
+    kind, settings = 'linear' if arch.get('linear') else 'v2' if 'strides' in arch else 'v1', {}
+    if kind == 'v1':
+        arch = {**arch, 'patch_sizes': (4, *arch['patch_sizes'][1:])}
+        least = int(np.prod(arch['patch_sizes']))
+        sides = st.integers(least, least + 90)
+        settings = {'pretrain_img_size': data.draw(st.one_of(sides, st.tuples(sides, sides)), label='size')}
+    weights = random_model(arch, **settings).state_dict()
+    layout = data.draw(st.sampled_from(KINDS[kind][3]), label='layout')
+    back, _ = convert(convert(weights, layout)[0], 'pvt_mm', **settings)
     assert set(back) == set(weights)
     assert all(torch.equal(back[name], value) for name, value in weights.items())
 

@@ -1,6 +1,7 @@
 """Every format in and out, strictly; nothing executed; nothing silently left out."""
 
 import argparse
+import functools
 import pickle
 from pathlib import Path
 
@@ -14,11 +15,13 @@ from pvt_mm.apis.weight_checks import check_resumed, check_start
 from pvt_mm.checkpoint import loading
 from pvt_mm.checkpoint.formats import backbone_weights, convert
 from pvt_mm.checkpoint.loading import load_pretrained
+from pvt_mm.checkpoint.names import SEGFORMER, V1, V2, Sizes
 from pvt_mm.checkpoint.reader import cached_path, read_checkpoint, read_file, safe_reading
 from pvt_mm.checkpoint.writer import save_checkpoint
-from pvt_mm.models import PVT
+from pvt_mm.models import PVT, PVTv2
+from pvt_mm.models.archs import ARCHS, ARCHS_V2
 from pvt_mm.utils.errors import CheckpointError
-from tests.conftest import TINY_ARCH
+from tests.conftest import TINY_ARCH, TINY_ARCH_LINEAR, TINY_ARCH_V2
 from tools import convert_checkpoint
 
 
@@ -78,17 +81,73 @@ def as_huggingface(weights: dict) -> dict:
     }
 
 
+# The names of PVTv2's parameters in each format, spelt out here by hand: what to replace in ours, in this order.
+V2_NAMES = {
+    'authors': {
+        'stages.{s}.patch_embed': 'patch_embed{s1}', 'stages.{s}.norm': 'norm{s1}', 'stages.{s}.layers': 'block{s1}',
+        'sr.proj': 'sr', 'sr.norm': 'norm', 'ffn.dwconv': 'mlp.dwconv.dwconv', 'ffn': 'mlp',
+    },
+    'timm': {
+        'stages.0.patch_embed': 'patch_embed', 'stages.{s}.patch_embed': 'stages.{s}.downsample', 'layers': 'blocks',
+        'sr.proj': 'sr', 'sr.norm': 'norm', 'ffn': 'mlp',
+    },
+    'huggingface': {
+        'patch_embed.proj': 'patch_embedding.proj', 'patch_embed.norm': 'patch_embedding.layer_norm',
+        'stages.{s}.norm': 'stages.{s}.layer_norm', 'layers': 'blocks', 'stages': 'pvt_v2.encoder.layers',
+        'norm1': 'layer_norm_1', 'norm2': 'layer_norm_2', 'attn.sr.proj': 'attention.spatial_reduction',
+        'attn.sr.norm': 'attention.layer_norm', 'attn.q': 'attention.query', 'attn.kv': 'attention.kv',
+        'attn.proj': 'attention.proj', 'ffn.fc': 'mlp.dense', 'ffn': 'mlp.dwconv',
+    },
+}  # fmt: skip
+
+
+def as_v2(layout: str, weights: dict) -> dict:
+    """A PVTv2 in a format."""
+    state = {}
+    for name, value in weights.items():
+        s = int(name.split('.')[1])
+        for ours, theirs in V2_NAMES[layout].items():
+            name = name.replace(ours.format(s=s), theirs.format(s=s, s1=s + 1))
+        if '.attention.kv.' in name:
+            state[name.replace('.kv.', '.key.')], state[name.replace('.kv.', '.value.')] = value.chunk(2)
+        else:
+            state[name] = value
+    return state
+
+
+def as_v2_classifier(layout: str, weights: dict) -> dict:
+    head = 'classifier' if layout == 'huggingface' else 'head'
+    dims = len(weights['stages.3.norm.weight'])
+    return {**as_v2(layout, weights), f'{head}.weight': torch.randn(9, dims), f'{head}.bias': torch.zeros(9)}
+
+
+def without(prefix: str, state: dict) -> dict:
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
 SOURCES = {
     'ours': dict,
     'authors, dense': lambda weights: convert(weights, 'authors')[0],
     'authors, classification': as_authors_classifier,
     'mmdet': lambda weights: convert(weights, 'mmdet')[0],
     'huggingface, classification': as_huggingface,
-    'huggingface, PvtModel': lambda weights: {
-        key.removeprefix('pvt.'): value for key, value in as_huggingface(weights).items() if key.startswith('pvt.')
-    },
+    'huggingface, PvtModel': lambda weights: without('pvt.', as_huggingface(weights)),
 }
 CLASSIFIERS = ('authors, classification', 'huggingface, classification', 'huggingface, PvtModel')
+SOURCES_LINEAR = {
+    'ours': dict,
+    'authors, dense': functools.partial(as_v2, 'authors'),
+    'authors, classification': functools.partial(as_v2_classifier, 'authors'),
+    'timm, classification': functools.partial(as_v2_classifier, 'timm'),
+    'huggingface, classification': functools.partial(as_v2_classifier, 'huggingface'),
+    'huggingface, PvtV2Model': lambda weights: without('pvt_v2.', as_v2('huggingface', weights)),
+}
+SOURCES_V2 = {**SOURCES_LINEAR, 'mmdet': lambda weights: convert(weights, 'mmdet')[0]}
+KINDS = {
+    'v1': (PVT, TINY_ARCH, SOURCES, V1.writable),
+    'v2': (PVTv2, TINY_ARCH_V2, SOURCES_V2, V2.writable),
+    'linear': (PVTv2, TINY_ARCH_LINEAR, SOURCES_LINEAR, [layout for layout in V2.writable if layout != 'mmdet']),
+}
 WRAPPINGS = {
     'plain': lambda state: state,
     'mmengine': lambda state: {'meta': {'epoch': 3}, 'state_dict': {f'backbone.{k}': v for k, v in state.items()}},
@@ -110,12 +169,17 @@ WRAPPINGS = {
 }
 
 
-@pytest.fixture
-def model() -> PVT:
-    model = PVT(TINY_ARCH)
+def build(kind: str, **settings) -> PVT | PVTv2:
+    """A backbone of random weights, none of which is 0 or 1."""
+    model = KINDS[kind][0](KINDS[kind][1], **settings)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter)
     return model
+
+
+@pytest.fixture
+def model() -> PVT:
+    return build('v1')
 
 
 @pytest.fixture
@@ -129,42 +193,81 @@ def log_of(monkeypatch):
     return run
 
 
-def assert_equal_weights(loaded: PVT, expected: PVT) -> None:
+def assert_equal_weights(loaded: PVT | PVTv2, expected: PVT | PVTv2) -> None:
     for name, value in expected.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value), name
 
 
-@pytest.mark.parametrize('wrapping', WRAPPINGS)
-@pytest.mark.parametrize('source', SOURCES)
-def test_every_format_loads_by_init_cfg(source, wrapping, model, tmp_path):
-    path = tmp_path / 'weights.pth'
-    torch.save(WRAPPINGS[wrapping](SOURCES[source](model.state_dict())), path)
-    loaded = PVT(TINY_ARCH, init_cfg=dict(type='Pretrained', checkpoint=str(path)))
-    loaded.init_weights()
+@pytest.mark.parametrize(
+    ('kind', 'source', 'wrapping'),
+    [
+        *(('v1', source, wrapping) for source in SOURCES for wrapping in WRAPPINGS),
+        *(('v2', 'timm, classification', wrapping) for wrapping in WRAPPINGS),
+        *(('v2', source, 'mmdet 2 EMA') for source in SOURCES_V2),
+        *(('linear', source, 'plain') for source in SOURCES_LINEAR),
+    ],
+)
+def test_every_format_loads_by_init_cfg(kind, source, wrapping, tmp_path, log_of):
+    path, (kind_of, arch, sources, _) = tmp_path / 'weights.pth', KINDS[kind]
+    model = build(kind)
+    torch.save(WRAPPINGS[wrapping](sources[source](model.state_dict())), path)
+    loaded = kind_of(arch, init_cfg=dict(type='Pretrained', checkpoint=str(path)))
+    logged = log_of(loaded.init_weights)
+    assert logged.startswith(f'loaded all {len(model.state_dict())} parameters of {kind_of.__name__} from {path}')
     assert_equal_weights(loaded, model)
 
 
-@pytest.mark.parametrize('layout', ['pvt_mm', 'mmdet', 'authors'])
-@pytest.mark.parametrize('source', SOURCES)
-def test_conversions_come_back_the_same(source, layout, model):
-    converted, _ = convert(SOURCES[source](model.state_dict()), layout)
+@pytest.mark.parametrize(
+    ('kind', 'source', 'layout'),
+    [(kind, source, layout) for kind in KINDS for source in KINDS[kind][2] for layout in KINDS[kind][3]],
+)
+def test_conversions_come_back_the_same(kind, source, layout):
+    kind_of, arch, sources, _ = KINDS[kind]
+    model = build(kind)
+    converted, _ = convert(sources[source](model.state_dict()), layout)
     back = backbone_weights(converted)
     token = {name: back.pop(name) for name in list(back) if name.startswith('cls_token.')}
-    assert bool(token) == (layout != 'mmdet' and source in CLASSIFIERS)
-    loaded = PVT(TINY_ARCH)
+    assert bool(token) == (kind == 'v1' and layout != 'mmdet' and source in CLASSIFIERS)
+    loaded = kind_of(arch)
     loaded.load_state_dict(back)
     assert_equal_weights(loaded, model)
 
 
-@pytest.mark.parametrize('arch', ['tiny', 'small_wide'])
-def test_conversion_to_mmdet_runs_there(arch):
-    from mmdet.models.backbones.pvt import PyramidVisionTransformer
+@pytest.mark.parametrize('kind', ['v2', 'linear'])
+@pytest.mark.parametrize('layout', V2_NAMES)
+def test_pvt_v2_is_written_as_others_write_it(layout, kind):
+    state = as_v2_classifier(layout, build(kind).state_dict())
+    ours, _ = convert(state, 'pvt_mm')
+    assert {name for name in ours if not name.startswith('backbone.')} == {'head.fc.weight', 'head.fc.bias'}
+    converted, dropped = convert(ours, layout)
+    assert not dropped
+    assert converted.keys() == state.keys()
+    assert all(torch.equal(value, state[name]) for name, value in converted.items())
 
-    model = PVT(arch)
+
+@pytest.mark.parametrize(
+    ('state', 'layout', 'message'),
+    [
+        (lambda: build('v1').state_dict(), 'timm', 'it is a PVT, which is not written in timm format: choose pvt_mm, '),
+        (
+            lambda: build('linear').state_dict(),
+            'mmdet',
+            "linear SRA, which MMDetection's PVTv2 does not have: choose a",
+        ),
+    ],
+)
+def test_what_a_format_does_not_have_is_not_written(state, layout, message):
+    with pytest.raises(CheckpointError, match=message):
+        convert(state(), layout)
+
+
+@pytest.mark.parametrize('arch', ['tiny', 'small_wide', 'b0'])
+def test_conversion_to_mmdet_runs_there(arch):
+    from mmdet.models.backbones.pvt import PyramidVisionTransformer, PyramidVisionTransformerV2
+
+    model, theirs = (PVTv2(arch), PyramidVisionTransformerV2) if arch == 'b0' else (PVT(arch), PyramidVisionTransformer)
     converted, _ = convert(model.state_dict(), 'mmdet')
-    theirs = PyramidVisionTransformer(
-        embed_dims=model.arch.embed_dims[0], num_layers=list(model.arch.depths), num_heads=[1, 2, 5, 8]
-    )
+    theirs = theirs(embed_dims=model.arch.embed_dims[0], num_layers=list(model.arch.depths), num_heads=[1, 2, 5, 8])
     theirs.load_state_dict(converted)
 
 
@@ -184,7 +287,7 @@ def test_prefix_chooses_among_several(model, tmp_path):
     for prefix in ('student', 'student.'):
         load_pretrained(loaded, path, prefix=prefix)
         assert_equal_weights(loaded, model)
-    with pytest.raises(CheckpointError, match="no PVT under the prefix 'pupil'"):
+    with pytest.raises(CheckpointError, match="no PVT or PVTv2 under the prefix 'pupil'"):
         load_pretrained(loaded, path, prefix='pupil')
 
 
@@ -257,10 +360,11 @@ def test_our_former_format_is_read(in_channels, patch_size, tmp_path):
 
 
 @pytest.mark.parametrize('channels', [1, 4])
-def test_three_channels_are_averaged_into_any_number(channels, model, tmp_path, log_of):
-    path = str(tmp_path / 'weights.pth')
+@pytest.mark.parametrize('kind', ['v1', 'v2'])
+def test_three_channels_are_averaged_into_any_number(kind, channels, tmp_path, log_of):
+    model, path = build(kind), str(tmp_path / 'weights.pth')
     torch.save(convert(model.state_dict(), 'authors')[0], path)
-    loaded = PVT(TINY_ARCH, in_channels=channels).eval()
+    loaded = build(kind, in_channels=channels).eval()
     messages = log_of(load_pretrained, loaded, path)
     assert f'averaged the 3 input channels of stages.0.patch_embed.proj.weight for {channels}' in messages
     gray = torch.randn(1, 1, 64, 64)
@@ -269,14 +373,17 @@ def test_three_channels_are_averaged_into_any_number(channels, model, tmp_path, 
             one.stages[0].patch_embed.proj(gray.expand(-1, number, -1, -1))
             for one, number in ((loaded, channels), (model, 3))
         )
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
 
 
-def test_what_is_dropped_is_logged(model, tmp_path, log_of):
-    torch.save(as_authors_classifier(model.state_dict()), tmp_path / 'weights.pth')
-    loaded = PVT(TINY_ARCH, out_indices=1)
+@pytest.mark.parametrize('kind', ['v1', 'v2'])
+def test_what_is_dropped_is_logged(kind, tmp_path, log_of):
+    model = build(kind)
+    torch.save(KINDS[kind][2]['authors, classification'](model.state_dict()), tmp_path / 'weights.pth')
+    loaded = build(kind, out_indices=1)
     messages = log_of(load_pretrained, loaded, str(tmp_path / 'weights.pth'))
-    assert 'dropped the class token, which the model does not have: cls_token.token, cls_token.norm.weight' in messages
+    token = 'dropped the class token, which the model does not have: cls_token.token, cls_token.norm.weight'
+    assert (token in messages) == (kind == 'v1')
     assert 'dropped the stages after the last output: stages.2.' in messages
     assert torch.equal(loaded.stages[1].layers[1].ffn.fc2.weight, model.stages[1].layers[1].ffn.fc2.weight)
 
@@ -293,16 +400,19 @@ def broken(change):
     return state
 
 
-@pytest.mark.parametrize('layout', ['pvt_mm', 'authors', 'mmdet'])
-def test_any_missing_key_is_an_error(layout, model, tmp_path):
-    path = str(tmp_path / 'weights.pth')
-    whole, loaded = convert(model.state_dict(), layout)[0], PVT(TINY_ARCH)
+@pytest.mark.parametrize(
+    ('kind', 'layout'),
+    [*(('v1', layout) for layout in V1.writable), ('v2', 'pvt_mm'), ('v2', 'timm'), ('linear', 'huggingface')],
+)
+def test_any_missing_key_is_an_error(kind, layout, monkeypatch):
+    loaded = build(kind)
+    whole = convert(loaded.state_dict(), layout)[0]
     before = {name: value.clone() for name, value in loaded.state_dict().items()}
     for key in whole:
         partial = {name: value for name, value in whole.items() if name != key}
-        torch.save(partial, path)
+        monkeypatch.setattr(loading, 'read_checkpoint', lambda *_, partial=partial: partial)
         with pytest.raises(CheckpointError):
-            load_pretrained(loaded, path)
+            load_pretrained(loaded, 'partial.pth')
         assert all(torch.equal(value, before[name]) for name, value in loaded.state_dict().items())
         with pytest.raises(CheckpointError):
             convert(partial, 'pvt_mm')
@@ -369,6 +479,85 @@ def test_an_error_is_a_line_of_a_few_names_however_long_and_many_they_are(model,
 def test_a_size_that_is_none_is_refused(model):
     with pytest.raises(CheckpointError, match='pretrain_img_size must be an int'):
         convert(convert(model.state_dict(), 'authors')[0], 'pvt_mm', pretrain_img_size=0)
+    with pytest.raises(CheckpointError, match='for position embeddings, which a PVTv2 does not have: leave it out'):
+        convert(build('v2').state_dict(), 'pvt_mm', pretrain_img_size=224)
+
+
+# -------------------------------------------------------------------------------------------------- versions and archs
+
+
+def released(version, arch) -> dict[str, torch.Tensor]:
+    """The parameters of a released model, or of a dict of sizes, without values."""
+    with torch.device('meta'):
+        return (PVT if version is V1 else PVTv2)(arch).state_dict()
+
+
+def named_in(version, layout: str, weights: dict) -> dict[str, torch.Tensor]:
+    """The parameters that have a counterpart in a format."""
+    names = {name: version.translate(name, 'pvt_mm', layout) for name in weights}
+    flat = {name: value.flatten(1, 2) for name, value in weights.items() if 'table' in name and layout != 'pvt_mm'}
+    return {theirs: (weights | flat)[ours] for ours, theirs in names.items() if theirs}
+
+
+EVERY = [(version, arch) for version in (V1, V2) for arch in version.sizes]
+
+
+@pytest.mark.parametrize(('version', 'arch'), EVERY, ids=[arch for _, arch in EVERY])
+def test_the_other_version_is_named_with_its_arch(version, arch, tmp_path):
+    model, weights, path = build('v2' if version is V1 else 'v1'), released(version, arch), str(tmp_path / 'a.pth')
+    message = f"it is a {version.name} of arch='{arch}', and the model is a {type(model).__name__}: set "
+    message += f"type='pvt_mm.{version.name}', arch='{arch}', or use other weights$"
+    torch.save(weights, path)
+    with pytest.raises(CheckpointError, match=f'^{path}: {message}'):
+        load_pretrained(model, path)
+    for layout in version.formats:
+        with pytest.raises(CheckpointError, match=f'^the backbone in it does not fit: {message}'):
+            model.load_state_dict(named_in(version, layout, weights), strict=False)
+
+
+def test_the_sizes_are_those_of_the_archs():
+    for version, archs in ((V1, ARCHS), (V2, ARCHS_V2)):
+        known = {
+            name: Sizes(arch.embed_dims, arch.depths, arch.mlp_ratios, getattr(arch, 'linear', False))
+            for name, arch in archs.items()
+        }
+        assert version.sizes == known
+
+
+@pytest.mark.parametrize(
+    ('version', 'found', 'wanted'), [(V1, 'tiny', 'small'), (V2, 'b2_li', 'b2'), (V2, 'b2', 'b2_li'), (V2, 'b0', 'b1')]
+)
+def test_the_arch_of_the_weights_is_named(version, found, wanted, tmp_path):
+    weights, kind_of = released(version, found), PVT if version is V1 else PVTv2
+    message = f"it is of arch='{found}', and the model is arch='{wanted}': set arch='{found}', or use other weights$"
+    with torch.device('meta'):
+        model, first = kind_of(wanted), kind_of(wanted, out_indices=0)
+    for layout in version.formats:
+        state = named_in(version, layout, weights)
+        torch.save(state, tmp_path / 'a.pth')
+        with pytest.raises(CheckpointError, match=f'a.pth: {message}'):
+            load_pretrained(model, str(tmp_path / 'a.pth'))
+        if layout != 'pvt_mm':  # which PyTorch reports
+            with pytest.raises(CheckpointError, match=f'the backbone in it does not fit: {message}'):
+                model.load_state_dict(state, strict=False)
+            with pytest.raises(CheckpointError, match=f"it is of arch='{found}', and the model has other sizes: set"):
+                first.load_state_dict(state)
+
+
+@pytest.mark.parametrize('layout', ['authors', 'mmdet'])
+def test_segformer_is_not_taken_for_a_pvt_v2(layout, tmp_path):
+    """It has the same names; MiT-B5 is the same model as b5."""
+    for name, sizes in SEGFORMER.items():
+        arch = ARCHS_V2[name.removeprefix('MiT-').lower()]._replace(mlp_ratios=sizes.mlp_ratios)
+        state = named_in(V2, layout, released(V2, arch._asdict()))
+        torch.save(state, tmp_path / 'a.pth')
+        for model in (build('v1'), build('v2')):
+            with pytest.raises(CheckpointError, match=f"a.pth: it is SegFormer's {name}, not a PVTv2: use other"):
+                load_pretrained(model, str(tmp_path / 'a.pth'))
+            with pytest.raises(CheckpointError, match=f"it is SegFormer's {name}, not"):
+                model.load_state_dict(state, strict=False)
+    own = build('v2').state_dict()  # expands by 2
+    assert convert(convert(own, layout)[0], 'pvt_mm')[0].keys() == own.keys()
 
 
 def test_a_file_from_before_zip_archives_that_is_truncated_anywhere_is_refused(model, tmp_path):
@@ -510,7 +699,9 @@ def test_tool_round_trip(tmp_path, capsys, model):
     source = tmp_path / 'theirs.pth'
     torch.save(SOURCES['authors, classification'](model.state_dict()), source)
     assert convert_checkpoint.main([str(source), str(tmp_path / 'ours.safetensors')]) == 0
-    assert '"dropped": 0' in capsys.readouterr().out.splitlines()[-1]
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == f"{source}: PVT in authors format, prefix ''"
+    assert '"dropped": 0' in printed[-1]
     assert convert_checkpoint.main([str(tmp_path / 'ours.safetensors'), str(tmp_path / 'a.pth'), '--to', 'mmdet']) == 0
     assert '"dropped": 6' in capsys.readouterr().out.splitlines()[-1]
     loaded = PVT(TINY_ARCH)
@@ -526,7 +717,7 @@ def test_tool_round_trip(tmp_path, capsys, model):
         (['ours.pth', 'text.pth/out.pth'], 'cannot be written'),
         (['ours.pth', './ours.pth'], 'is the file to convert and would be overwritten'),
         (['ours.pth', 'out.txt'], 'ends in .pth or .safetensors'),
-        (['ours.pth', 'out.pth', '--prefix', 'neck'], "no PVT under the prefix 'neck'"),
+        (['ours.pth', 'out.pth', '--prefix', 'neck'], "no PVT or PVTv2 under the prefix 'neck'"),
     ],
 )
 def test_tool_answers_bad_input_with_one_line(arguments, message, tmp_path, monkeypatch, capsys, model):

@@ -1,6 +1,7 @@
 """Detectors, segmentors and classifiers of every published format load as they are, whatever loads them."""
 
 import copy
+import functools
 import json
 import math
 from pathlib import Path
@@ -18,24 +19,29 @@ from mmengine.runner import checkpoint as mmengine_checkpoint
 from torch import Tensor, nn
 
 from pvt_mm.apis.weight_checks import check_checkpoint, check_resumed
-from pvt_mm.checkpoint.formats import SIZES, VERSION_2_SIZES, convert
-from pvt_mm.models import ARCHS, PVT
+from pvt_mm.checkpoint.formats import convert
+from pvt_mm.checkpoint.loading import load_classifier, load_pretrained
+from pvt_mm.checkpoint.names import V1, V2
+from pvt_mm.models import PVT, PVTv2
 from pvt_mm.utils.errors import CheckpointError
-from tests.conftest import ROOT, TINY_ARCH
+from tests.conftest import ROOT, TINY_ARCH, TINY_ARCH_LINEAR, TINY_ARCH_V2
 from tests.reference import reference, spread
 from tests.server import serve
-from tests.test_checkpoint.test_formats import as_authors_classifier, as_huggingface
+from tests.test_checkpoint.test_formats import KINDS, as_huggingface, as_v2
 from tools import test as test_tool
 from tools import train as train_tool
 
-# The same sizes as TINY_ARCH, for MMDetection's PVT.
-THEIRS = dict(
-    type='mmdet.PyramidVisionTransformer',
-    embed_dims=8,
-    num_layers=[1, 2, 1, 1],
-    num_heads=[1, 2, 3, 4],
-    mlp_ratios=[2] * 4,
-)
+# The same sizes as TINY_ARCH and TINY_ARCH_V2, for MMDetection's PVT and PVTv2.
+SIZES = dict(embed_dims=8, num_layers=[1, 2, 1, 1], num_heads=[1, 2, 3, 4], mlp_ratios=[2] * 4)
+THEIRS = {
+    'v1': dict(type='mmdet.PyramidVisionTransformer', **SIZES),
+    'v2': dict(type='mmdet.PyramidVisionTransformerV2', **SIZES),
+}
+OURS = {
+    'v1': dict(type='pvt_mm.PVT', arch=TINY_ARCH, drop_path_rate=0.0),
+    'v2': dict(type='pvt_mm.PVTv2', arch=TINY_ARCH_V2, drop_path_rate=0.0),
+    'linear': dict(type='pvt_mm.PVTv2', arch=TINY_ARCH_LINEAR, drop_path_rate=0.0),
+}
 NARROW = {'model.neck.in_channels': [8, 16, 24, 32], 'model.neck.out_channels': 32}
 CONFIGS = {
     'retinanet': dict(NARROW, **{'model.bbox_head.in_channels': 32, 'model.bbox_head.feat_channels': 16}),
@@ -63,11 +69,10 @@ CONFIGS = {
 }
 
 
-def config_of(folder: str, **more) -> Config:
+def config_of(folder: str, version: str = 'v1', **more) -> Config:
     config = Config.fromfile(ROOT / f'configs/{folder}/pvt_t_{"80k" if folder == "semantic_fpn" else "1x"}.py')
-    config.merge_from_dict({'model.backbone.init_cfg': None, **CONFIGS[folder], **more})
-    config.model.backbone.arch = TINY_ARCH
-    config.model.backbone.drop_path_rate = 0.0
+    config.merge_from_dict({**CONFIGS[folder], **more})
+    config.model.backbone = copy.deepcopy(OURS[version])
     init_default_scope(config.default_scope)
     return config
 
@@ -76,10 +81,10 @@ def build(config: Config) -> nn.Module:
     return MODELS.build(copy.deepcopy(config.model)).eval()
 
 
-def theirs(folder: str) -> nn.Module:
-    """The model with MMDetection's PVT, with the authors' eps, and parameters that hide no mistake."""
+def theirs(folder: str, version: str) -> nn.Module:
+    """The model with MMDetection's backbone, with the authors' eps, and parameters that hide no mistake."""
     config = config_of(folder)
-    config.model.backbone = dict(THEIRS)
+    config.model.backbone = dict(THEIRS[version])
     model = build(config)
     spread(model.backbone)
     for name, module in model.backbone.named_modules():
@@ -124,14 +129,17 @@ def save(model: nn.Module, layout: str, path: Path, prefix: str = '') -> str:
 
 @pytest.fixture(scope='module')
 def published(tmp_path_factory):
-    """The reference of each task, its outputs, and its checkpoints by layout."""
-    folder, found = tmp_path_factory.mktemp('published'), {}
-    for task in CONFIGS:
+    """Returns the outputs of each task's reference, its checkpoints by layout, and the reference."""
+    folder = tmp_path_factory.mktemp('published')
+
+    @functools.cache
+    def of(task: str, version: str = 'v1') -> tuple[list[Tensor], dict[str, str], nn.Module]:
         torch.manual_seed(0)
-        model = theirs(task)
-        paths = {layout: save(model, layout, folder / f'{task}_{layout}.pth') for layout in ('mmdet', 'authors')}
-        found[task] = outputs(model, task), paths, model
-    return found
+        model = theirs(task, version)
+        names = {layout: folder / f'{task}_{version}_{layout}.pth' for layout in ('mmdet', 'authors')}
+        return outputs(model, task), {layout: save(model, layout, name) for layout, name in names.items()}, model
+
+    return of
 
 
 def by_load_checkpoint(config, path, tmp_path):
@@ -169,17 +177,22 @@ def by_check(config, path, tmp_path):
 
 
 @pytest.mark.parametrize('load', [by_load_checkpoint, by_load_from, by_inferencer, by_check])
-@pytest.mark.parametrize('layout', ['mmdet', 'authors'])
-@pytest.mark.parametrize('task', CONFIGS)
-def test_a_published_checkpoint_loads_whole_without_conversion(task, layout, load, published, tmp_path):
-    expected, paths, _ = published[task]
-    model = load(config_of(task), paths[layout], tmp_path)
-    assert isinstance(model.backbone, PVT)
+@pytest.mark.parametrize(
+    ('task', 'layout', 'version'),
+    [
+        *((task, layout, 'v1') for task in CONFIGS for layout in ('mmdet', 'authors')),
+        *(('retinanet', layout, 'v2') for layout in ('mmdet', 'authors')),
+    ],
+)
+def test_a_published_checkpoint_loads_whole_without_conversion(task, layout, version, load, published, tmp_path):
+    expected, paths, _ = published(task, version)
+    model = load(config_of(task, version), paths[layout], tmp_path)
+    assert isinstance(model.backbone, PVT if version == 'v1' else PVTv2)
     assert_close(outputs(model.eval(), task), expected)
 
 
 def test_the_prefix_of_data_parallel_is_no_obstacle(published, tmp_path):
-    expected, _, reference_model = published['retinanet']
+    expected, _, reference_model = published('retinanet')
     path = save(reference_model, 'mmdet', tmp_path / 'ddp.pth', prefix='module.')
     config = config_of('retinanet')
     assert_close(outputs(by_load_checkpoint(config, path, tmp_path), 'retinanet'), expected)
@@ -196,19 +209,21 @@ def test_the_prefix_of_data_parallel_is_no_obstacle(published, tmp_path):
         torch.distributed.destroy_process_group()
 
 
-def test_a_backbone_takes_any_formats_state_dict():
-    source = spread(PVT(TINY_ARCH))
-    weights = source.state_dict()
-    states = [as_authors_classifier(weights), *(convert(weights, layout)[0] for layout in ('authors', 'mmdet'))]
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_backbone_takes_any_formats_state_dict(kind):
+    kind_of, arch, sources, layouts = KINDS[kind]
+    weights = spread(kind_of(arch)).state_dict()
+    states = [sources['authors, classification'](weights), *(convert(weights, layout)[0] for layout in layouts)]
     for state in states:
-        before, loaded = dict(state), PVT(TINY_ARCH)
+        before, loaded = dict(state), kind_of(arch)
         loaded.load_state_dict(state)
         assert all(torch.equal(value, weights[name]) for name, value in loaded.state_dict().items())
         assert list(state) == list(before)  # the caller's is left alone
 
 
-def test_our_own_format_is_left_alone():
-    model = build(config_of('retinanet'))
+@pytest.mark.parametrize('version', ['v1', 'v2'])
+def test_our_own_format_is_left_alone(version):
+    model = build(config_of('retinanet', version))
     state = model.state_dict()
     translated = dict(state)
     model.backbone.translate(translated, 'backbone.')
@@ -221,17 +236,21 @@ def test_our_own_format_is_left_alone():
     assert translated.keys() == partial.keys()
 
 
-LAYOUTS = ['pvt_mm', 'authors', 'mmdet']
+# Of each version, in each format.
+LAYOUTS = [(kind, layout) for kind in ('v1', 'v2') for layout in KINDS[kind][3]]
 
 
-@pytest.mark.parametrize('layout', LAYOUTS)
-def test_a_detector_loads_into_other_grids_channels_and_stages(layout):
+@pytest.mark.parametrize(('version', 'layout'), LAYOUTS)
+def test_a_detector_loads_into_other_grids_channels_and_stages(version, layout):
     """As load_pretrained does it for a backbone, whatever the format of the rest."""
-    source, grid, kernel = build(config_of('retinanet')), 'stages.1.pos_embed.table', 'stages.0.patch_embed.proj.weight'
+    source, grid = build(config_of('retinanet', version)), 'stages.1.pos_embed.table'
+    kernel = 'stages.0.patch_embed.proj.weight'
     state = convert(source.state_dict(), layout)[0] if layout != 'pvt_mm' else source.state_dict()
     weights = source.backbone.state_dict()
-    options = [dict(in_channels=4), dict(pretrain_img_size=(96, 128)), dict(out_indices=(0, 1))]
-    for loaded, option in [(PVT(TINY_ARCH, **option), option) for option in options]:
+    options = [dict(in_channels=4), dict(out_indices=(0, 1))]
+    options += [dict(pretrain_img_size=(96, 128))] * (version == 'v1')
+    kind_of, arch = KINDS[version][:2]
+    for loaded, option in [(kind_of(arch, **option), option) for option in options]:
         holder = nn.ModuleDict(dict(backbone=loaded))
         inner = {key: value for key, value in state.items() if key.startswith('backbone.')}
         holder.load_state_dict(inner)
@@ -269,44 +288,51 @@ def test_our_former_format_loads_in_a_detector():
     assert not found.unexpected_keys
 
 
-@pytest.mark.parametrize('layout', LAYOUTS)
-def test_a_part_of_a_state_dict_loads_and_pytorch_reports_the_rest(layout):
-    source = build(config_of('retinanet'))
+@pytest.mark.parametrize(('version', 'layout'), LAYOUTS)
+def test_a_part_of_a_state_dict_loads_and_pytorch_reports_the_rest(version, layout):
+    config = config_of('retinanet', version)
+    source, names = build(config), {'v1': V1, 'v2': V2}[version]
+
+    def in_layout(name: str) -> str:
+        return f'backbone.{names.translate(name, "pvt_mm", layout)}'
+
     state = convert(source.state_dict(), layout)[0] if layout != 'pvt_mm' else source.state_dict()
     first = next(key for key in state if key.startswith('backbone.'))
     extra = f'{first.rpartition(".")[0]}.extra'
-    part = {**{key: value for key, value in state.items() if 'pos_embed' not in key}, extra: torch.ones(1)}
-    missing = [f'backbone.stages.{stage}.pos_embed.table' for stage in range(4)]
-    loaded = build(config_of('retinanet'))
+    absent = [f'stages.{stage}.{"pos_embed.table" if version == "v1" else "norm.bias"}' for stage in range(4)]
+    missing = [f'backbone.{name}' for name in absent]
+    part = {**{key: value for key, value in state.items() if key not in map(in_layout, absent)}, extra: torch.ones(1)}
+    loaded = build(config)
     found = loaded.load_state_dict(part, strict=False)
     assert (found.missing_keys, found.unexpected_keys) == (missing, [extra])
     assert all(
-        torch.equal(value, source.state_dict()[name]) == (name not in missing)
-        for name, value in loaded.state_dict().items()
+        torch.equal(value, source.state_dict()[name]) or name in missing for name, value in loaded.state_dict().items()
     )
-    with pytest.raises(RuntimeError, match=r'Missing key.*stages.0.pos_embed.table'):
+    with pytest.raises(RuntimeError, match=rf'Missing key.*{absent[0]}'):
         loaded.load_state_dict(part)
     del part[extra]
     messages = []
-    loaded = build(config_of('retinanet'))
+    loaded = build(config)
     with mock.patch.object(mmengine_checkpoint, 'print_log', lambda text, **_: messages.append(text)):
         mmengine_checkpoint.load_state_dict(loaded, part, strict=False)
     assert messages == [
         'The model and loaded state dict do not match exactly\n\n'
         f'missing keys in source state_dict: {", ".join(missing)}\n'
     ]
-    kernel = {'pvt_mm': 'stages.0.patch_embed.proj.weight', 'authors': 'patch_embed1.proj.weight'}
-    del state[f'backbone.{kernel.get(layout, "layers.0.0.projection.weight")}']
-    found = build(config_of('retinanet')).load_state_dict(state, strict=False)
-    assert (found.missing_keys, found.unexpected_keys) == (['backbone.stages.0.patch_embed.proj.weight'], [])
+    for name in ('stages.0.patch_embed.proj.weight', 'stages.0.layers.0.ffn.fc1.bias'):
+        left = {key: value for key, value in state.items() if key != in_layout(name)}
+        found = build(config).load_state_dict(left, strict=False)
+        assert (found.missing_keys, found.unexpected_keys) == ([f'backbone.{name}'], [])
 
 
-def test_a_part_of_a_classifier_loads():
-    source = classifier()
-    for layout, head in (('authors', 'head.bias'), ('huggingface', 'classifier.bias')):
-        state = as_published_classifier(source, layout)
+@pytest.mark.parametrize('kind', KINDS)
+def test_a_part_of_a_classifier_loads(kind):
+    source = classifier(kind)
+    for layout in FOREIGN[kind]:
+        state = as_published_classifier(source, kind, layout)
+        head = next(key for key in state if key.endswith(('head.bias', 'classifier.bias')))
         del state[head]
-        found = classifier().load_state_dict({**state, 'extra': torch.ones(1)}, strict=False)
+        found = classifier(kind).load_state_dict({**state, 'extra': torch.ones(1)}, strict=False)
         assert (found.missing_keys, found.unexpected_keys) == (['head.fc.bias'], ['extra'])
 
 
@@ -321,43 +347,60 @@ def test_a_run_is_not_resumed_from_weights_that_had_to_be_resampled(tmp_path):
         check_resumed(other, path)
 
 
-def classifier(pixels: int = 224) -> nn.Module:
-    backbone = dict(type='pvt_mm.PVT', arch=TINY_ARCH, out_type='cls_token', pretrain_img_size=pixels)
+# The classifiers' formats other than ours.
+FOREIGN = dict.fromkeys(KINDS, ('authors', 'timm', 'huggingface')) | {'v1': ('authors', 'huggingface')}
+
+
+def classifier(kind: str = 'v1', **settings) -> nn.Module:
+    out_type = 'cls_token' if kind == 'v1' else 'avg_featmap'
     head = dict(type='pvt_mm.LinearClsHead', num_classes=7, in_channels=32)
     init_default_scope('mmengine')
+    backbone = dict(OURS[kind], out_type=out_type, **settings)
     model = MODELS.build(dict(type='pvt_mm.ImageClassifier', backbone=backbone, head=head)).eval()
     spread(model.backbone)
     nn.init.normal_(model.head.fc.bias)
     return model
 
 
-def as_published_classifier(model: nn.Module, layout: str) -> dict[str, Tensor]:
+def as_published_classifier(model: nn.Module, kind: str, layout: str) -> dict[str, Tensor]:
+    weights = {key.removeprefix('backbone.'): value for key, value in model.state_dict().items() if 'stages' in key}
+    head = {key.removeprefix('head.fc.'): value for key, value in model.state_dict().items() if 'head' in key}
+    theirs = {f'{"classifier" if layout == "huggingface" else "head"}.{kind}': value for kind, value in head.items()}
+    if kind != 'v1':
+        return as_v2(layout, weights) | theirs
     state = convert(model.state_dict(), 'authors')[0]
     if layout == 'authors':
         return state
-    weights = {key.removeprefix('backbone.'): value for key, value in model.state_dict().items() if 'stages' in key}
     others = dict(cls_token='patch_embeddings.3.cls_token', pos_embed4='patch_embeddings.3.position_embeddings')
     others |= {f'norm.{kind}': f'layer_norm.{kind}' for kind in ('weight', 'bias')}
     whole = as_huggingface(weights) | {f'pvt.encoder.{name}': state[authors] for authors, name in others.items()}
-    return whole | {f'classifier.{kind}': state[f'head.{kind}'] for kind in ('weight', 'bias')}
+    return whole | theirs
 
 
-@pytest.mark.parametrize('layout', ['authors', 'huggingface'])
-def test_a_classifier_loads_whole(layout, tmp_path):
-    source, image = classifier(), torch.randn(1, 3, 224, 224)
-    state = as_published_classifier(source, layout)
-    torch.save({'model': state}, tmp_path / 'a.pth')
+@pytest.mark.parametrize(('kind', 'layout'), [(kind, layout) for kind in KINDS for layout in FOREIGN[kind]])
+def test_a_classifier_loads_whole(kind, layout, tmp_path):
+    source, image = classifier(kind), torch.randn(1, 3, 64, 96)
+    state, path = as_published_classifier(source, kind, layout), str(tmp_path / 'a.pth')
+    torch.save({'model': state}, path)
     torch.save({'state_dict': state}, tmp_path / 'mmengine.pth')
-    loaded = classifier(), classifier(), classifier()
-    loaded[0].load_state_dict(check_checkpoint(loaded[0], str(tmp_path / 'a.pth'), strict=True))
+    loaded = classifier(kind), classifier(kind), classifier(kind), classifier(kind)
+    loaded[0].load_state_dict(check_checkpoint(loaded[0], path, strict=True))
     loaded[1].load_state_dict(state)
     load_checkpoint(loaded[2], str(tmp_path / 'mmengine.pth'), strict=True)
+    loaded[3].init_cfg = dict(type='Pretrained', checkpoint=path)
+    loaded[3].init_weights()
     for model in loaded:
         torch.testing.assert_close(model(image), source(image))
-    smaller = classifier(pixels=96)
-    smaller.load_state_dict(state)
-    assert smaller.backbone.stages[0].pos_embed.table.shape[1:3] == (24, 24)  # resampled
-    assert torch.equal(smaller.head.fc.bias, source.head.fc.bias)
+    other = classifier('v2' if kind == 'v1' else 'v1')
+    with pytest.raises(CheckpointError, match='the backbone in it does not fit: it is a PVT'):
+        other.load_state_dict(state, strict=False)
+    with pytest.raises(CheckpointError, match=r'a\.pth: it is a PVT'):
+        load_classifier(other.backbone, other.head.fc, path)
+    if kind == 'v1':
+        smaller = classifier(pretrain_img_size=96)
+        smaller.load_state_dict(state)
+        assert smaller.backbone.stages[0].pos_embed.table.shape[1:3] == (24, 24)  # resampled
+        assert torch.equal(smaller.head.fc.bias, source.head.fc.bias)
 
 
 # ------------------------------------------------------------------------------------------------ DETR of MMDetection 2
@@ -499,7 +542,7 @@ def test_detr_of_mmdetection_2_loads_whole(load, detr, tmp_path):
     ],
 )
 def test_what_does_not_fit_is_said_by_parts(task, changes, message, published):
-    for path in published[task][1].values():
+    for path in published(task)[1].values():
         with pytest.raises(CheckpointError, match=message):
             check_checkpoint(build(config_of(task, **changes)), path, strict=True)
         weights = check_checkpoint(build(config_of(task, **changes)), path, strict=False)
@@ -507,7 +550,7 @@ def test_what_does_not_fit_is_said_by_parts(task, changes, message, published):
 
 
 def test_another_kind_of_model_is_named(published, tmp_path):
-    model, path = build(config_of('retinanet')), published['mask_rcnn'][1]['mmdet']
+    model, path = build(config_of('retinanet')), published('mask_rcnn')[1]['mmdet']
     with pytest.raises(
         CheckpointError, match=r'does not match the model: backbone fits; bbox_head: absent, neck.lateral_convs.0'
     ):
@@ -521,72 +564,22 @@ def test_another_kind_of_model_is_named(published, tmp_path):
         check_checkpoint(model, str(tmp_path / 'r.pth'), strict=True)
 
 
-def test_the_arch_of_the_weights_is_named():
-    assert {name: (arch.embed_dims, arch.depths) for name, arch in ARCHS.items()} == SIZES
-    tiny = PVT('tiny').state_dict()
-    message = "it is of arch='tiny', and the model is arch='small': set arch='tiny', or use other weights"
-    for layout in ('authors', 'mmdet'):
-        with pytest.raises(CheckpointError, match=f'the PVT in it does not fit: {message}'):
-            PVT('small').load_state_dict(convert(tiny, layout)[0], strict=False)
-    with pytest.raises(CheckpointError, match="it is of arch='tiny', and the model has other sizes: set arch='tiny'"):
-        PVT(TINY_ARCH).load_state_dict(convert(tiny, 'authors')[0])
-    first = PVT('small', out_indices=0)  # of which the first stage has another depth
-    with pytest.raises(CheckpointError, match="it is of arch='tiny', and the model has other sizes"):
-        first.load_state_dict(convert(tiny, 'authors')[0])
-
-
-def version_2(name: str, layout: str, linear: bool = False) -> dict[str, Tensor]:
-    """A PVTv2's parameters that tell its size, in the names of a format."""
-    width, depths = VERSION_2_SIZES[name]
-    channels = [width * factor for factor in (1, 2, 5, 8)]
-    names = {
-        'authors': ('patch_embed{s1}.proj', 'block{s1}.{j}.', 'norm1', 'mlp.dwconv.dwconv', 'attn.sr'),
-        'mmdet': ('layers.{s}.0.projection', 'layers.{s}.1.{j}.', 'norm1', 'ffn.layers.1', 'attn.sr'),
-        'timm': ('stages.{s}.downsample.proj', 'stages.{s}.blocks.{j}.', 'norm1', 'mlp.dwconv', 'attn.sr'),
-        'huggingface': (
-            'pvt_v2.encoder.layers.{s}.patch_embedding.proj',
-            'pvt_v2.encoder.layers.{s}.blocks.{j}.',
-            'layer_norm_1',
-            'mlp.dwconv.dwconv',
-            'attention.spatial_reduction',
-        ),
-    }
-    embed, layer, norm, convolution, reduction = names[layout]
-    state = {}
-    for s, (C, depth) in enumerate(zip(channels, depths, strict=True)):
-        where = embed.format(s=s, s1=s + 1) if s or layout != 'timm' else 'patch_embed.proj'
-        state[f'{where}.weight'] = torch.zeros(C, 3, 7, 7)
-        for j in range(depth):
-            before, hidden = layer.format(s=s, s1=s + 1, j=j), C * (8 if s < 2 else 4)
-            state[f'{before}{norm}.weight'] = torch.zeros(C)
-            state[f'{before}{convolution}.weight'] = torch.zeros(hidden, 1, 3, 3)
-            if s < 3:
-                side = 1 if linear else 8 // 2**s
-                state[f'{before}{reduction}.weight'] = torch.zeros(C, C, side, side)
-    return state
-
-
-@pytest.mark.parametrize('layout', ['authors', 'mmdet', 'timm', 'huggingface'])
-def test_a_pvt_of_version_2_is_named_with_its_size(layout, tmp_path):
-    for name in VERSION_2_SIZES:
-        torch.save(version_2(name, layout), tmp_path / 'a.pth')
-        with pytest.raises(
-            CheckpointError, match=f'a.pth: it is a PVTv2-{name}, and pvt_mm.PVT is version 1: use weig'
-        ):
-            PVT(TINY_ARCH, weights=str(tmp_path / 'a.pth'))
-    linear = version_2('B2', layout, linear=True)
-    with pytest.raises(CheckpointError, match='it is a PVTv2-B2-Li, and'):
-        convert(linear, 'pvt_mm')
-    if layout in ('authors', 'mmdet'):  # inside of a detector
-        with pytest.raises(CheckpointError, match='it is a PVTv2-B2-Li, and'):
-            build(config_of('retinanet')).load_state_dict({f'backbone.{k}': v for k, v in linear.items()}, strict=False)
-
-
-def test_another_models_layers_are_not_taken_for_version_2():
-    segformer = version_2('B1', 'mmdet')
-    segformer = {key: value[::2] if 'ffn' in key else value for key, value in segformer.items()}
-    with pytest.raises(CheckpointError, match='keys that are not parameters of PVT'):
-        convert(segformer, 'pvt_mm')
+@pytest.mark.parametrize(('theirs', 'ours'), [('v1', 'v2'), ('v2', 'v1')])
+def test_a_detector_of_the_other_version_is_a_line(theirs, ours, published, tmp_path):
+    model, state = build(config_of('retinanet', ours)), build(config_of('retinanet', theirs)).state_dict()
+    torch.save({'state_dict': state}, tmp_path / 'ours.pth')
+    kinds = {'v1': 'PVT', 'v2': 'PVTv2'}
+    message = f'it is a {kinds[theirs]}, and the model is a {kinds[ours]}: set type=.pvt_mm.{kinds[theirs]}., or use'
+    for path in (str(tmp_path / 'ours.pth'), *published('retinanet', theirs)[1].values()):
+        for strict in (True, False):
+            with pytest.raises(CheckpointError, match=f'^{path}: the backbone in it does not fit: {message}'):
+                check_checkpoint(model, path, strict=strict)
+        with pytest.raises(CheckpointError, match=f'^the backbone in it does not fit: {message}'):
+            load_checkpoint(model, path)
+        with pytest.raises(CheckpointError, match=f'^{path}: {message}'):
+            load_pretrained(model.backbone, path, prefix='backbone')
+    with pytest.raises(CheckpointError, match=f'ours.pth does not match the model: .*backbone: {message}'):
+        check_resumed(model, str(tmp_path / 'ours.pth'))
 
 
 # --------------------------------------------------------------------------------------------------------- the tools
@@ -625,7 +618,7 @@ def test_the_test_is_the_same_in_any_format(detector, shapes, capsys):
 
 
 def test_another_models_checkpoint_is_a_line_before_anything_is_built(detector, shapes, capsys, published):
-    path = published['retinanet'][1]['mmdet']
+    path = published('retinanet')[1]['mmdet']
     assert test_tool.main(['detector.py', path, '--cfg-options', f'data_root={shapes}']) == 2
     printed = capsys.readouterr()
     assert 'does not match the model: backbone fits; neck.lateral_convs.0.conv: ' in printed.err
