@@ -139,8 +139,8 @@ def test_linear_sra_in_float32_equals_the_papers():
     sizes, parameters = model.arch._asdict(), dict(model.named_parameters())
     image = torch.randn(1, 3, 224, 224)
     expected = outputs_and_gradients(lambda x: reference(parameters, sizes, x, (0, 1, 2, 3)), parameters, image)
-    # The gradients of values near 0 jump at ReLU.
-    compare(outputs_and_gradients(model, parameters, image), expected, 2e-5, 1e-3)
+    # The gradients jump where values near 0 fall on different sides of ReLU.
+    compare(outputs_and_gradients(model, parameters, image), expected, 2e-5, 2e-2)
 
 
 PARAMETERS = {
@@ -187,6 +187,4 @@ def test_no_map_is_copied(arch, training):
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as events, torch.set_grad_enabled(training):
         outputs = model(image)
     assert all(output.is_contiguous(memory_format=torch.channels_last) for output in outputs)
-    copies = [event.input_shapes[0] for event in events.events() if event.name == 'aten::clone']
-    assert len(copies) > 0  # of kernels
-    assert [shape for shape in copies if shape[0] == len(image)] == []
+    assert [event.input_shapes[0] for event in events.events() if event.name == 'aten::clone'] == []
