@@ -39,7 +39,7 @@ class Attention(NamedTuple):
 
     weights: np.ndarray  # (heads, h, w) over the map of keys
     class_token: np.ndarray | None  # (heads,), the weight of the class token, or None if the layer has none
-    on_tokens: np.ndarray  # (heads, H, W), the weights over the map of tokens: a key's is divided among its tokens
+    on_tokens: np.ndarray  # (heads, H, W), the weight of the key that a token is in; the mean if it is in several
     cells: tuple[np.ndarray, np.ndarray]  # (W + 1,) x and (H + 1,) y in the image of the edges of tokens
     padding: np.ndarray  # (heads,), the weight on tokens whose centres are outside of the image
     query: tuple[float, float] | None  # the centre of its patch, x and y in the image; None: the class token
@@ -194,12 +194,13 @@ def attention_of(
     weights = attend(attn, x, (H, W), index)[0].cpu().numpy()
     across, down = (shares_of(attn, count).numpy() for count in (W, H))  # (w, W) and (h, H)
     keys, token = weights[:, first:].reshape(-1, len(down), len(across)), weights[:, 0] if first else None
-    on_tokens = down.T @ keys @ across  # (heads, H, W)
+    divided = down.T @ keys @ across  # (heads, H, W), what is of each token
+    on_tokens = divided / np.outer(down.sum(0), across.sum(0)).clip(min=1e-9)  # 0 where a token is in no key
     sides = zip((W, H), seen.scale, seen.origin, strict=True)
     cells = tuple((grid.start + np.arange(count + 1) * grid.stride) * scale + origin for count, scale, origin in sides)
     centres = [(edges[1:] + edges[:-1]) / 2 for edges in cells]
     inside = np.outer((centres[1] < shape[0]) & (centres[1] > 0), (centres[0] < shape[1]) & (centres[0] > 0))
-    return Attention(keys, token, on_tokens, cells, (on_tokens * ~inside).sum((1, 2)), centre)
+    return Attention(keys, token, on_tokens, cells, (divided * ~inside).sum((1, 2)), centre)
 
 
 def _find_token(

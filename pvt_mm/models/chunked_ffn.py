@@ -38,7 +38,7 @@ class ChunkedConvFFN(ConvFFN):
     """A :class:`ConvFFN` that walks inputs on a CPU in chunks of images, or of rows with those above and below."""
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        (H, W), B = size, len(x)
+        (H, W), B = size, x.shape[0]  # len would fix the batch of an exported model
         whole = super().forward  # Python before 3.12 has no super() in a comprehension
         if not is_eager_cpu(x) or (rows := _chunk_length(self.fc1.out_features * W, x.element_size())) >= B * H:
             return whole(x, size)

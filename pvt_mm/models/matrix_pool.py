@@ -18,9 +18,13 @@ class MatrixPoolSRA(LinearSRA):
         if is_eager():
             return super().pool(x)
         rows, columns = (bins(side, x) for side in x.shape[2:])  # (P, H) and (P, W)
-        # 0 and 1 are exact in half precision, and quotients may not be.
-        x = rows @ x / rows.sum(1, keepdim=True)  # (B, C, P, W)
-        return x @ columns.mT / columns.sum(1)  # (B, C, P, P)
+        return average(average(x, columns).mT, rows).mT  # (B, C, P, P)
+
+
+def average(x: Tensor, members: Tensor) -> Tensor:
+    """Returns the means (..., P) of x (..., N) over bins, whose tokens are 1 in ``members`` (P, N)."""
+    # 0 and 1 are exact in half precision, and quotients may not be.
+    return x @ members.mT / members.sum(1)
 
 
 def bins(side: int, like: Tensor) -> Tensor:
