@@ -181,6 +181,7 @@ CASES: dict[str, Callable[[], dict[str, Any]]] = {
 }
 COUNTS: dict[str, Callable[[], dict[str, Any]]] = {
     'count of small in bfloat16': partial(count_step, partial(PVT, 'small'), BF16, 16),
+    'count of b2_li in bfloat16': partial(count_step, partial(PVTv2, 'b2_li'), BF16, 16),
     'count of small_wide in float32': partial(count_step, partial(PVT, 'small_wide'), FP32, 2),
 }
 
