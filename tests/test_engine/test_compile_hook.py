@@ -20,6 +20,15 @@ from pvt_mm.utils.errors import InputError
 from tests.conftest import ROOT
 
 TWO_STAGES = dict(
+    embed_dims=(8, 16),
+    depths=(1, 1),
+    num_heads=(1, 2),
+    strides=(4, 2),
+    sr_ratios=(1, 1),
+    mlp_ratios=(2, 2),
+    linear=True,
+)
+TWO_STAGES_V1 = dict(
     embed_dims=(8, 16), depths=(1, 1), num_heads=(1, 2), patch_sizes=(4, 2), sr_ratios=(2, 1), mlp_ratios=(2, 2)
 )
 # Ten sizes in H x W, in no order. No side of a map in the first batch is also another side, or a number of channels.
@@ -37,7 +46,7 @@ def runner_of(model: nn.Module) -> SimpleNamespace:
 
 def tiny_retinanet(**backbone) -> nn.Module:
     config = load_config(str(ROOT / 'configs/retinanet/pvt_t_1x.py')).model
-    config.backbone.update(arch=TWO_STAGES, out_indices=(0, 1), init_cfg=None, **backbone)
+    config.backbone = dict(type='pvt_mm.PVTv2', arch=TWO_STAGES, out_indices=(0, 1), **backbone)
     config.neck.update(in_channels=[8, 16], out_channels=16, num_outs=2)
     config.bbox_head.update(num_classes=3, in_channels=16, feat_channels=16, stacked_convs=1)
     config.bbox_head.anchor_generator.strides = [8, 16]
@@ -103,7 +112,7 @@ class Doubled(nn.Module):
 @pytest.mark.filterwarnings('ignore:.*:DeprecationWarning')
 def test_inductor_trains_a_pvt():
     # Two stages: the map between them is what Inductor cannot lay out by itself.
-    model, eager = (PVT(TWO_STAGES, out_indices=(0, 1), drop_path_rate=0.0) for _ in range(2))
+    model, eager = (PVT(TWO_STAGES_V1, out_indices=(0, 1), drop_path_rate=0.0) for _ in range(2))
     eager.load_state_dict(model.state_dict())
     hook = CompileHook()
     hook.before_run(runner_of(nn.ModuleDict(dict(backbone=model))))

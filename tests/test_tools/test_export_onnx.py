@@ -25,22 +25,32 @@ onnxruntime = pytest.importorskip('onnxruntime')
 ARCH = dict(
     embed_dims=(8, 16), depths=(1, 1), num_heads=(1, 2), patch_sizes=(4, 2), sr_ratios=(3, 1), mlp_ratios=(2, 2)
 )
+# Strides of 4 to 32, so that stage 2 of the smallest image has fewer than 7 tokens on a side.
+ARCH_LINEAR = dict(
+    embed_dims=(8, 16),
+    depths=(1, 1),
+    num_heads=(1, 2),
+    strides=(4, 8),
+    sr_ratios=(1, 1),
+    mlp_ratios=(2, 2),
+    linear=True,
+)
 DETECTOR = """
 _base_ = '{root}/configs/retinanet/pvt_t_1x.py'
 backbone = dict(arch=dict(_delete_=True, **{arch}), out_indices=(0, 1), init_cfg=None)
 model = dict(backbone=backbone, neck=dict(in_channels=[8, 16]))
 """
 SEGMENTOR = """
-_base_ = '{root}/configs/semantic_fpn/pvt_t_80k.py'
+_base_ = '{root}/configs/semantic_fpn/pvt_v2_b2_80k.py'
 backbone = dict(arch=dict(_delete_=True, **{arch}), out_indices=(0, 1), init_cfg=None)
-head = dict(num_classes=3, in_channels=[16] * 2, in_index=[0, 1], feature_strides=[4, 8], channels=16)
+head = dict(num_classes=3, in_channels=[16] * 2, in_index=[0, 1], feature_strides=[4, 32], channels=16)
 model = dict(backbone=backbone, neck=dict(in_channels=[8, 16], out_channels=16, num_outs=2), decode_head=head)
 """
 
 
-def make(config: str) -> torch.nn.Module:
+def make(config: str, arch: dict = ARCH) -> torch.nn.Module:
     """Writes a config and a checkpoint of it to the working directory; returns its model."""
-    Path('config.py').write_text(config.format(root=ROOT, arch=ARCH))
+    Path('config.py').write_text(config.format(root=ROOT, arch=arch))
     config = load_config('config.py')
     init_default_scope(config.default_scope)
     model = MODELS.build(config.model).eval()
@@ -86,15 +96,15 @@ def test_backbone_of_a_detector(capsys):
     assert (about['part'], about['bgr_to_rgb']) == ('backbone', 'true')
 
 
-def test_whole_semantic_fpn_predicts_what_mmseg_does(capsys):
-    model = make(SEGMENTOR)
+def test_whole_semantic_fpn_of_linear_attention_predicts_what_mmseg_does(capsys):
+    model = make(SEGMENTOR, ARCH_LINEAR)
     order = ['model.data_preprocessor.bgr_to_rgb=False', 'model.data_preprocessor.rgb_to_bgr=True']
     assert export_onnx.main(['config.py', 'weights.pth', '--out', 'out.onnx', '--cfg-options', *order]) == 0
     about = {entry.key: entry.value for entry in onnx.load('out.onnx').metadata_props}
     assert (about['part'], about['bgr_to_rgb'], about['rgb_to_bgr']) == ('model', 'false', 'true')
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (summary['part'], summary['outputs']) == ('model', ['scores'])
-    for batch, height, width in [(3, 96, 160), (1, 101, 230)]:
+    for batch, height, width in [(3, 96, 160), (1, 101, 230), (2, 64, 449)]:
         image = torch.randn(batch, 3, height, width)
         meta = dict(img_shape=(height, width), ori_shape=(height, width), pad_shape=(height, width))
         with torch.no_grad():
