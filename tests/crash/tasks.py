@@ -1,11 +1,13 @@
-"""Three small trainings on generated shapes, with everything that draws random numbers."""
+"""Three small trainings of PVT and PVTv2 on generated shapes, with everything that draws random numbers."""
 
 from pathlib import Path
 
-from tests.conftest import ROOT, TINY_ARCH
+from tests.conftest import ROOT, TINY_ARCH, TINY_ARCH_LINEAR, TINY_ARCH_V2
 
 COMMON = f"""
-arch = dict(_delete_=True, **{TINY_ARCH})
+v1 = dict(arch=dict(_delete_=True, **{TINY_ARCH}), pretrain_img_size=64)
+v2 = dict(type='pvt_mm.PVTv2', arch=dict(_delete_=True, **{TINY_ARCH_V2}))
+linear = dict(type='pvt_mm.PVTv2', arch=dict(_delete_=True, **{TINY_ARCH_LINEAR}))
 drop = dict(drop_rate=0.1, drop_path_rate=0.2, init_cfg=None)
 optim_wrapper = dict(type='OptimWrapper', clip_grad=dict(max_norm=10))
 """
@@ -13,7 +15,7 @@ TASKS = dict(
     retinanet="""
 _base_ = '{root}/configs/demo/retinanet_shapes.py'
 model = dict(
-    backbone=dict(arch=arch, **drop), neck=dict(in_channels=[8, 16, 24, 32]), test_cfg=dict(score_thr=0.0)
+    backbone=dict(**v2, **drop), neck=dict(in_channels=[8, 16, 24, 32]), test_cfg=dict(score_thr=0.0)
 )
 train_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -41,7 +43,7 @@ default_hooks = dict(logger=dict(interval=1), checkpoint=dict(max_keep_ckpts=2, 
 _base_ = '{root}/configs/semantic_fpn/pvt_t_80k.py'
 model = dict(
     data_preprocessor=dict(size=(64, 64)),
-    backbone=dict(arch=arch, **drop),
+    backbone=dict(**linear, **drop),
     neck=dict(in_channels=[8, 16, 24, 32]),
     decode_head=dict(num_classes=3),
 )
@@ -76,9 +78,7 @@ default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=6, max_ke
 """,
     classifier="""
 _base_ = '{root}/configs/classification/pvt_t_300e.py'
-model = dict(
-    backbone=dict(arch=arch, pretrain_img_size=64, **drop), head=dict(num_classes=3, in_channels=32)
-)
+model = dict(backbone=dict(**v1, **drop), head=dict(num_classes=3, in_channels=32))
 pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='pvt_mm.RandomResizedCrop', scale=64),

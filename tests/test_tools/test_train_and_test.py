@@ -14,10 +14,15 @@ from mmengine.registry import MODELS, DefaultScope
 
 from pvt_mm.apis.config import load_config
 from pvt_mm.checkpoint.reader import read_checkpoint
-from tests.conftest import ROOT, TINY_ARCH, forget_runs
+from tests.conftest import ROOT, TINY_ARCH, TINY_ARCH_LINEAR, TINY_ARCH_V2, forget_runs
 from tools import test as test_tool
 from tools import train as train_tool
 
+# without braces, which str.format would read
+V2, LINEAR = (
+    f'dict(_delete_=True, {", ".join(f"{key}={value}" for key, value in arch.items())})'
+    for arch in (TINY_ARCH_V2, TINY_ARCH_LINEAR)
+)
 DETECTOR = """
 _base_ = '{root}/configs/demo/retinanet_shapes.py'
 backbone = dict(arch=dict(_delete_=True, **{arch}), drop_path_rate=0.0)
@@ -43,9 +48,9 @@ val_dataloader = loading
 test_dataloader = loading
 train_cfg = dict(max_epochs=1)
 """
-SEGMENTOR = """
-_base_ = '{root}/configs/semantic_fpn/pvt_t_80k.py'
-backbone = dict(arch=dict(_delete_=True, **{arch}), init_cfg=None)
+SEGMENTOR = f"""
+_base_ = '{ROOT}/configs/semantic_fpn/pvt_v2_b2_80k.py'
+backbone = dict(arch={V2}, init_cfg=None)
 model = dict(
     data_preprocessor=dict(size=(64, 64)),
     backbone=backbone,
@@ -59,9 +64,9 @@ val_dataloader = dict(dataset=shapes, num_workers=0, persistent_workers=False)
 test_dataloader = val_dataloader
 train_cfg = dict(max_iters=1, val_interval=1)
 """
-MASKS = """
-_base_ = '{root}/configs/mask_rcnn/pvt_t_1x.py'
-backbone = dict(arch=dict(_delete_=True, **{arch}), init_cfg=None)
+MASKS = f"""
+_base_ = '{ROOT}/configs/mask_rcnn/pvt_v2_b2_1x.py'
+backbone = dict(arch={LINEAR}, init_cfg=None)
 head = dict(num_classes=3)
 model = dict(backbone=backbone, neck=dict(in_channels=[8, 16, 24, 32]), roi_head=dict(bbox_head=head, mask_head=head))
 shapes = dict(metainfo=dict(classes=('circle', 'square', 'triangle')))
@@ -72,12 +77,12 @@ test_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(ind
 TWO_STAGES = """
 _base_ = 'detector.py'
 model = dict(
-    backbone=dict(arch=dict(_delete_=True, **{arch}), out_indices=(0, 1)),
+    backbone=dict(_delete_=True, type='pvt_mm.PVTv2', arch={arch}, drop_path_rate=0.0, out_indices=(0, 1)),
     neck=dict(in_channels=[8, 16], num_outs=2),
     bbox_head=dict(anchor_generator=dict(strides=[8, 16])),
 )
 """
-SMALL_ARCH = {name: sizes[:2] for name, sizes in TINY_ARCH.items()}
+SMALL_ARCH = {name: sizes[:2] for name, sizes in TINY_ARCH_V2.items()}
 
 
 @pytest.fixture(autouse=True)
