@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from pvt_mm.engine import Float32OpsHook
 from pvt_mm.engine.hooks.float32_ops_hook import float32_ops
-from tests.conftest import ROOT, TINY_ARCH
+from tests.conftest import ROOT, TINY_ARCH_V2
 
-BACKBONE = dict(_delete_=True, type='pvt_mm.PVT', arch=dict(TINY_ARCH), drop_path_rate=0.0)
+BACKBONE = dict(_delete_=True, type='pvt_mm.PVTv2', arch=dict(TINY_ARCH_V2), drop_path_rate=0.0)
 DETECTORS = {
     'RetinaNet': str(ROOT / 'configs/retinanet/pvt_s_1x.py'),
     'Mask R-CNN': str(ROOT / 'configs/mask_rcnn/pvt_s_1x.py'),
@@ -85,7 +85,7 @@ def boxes(monkeypatch) -> list[Tensor]:
 
 
 def detector(name: str, tmp_path) -> nn.Module:
-    """Returns a narrow model of a config, with a tiny PVT."""
+    """Returns a narrow model of a config, with a tiny PVTv2."""
 
     def shrink(settings) -> None:
         for key, value in settings.items() if isinstance(settings, dict) else ():
@@ -98,7 +98,7 @@ def detector(name: str, tmp_path) -> nn.Module:
 
     (tmp_path / 'tiny.py').write_text(
         f'_base_ = {DETECTORS[name]!r}\n'
-        f'model = dict(backbone={BACKBONE!r}, neck=dict(in_channels={list(TINY_ARCH["embed_dims"])!r}))\n'
+        f'model = dict(backbone={BACKBONE!r}, neck=dict(in_channels={list(TINY_ARCH_V2["embed_dims"])!r}))\n'
     )
     model = Config.fromfile(tmp_path / 'tiny.py').model
     shrink(model)
