@@ -21,8 +21,8 @@ MMDETS = {
     'b4': dict(num_layers=[3, 8, 27, 3]),
     'b5': dict(num_layers=[3, 6, 40, 3], mlp_ratios=[4, 4, 4, 4]),
 }
-# The archs differ in widths and depths only: most sizes on the smallest. Below 61 columns most stages have a single key,
-# for which their heads do not matter.
+# The archs differ in widths and depths only: most sizes on the smallest. Below 61 columns most stages have a single
+# key, for which their heads do not matter.
 PARITY = [
     ('b0', (224, 224)),
     ('b0', (333, 417)),
