@@ -187,8 +187,9 @@ def init_weights(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)
     elif isinstance(module, nn.Conv2d):
-        # Channels-last, as its gradients are: DistributedDataParallel warns where the strides of the two differ.
-        module.weight.data = torch.empty_like(module.weight, memory_format=torch.channels_last)
+        kernel = torch.empty_like(module.weight, memory_format=torch.channels_last)
+        if kernel.is_contiguous():  # 1 x 1 and depthwise: the same memory, with the strides of their gradients
+            module.weight.data = kernel  # DistributedDataParallel warns where the strides of the two differ
         # NOTE: fan_out counts one group: sqrt(2 / 9) for the depthwise convolution. PVT v1 left PyTorch's default.
         fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
         nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))

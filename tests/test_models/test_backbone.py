@@ -91,6 +91,7 @@ def test_every_parameter_gets_a_gradient_with_any_outputs(build_backbone):
             assert parameter.grad is not None, name
             assert parameter.grad.abs().sum() > 0, name
             assert parameter.grad.stride() == parameter.stride(), name  # else DistributedDataParallel warns
+            assert parameter.is_contiguous(), name  # else safetensors does not save it
 
 
 def test_stages_behind_the_last_output_are_not_built(build_backbone):

@@ -135,13 +135,18 @@ def test_outputs_and_gradients_equal_the_papers(arch, size):
     compare(outputs_and_gradients(model, parameters, image), expected, 1e-10, 1e-9)
 
 
-def test_linear_sra_in_float32_equals_the_papers():
-    model = spread(PVTv2('b2_li', drop_path_rate=0.0))
+@pytest.mark.parametrize(
+    ('dtype', 'size', 'outputs', 'gradients'),
+    # In float32 the gradients jump where values near 0 fall on different sides of ReLU.
+    [(torch.float32, (224, 224), 2e-5, 2e-2), (torch.float64, (75, 90), 1e-10, 1e-9)],
+    ids=str,
+)
+def test_b2_linear_equals_the_papers(dtype, size, outputs, gradients):
+    model = spread(PVTv2('b2_li', drop_path_rate=0.0)).to(dtype)
     sizes, parameters = model.arch._asdict(), dict(model.named_parameters())
-    image = torch.randn(1, 3, 224, 224)
+    image = torch.randn(1, 3, *size, dtype=dtype)
     expected = outputs_and_gradients(lambda x: reference(parameters, sizes, x, (0, 1, 2, 3)), parameters, image)
-    # The gradients jump where values near 0 fall on different sides of ReLU.
-    compare(outputs_and_gradients(model, parameters, image), expected, 2e-5, 2e-2)
+    compare(outputs_and_gradients(model, parameters, image), expected, outputs, gradients)
 
 
 PARAMETERS = {
@@ -188,4 +193,6 @@ def test_no_map_is_copied(arch, training):
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as events, torch.set_grad_enabled(training):
         outputs = model(image)
     assert all(output.is_contiguous(memory_format=torch.channels_last) for output in outputs)
-    assert [event.input_shapes[0] for event in events.events() if event.name == 'aten::clone'] == []
+    copies = [event.input_shapes[0] for event in events.events() if event.name == 'aten::clone']
+    assert len(copies) > 0  # of kernels
+    assert [shape for shape in copies if shape[0] == len(image)] == []
