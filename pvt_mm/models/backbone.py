@@ -51,6 +51,7 @@ class Backbone(AnyFormat, BaseModule):
     ) -> None:
         """Sets what a backbone keeps of its arguments, and freezes its first stages."""
         self.arch = arch
+        self.min_size = arch.min_size  # Dynamo of torch 2.1 reads no property of a named tuple
         self.in_channels = in_channels
         self.out_indices = out_indices
         self.frozen_stages = frozen_stages
@@ -75,7 +76,7 @@ class Backbone(AnyFormat, BaseModule):
             raise ValueError(f'the input must be (B, {self.in_channels}, H, W), got {tuple(x.shape)}')
         if not x.is_floating_point():
             raise ValueError(f'the input must be normalized, in floating point, got {x.dtype}')
-        (H, W), least = x.shape[2:], self.arch.min_size
+        (H, W), least = x.shape[2:], self.min_size
         if min(H, W) < least:
             raise ValueError(
                 f'the input is {H} x {W} pixels (H x W), and {type(self).__name__} needs at least {least} x {least}: '
