@@ -17,7 +17,7 @@ class MatrixPoolSRA(LinearSRA):
     def pool(self, x: Tensor) -> Tensor:
         if is_eager():
             return super().pool(x)
-        rows, columns = (bins(side, x) for side in x.shape[2:])  # (P, H) and (P, W)
+        rows, columns = bins(x.shape[2], x), bins(x.shape[3], x)  # (P, H) and (P, W)
         return average(average(x, columns).mT, rows).mT  # (B, C, P, P)
 
 
@@ -32,6 +32,6 @@ def bins(side: int, like: Tensor) -> Tensor:
 
     Bin i has the tokens from floor(i * side / P) to ceil((i + 1) * side / P). It is of the type and device of ``like``.
     """
-    tokens, bin = (torch.arange(count, device=like.device) for count in (side, POOL_SIZE))
+    tokens, bin = torch.arange(side, device=like.device), torch.arange(POOL_SIZE, device=like.device)
     start, end = bin * side // POOL_SIZE, ((bin + 1) * side + POOL_SIZE - 1) // POOL_SIZE
     return ((tokens >= start[:, None]) & (tokens < end[:, None])).to(like.dtype)
