@@ -23,10 +23,10 @@ from pvt_mm.apis import doctor, export
 from pvt_mm.apis.config import load_config
 from pvt_mm.checkpoint.download import cached_path
 from pvt_mm.checkpoint.integrity import verify
-from pvt_mm.models import PVT
-from pvt_mm.models.archs import IMAGENET
+from pvt_mm.models import PVTv2
+from pvt_mm.models.archs import IMAGENET_V2
 from tests import layouts
-from tests.conftest import ROOT, TINY_ARCH, forget_runs
+from tests.conftest import ROOT, TINY_ARCH, TINY_ARCH_V2, forget_runs
 from tools import download
 
 PAGES = sorted(
@@ -62,7 +62,7 @@ STAND_INS = (
     'demo/retinanet_shapes',
     'retinanet/pvt_s_640_1x',
     'heads/pvt_s_atss_1x',
-    'own_data/detection',
+    'own_data/detection_pvt_v2',
 )
 # What the capitals of the documented commands stand for.
 WORDS = dict(CONFIG='mine.py', CHECKPOINT='mine.pth', DIR='export', FOLDER='photos', IMAGE='photos/1.jpg')
@@ -97,7 +97,7 @@ def folder(shapes, tmp_path_factory) -> Path:
     shutil.copytree(ROOT / 'configs', folder / 'configs', ignore=shutil.ignore_patterns('__pycache__'))
     for name in STAND_INS:
         config = ROOT / f'configs/{name}.py'
-        small = SMALL.format(config=config, arch=TINY_ARCH, root=shapes)
+        small = SMALL.format(config=config, arch=TINY_ARCH_V2 if 'v2' in name else TINY_ARCH, root=shapes)
         (folder / f'configs/{name}.py').write_text(small)
     shutil.copy(folder / 'configs/demo/retinanet_shapes.py', folder / 'mine.py')
     with DefaultScope.overwrite_default_scope('mmdet'):
@@ -209,7 +209,8 @@ def check(command: str, folder: Path, printed: str) -> None:
     elif 'onnx' in command:
         assert (folder / 'backbone.onnx').exists()
     elif 'dry-run' in command:
-        assert 'shapes-lr' in printed
+        assert 'pvt_s_1x-seed0' in printed
+        assert 'pvt_v2_b2_1x-seed0' in printed
 
 
 def test_readmes_three_lines_of_python_run(folder, monkeypatch):
@@ -219,9 +220,9 @@ def test_readmes_three_lines_of_python_run(folder, monkeypatch):
     forget_runs()
     shutil.copy('photos/1.jpg', 'image.jpg')
     shutil.copytree('export', 'data/my_export')
-    path = Path(cached_path(IMAGENET['small']))
+    path = Path(cached_path(IMAGENET_V2['b2']))
     path.parent.mkdir(parents=True)
-    torch.save(PVT('small').state_dict(), path)
+    torch.save(PVTv2('b2').state_dict(), path)
     example = (ROOT / 'README.md').read_text().split('```python\n')[1].split('```')[0]
     names = {}
     exec(example, names)
@@ -241,7 +242,7 @@ def own_datas_example(text: str) -> str:
 def test_own_datas_example_of_four_channels_takes_them(folder, monkeypatch):
     monkeypatch.chdir(folder)
     Path('four_channels.py').write_text(own_datas_example('in_channels=4'))
-    config, small = load_config('four_channels.py'), load_config('configs/own_data/detection.py')
+    config, small = load_config('four_channels.py'), load_config('configs/own_data/detection_pvt_v2.py')
     for split in ('train', 'val', 'test'):
         pipelines = [one[f'{split}_dataloader'].dataset.pipeline for one in (config, small)]
         assert pipelines[0] == [dict(type='LoadImageFromFile', color_type='unchanged'), *pipelines[1][1:]]
@@ -288,7 +289,7 @@ for page, command in documented():
 def test_the_pages_are_read():
     assert len(DOCUMENTED) >= 10
     assert sum(map(len, DOCUMENTED.values())) >= 90
-    assert 'tools/download.py configs/own_data/detection.py' in DOCUMENTED['docs/own_data.md']  # in a line of text
+    assert 'tools/download.py configs/own_data/detection_pvt_v2.py' in DOCUMENTED['docs/own_data.md']  # in a line of text
 
 
 @pytest.mark.parametrize('page', sorted(DOCUMENTED))
