@@ -152,13 +152,13 @@ def test_a_classifier_has_the_classes_of_the_folders():
 @pytest.mark.parametrize(
     ('name', 'data', 'message'),
     [
-        ('retinanet/pvt_s_1x', MAPS, 'is a detector, and --data has label maps: .* configs/own_data/semantic_segm'),
-        ('semantic_fpn/pvt_s_80k', COCO, 'is a segmentor, and --data has boxes .* configs/own_data/detection.py'),
-        ('retinanet/pvt_s_1x', FOLDERS, 'is a detector, and --data has folders of classes: .*/classification.py'),
+        ('retinanet/pvt_s_1x', MAPS, 'is a detector, and --data has label maps: .*/semantic_segmentation_pvt_v2.py'),
+        ('semantic_fpn/pvt_s_80k', COCO, 'is a segmentor, and --data has boxes .*/own_data/detection_pvt_v2.py'),
+        ('retinanet/pvt_s_1x', FOLDERS, 'is a detector, and --data has folders of classes: .*/classification_pvt_v2'),
         (
             'mask_rcnn/pvt_s_1x',
             OwnData(**{**vars(COCO), 'has_masks': False}),
-            'predicts masks, and not all objects of --data have one: .* configs/own_data/detection.py',
+            'predicts masks, and not all objects of --data have one: .* configs/own_data/detection_pvt_v2.py',
         ),
     ],
 )

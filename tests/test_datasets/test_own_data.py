@@ -509,7 +509,7 @@ def test_the_export_to_make_is_that_of_the_task(tmp_path):
 
 
 def test_data_of_another_task_is_named(shapes, tmp_path):
-    message = 'contains a folder of images for each class, .*: use configs/own_data/classification.py for what is there'
+    message = 'contains a folder of images for each class, .*: use configs/own_data/classification_pvt_v2.py for'
     with pytest.raises(InputError, match=message) as raised:
         find_data([str(shapes / 'classification')], tmp_path / 'out', kind='coco')
     assert all((ROOT / recipe).is_file() for recipe in RECIPES.values())

@@ -15,9 +15,9 @@ KINDS = {
 }
 # The config for each kind of data.
 RECIPES = {
-    'coco': 'configs/own_data/detection.py',
-    'label_maps': 'configs/own_data/semantic_segmentation.py',
-    'folders': 'configs/own_data/classification.py',
+    'coco': 'configs/own_data/detection_pvt_v2.py',
+    'label_maps': 'configs/own_data/semantic_segmentation_pvt_v2.py',
+    'folders': 'configs/own_data/classification_pvt_v2.py',
 }
 
 
