@@ -1,5 +1,6 @@
 """Definitions of sweeps: the shipped ones, their trials, and errors."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,9 @@ from tests.conftest import ROOT
 SWEEPS = sorted((ROOT / 'configs/sweeps').glob('*.py'))
 # The folder and the source of the results in its metafile, for the sweeps of the paper's tables.
 SOURCES = dict(
-    retinanet_backbones=('retinanet', 'paper, Table 3'),
-    mask_rcnn_backbones=('mask_rcnn', 'paper, Table 4'),
-    semantic_fpn_backbones=('semantic_fpn', 'paper, Table 5'),
+    retinanet_backbones=('retinanet', 'PVT paper, Table 3'),
+    mask_rcnn_backbones=('mask_rcnn', 'PVT paper, Table 4'),
+    semantic_fpn_backbones=('semantic_fpn', 'PVT paper, Table 5'),
 )
 TRIALS = dict(
     retinanet_backbones=18,
@@ -44,6 +45,18 @@ def test_shipped_sweeps_load_with_their_configs_and_options(path):
         entries = yaml.safe_load((ROOT / f'configs/{folder}/metafile.yml').read_text())['Models']
         expected = {entry['Config'] for entry in entries if entry['Metadata']['Source'] == source}
         assert {str(Path(trial.config).resolve().relative_to(ROOT)) for trial in sweep.trials} == expected
+
+
+def test_pvt_and_pvtv2_are_compared_at_equal_sizes():
+    """Every PVT, and each PVTv2 that has the parameters of one, within 6%."""
+    entries = yaml.safe_load((ROOT / 'configs/retinanet/metafile.yml').read_text())['Models']
+    sizes = {Path(entry['Config']).stem: entry['Metadata'].get('Parameters (M)') for entry in entries}
+    pvt = {stem: size for stem, size in sizes.items() if re.fullmatch('pvt_[tsml]_1x', stem)}
+    v2 = {stem: size for stem, size in sizes.items() if stem.startswith('pvt_v2_')}
+    equal = {stem for stem, size in v2.items() if any(abs(size - other) <= 0.06 * other for other in pvt.values())}
+    sweep = load_sweep(str(ROOT / 'configs/sweeps/pvt_v1_or_v2.py'))
+    assert {Path(trial.config).stem for trial in sweep.trials} == pvt.keys() | equal
+    assert all(Path(trial.config).parent.name == 'retinanet' for trial in sweep.trials)
 
 
 CONFIG = """
