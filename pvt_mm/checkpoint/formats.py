@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pvt_mm.checkpoint.names import SEGFORMER, V1, V2, VERSIONS, Sizes, Version
+from pvt_mm.checkpoint.names import SEGFORMER, V1, V2, VERSIONS, Version, WeightSizes
 from pvt_mm.utils.errors import CheckpointError
 from pvt_mm.utils.text import shorten
 
@@ -21,34 +21,50 @@ _TABLE, _KERNEL = 'pos_embed.table', 'patch_embed.proj.weight'
 _FIRST_KERNEL = f'stages.0.{_KERNEL}'
 
 
-def find_backbone(state_dict: Mapping[str, Tensor], prefix: str | None = None) -> tuple[Version, str, str]:
+def find_backbone(
+    state_dict: Mapping[str, Tensor], prefix: str | None = None, target: Mapping[str, Tensor] | None = None
+) -> tuple[Version, str, str]:
     """Returns the version, the format and the prefix of the one PVT or PVTv2 in a state dict.
+
+    ``target`` is the state dict of the model, whose version it has where its keys do not tell.
 
     Raises:
         CheckpointError: There is none, or more than one; the message names where.
     """
     wanted = '' if not prefix else prefix.rstrip('.') + '.'
-    found = [(*layout, before) for before, layout in _locate(state_dict).items() if before.startswith(wanted)]
+    found = [(*layout, before) for before, layout in locate(state_dict, wanted, target).items()]
     if len(found) == 1:
         return found[0]
     where = f' under the prefix {prefix!r}' if prefix else ''
     if found:
         prefixes = shorten(repr(before) for _, _, before in found)
-        raise CheckpointError(f'it holds more than one PVT{where}, at {prefixes}: choose one with prefix=...')
+        raise CheckpointError(f'it holds more than one PVT or PVTv2{where}, at {prefixes}: choose one with prefix=...')
     raise CheckpointError(f'it holds no PVT or PVTv2{where} in a known format; its keys are {shorten(state_dict)}')
 
 
-def layout_at(state_dict: Iterable[str], prefix: str) -> tuple[Version, str] | None:
-    """Returns the version and format of what may be an incomplete PVT or PVTv2 at ``prefix``; None without one."""
-    return _locate(key for key in state_dict if key.startswith(prefix)).get(prefix)
+def locate(
+    state_dict: Iterable[str], prefix: str, target: Iterable[str] | None = None
+) -> dict[str, tuple[Version, str]]:
+    """Returns the version and format of each PVT or PVTv2 under ``prefix``, which may be incomplete, by its prefix.
 
-
-def _locate(keys: Iterable[str]) -> dict[str, tuple[Version, str]]:
-    keys = list(keys)
-    found: dict[str, tuple[Version, str]] = {}
-    for version in VERSIONS:
-        found |= {prefix: (version, layout) for prefix, layout in version.locate(keys).items()}
+    They are those that know most of its keys; of two versions that know as many, that of ``target`` (a model's keys).
+    """
+    keys = [key for key in state_dict if key.startswith(prefix)]
+    wanted = _version(target) if target else None
+    candidates: dict[str, list[tuple[Version, str]]] = {}
+    for version in sorted(VERSIONS, key=lambda version: version is not wanted):
+        for before, layout in version.locate(keys):
+            candidates.setdefault(before, []).append((version, layout))
+    found = {}
+    for before, layouts in candidates.items():
+        known = [len(_our_names(keys, version, layout, before)) for version, layout in layouts]
+        found[before] = layouts[known.index(max(known))]
     return found
+
+
+def _version(target: Iterable[str]) -> Version | None:
+    """Returns the version of a model with these keys, None of another kind of model."""
+    return locate(target, '').get('', (None,))[0]
 
 
 def backbone_weights(
@@ -66,7 +82,7 @@ def backbone_weights(
         CheckpointError: There is none, more than one, one of another version than ``target``, or a key that is not one
             of its parameters.
     """
-    version, layout, prefix = find_backbone(state_dict, prefix)
+    version, layout, prefix = find_backbone(state_dict, prefix, target)
     head = _head_prefix(version, layout, prefix)
     names = _our_names(state_dict, version, layout, prefix)
     weights = {name: state_dict[key] for key, name in names.items()}
@@ -96,7 +112,7 @@ def known_weights(
         CheckpointError: It is of another version or (not of our format) of another arch than ``target``, the model's
             state dict; or a parameter cannot be of any PVT with those grids or square ones.
     """
-    found = layout_at(state_dict, prefix)
+    found = locate(state_dict, prefix, target).get(prefix)
     if found is None:
         return {}, []
     version, layout = found
@@ -295,16 +311,18 @@ def _check_model(
     weights: Mapping[str, Tensor], version: Version, layout: str, target: Mapping[str, Tensor] | None
 ) -> None:
     """Raises a CheckpointError if weights (named as ours) are SegFormer's, or of another version than ``target``."""
-    sizes = _sizes(weights)
-    found = next((name for name, known in SEGFORMER.items() if known == sizes), None)
-    if version is V2 and layout in ('authors', 'mmdet') and found:
-        raise CheckpointError(f"it is SegFormer's {found}, not a PVTv2: use other weights")
-    wanted = layout_at(target, '') if target else None
-    if wanted and version is not wanted[0]:
+    wanted, sizes = _version(target) if target else None, _sizes(weights)
+    if not target or not wanted:
+        return
+    segformer = next((name for name, known in SEGFORMER.items() if known == sizes), None)
+    own = wanted is version and _fits(sizes, _sizes(target))
+    if version is V2 and layout in ('authors', 'mmdet') and segformer and not own:
+        raise CheckpointError(f"it is SegFormer's {segformer}, not a PVTv2: use other weights")
+    if version is not wanted:
         arch = _arch(version, sizes)
         of, use = (f' of arch={arch!r}', f', arch={arch!r}') if arch else ('', '')
         raise CheckpointError(
-            f"it is a {version.name}{of}, and the model is a {wanted[0].name}: set type='pvt_mm.{version.name}'{use}, "
+            f"it is a {version.name}{of}, and the model is a {wanted.name}: set type='pvt_mm.{version.name}'{use}, "
             'or use other weights'
         )
 
@@ -316,24 +334,28 @@ def check_sizes(weights: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> 
         CheckpointError: They differ; the message names both. Of sizes that are not released nothing is said, and
             neither of another kind of model or weights.
     """
-    layout = layout_at(weights, '')
-    if not layout or layout[1] != 'pvt_mm' or not layout_at(target, ''):
+    version, layout = locate(weights, '', target).get('', (None, ''))
+    if version is None or layout != 'pvt_mm' or not _version(target):
         return
-    version = layout[0]
     _check_model(weights, version, 'pvt_mm', target)
     found, wanted = _sizes(weights), _sizes(target)
     arch = _arch(version, found)
-    if arch is None or found.first_stages(len(wanted.depths)) == wanted:
+    if arch is None or _fits(found, wanted):
         return
     other = f'is arch={_arch(version, wanted)!r}' if _arch(version, wanted) else 'has other sizes'
     raise CheckpointError(f'it is of arch={arch!r}, and the model {other}: set arch={arch!r}, or use other weights')
 
 
-def _arch(version: Version, sizes: Sizes) -> str | None:
+def _fits(found: WeightSizes, wanted: WeightSizes) -> bool:
+    """Whether a model, of all stages or the first ones, has the sizes of weights."""
+    return found.first(len(wanted.depths)) == wanted
+
+
+def _arch(version: Version, sizes: WeightSizes) -> str | None:
     return next((arch for arch, known in version.sizes.items() if known == sizes), None)
 
 
-def _sizes(weights: Mapping[str, Tensor]) -> Sizes:
+def _sizes(weights: Mapping[str, Tensor]) -> WeightSizes:
     def rows(name: str) -> int:
         return len(weights[name]) if name in weights and weights[name].dim() else 0
 
@@ -342,8 +364,9 @@ def _sizes(weights: Mapping[str, Tensor]) -> Sizes:
     channels = [rows(f'stages.{stage}.{_KERNEL}') for stage in stages]
     hidden = [rows(f'stages.{stage}.layers.0.ffn.fc1.weight') for stage in stages]
     ratios = [E // max(C, 1) for E, C in zip(hidden, channels, strict=True)]
-    linear = any(name.endswith('attn.sr.proj.weight') and value.shape[2:] == (1, 1) for name, value in weights.items())
-    return Sizes(tuple(channels), tuple(depths[stage] for stage in stages), tuple(ratios), linear)
+    reductions = [value.shape[2:] for name, value in weights.items() if name.endswith('attn.sr.proj.weight')]
+    linear = (1, 1) in reductions if reductions else None
+    return WeightSizes(tuple(channels), tuple(depths[stage] for stage in stages), tuple(ratios), linear)
 
 
 def check_weights(weights: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:

@@ -12,9 +12,8 @@ from pvt_mm.checkpoint.formats import (
     fit_weights,
     head_weights,
     known_weights,
-    layout_at,
+    locate,
 )
-from pvt_mm.checkpoint.names import VERSIONS
 from pvt_mm.checkpoint.reader import read_checkpoint
 from pvt_mm.utils.errors import CheckpointError
 
@@ -36,7 +35,7 @@ def load_pretrained(
     Args:
         model: The backbone, a :class:`~pvt_mm.models.PVT` or :class:`~pvt_mm.models.PVTv2`.
         checkpoint: A path or URL, of any format of :mod:`pvt_mm.checkpoint.formats`.
-        prefix: What the keys of the backbone begin with. Needed only where the file holds more than one PVT.
+        prefix: What the keys of the backbone begin with. Needed only where the file holds more than one.
         pretrain_img_size: Size in pixels of the images that the position embeddings were trained on, a side or (H, W).
             Needed only where they are neither square nor of the grid of ``model``, or could be both. A PVTv2 has none.
         map_location: The device to read to.
@@ -145,13 +144,12 @@ def translate_classifier(backbone: nn.Module, state_dict: dict[str, Tensor], pre
     Raises:
         CheckpointError: The backbone is of another arch or version.
     """
-    layouts = [(version, layout) for version in VERSIONS for layout in version.classifiers]
-    for version, layout in layouts:
-        before, head = (prefix + part for part in version.classifiers[layout])
-        if layout != 'pvt_mm' and layout_at(state_dict, before) == (version, layout):
+    for before, (version, layout) in locate(state_dict, prefix, backbone.state_dict()).items():
+        theirs = version.classifiers.get(layout)
+        if theirs and layout != 'pvt_mm' and before == prefix + theirs[0]:
             weights, keys = _translated(backbone, state_dict, before)
-            names = {f'{head}{kind}': f'{prefix}head.fc.{kind}' for kind in ('weight', 'bias')}
-            scores = {ours: state_dict[theirs] for theirs, ours in names.items() if theirs in state_dict}
+            names = {f'{prefix}{theirs[1]}{kind}': f'{prefix}head.fc.{kind}' for kind in ('weight', 'bias')}
+            scores = {ours: state_dict[name] for name, ours in names.items() if name in state_dict}
             renamed = {f'{prefix}backbone.{name}': value for name, value in weights.items()}
             _replace(state_dict, [*keys, *(key for key in names if key in state_dict)], {**renamed, **scores})
 

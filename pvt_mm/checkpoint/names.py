@@ -11,16 +11,16 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 
-class Sizes(NamedTuple):
+class WeightSizes(NamedTuple):
     """What of an arch the shapes of its weights tell, one entry a stage: channels, layers, expansion of the FFN."""
 
     embed_dims: tuple[int, ...]
     depths: tuple[int, ...]
     mlp_ratios: tuple[int, ...]
-    linear: bool = False  # linear SRA
+    linear: bool | None = False  # linear SRA; None where no weights of a spatial reduction tell
 
-    def first_stages(self, count: int) -> 'Sizes':
-        return Sizes(self.embed_dims[:count], self.depths[:count], self.mlp_ratios[:count], self.linear)
+    def first(self, count: int) -> 'WeightSizes':
+        return WeightSizes(self.embed_dims[:count], self.depths[:count], self.mlp_ratios[:count], self.linear)
 
 
 class Version(NamedTuple):
@@ -31,7 +31,7 @@ class Version(NamedTuple):
         formats: What each column of ``names`` is called. Ours is the first.
         writable: The formats that the weights can be converted to.
         names: One row a parameter; None where a format does not have it.
-        marker: Our name of a parameter that tells the version.
+        markers: Our names of the parameters that tell where a model is; every format has them.
         classifiers: The prefixes of the backbone and of the head in a classifier, by format.
         sizes: Those of the released models, by ``arch``.
     """
@@ -40,27 +40,45 @@ class Version(NamedTuple):
     formats: tuple[str, ...]
     writable: tuple[str, ...]
     names: tuple[tuple[str | None, ...], ...]
-    marker: str
+    markers: tuple[str, ...]
     classifiers: dict[str, tuple[str, str]]
-    sizes: dict[str, Sizes]
+    sizes: dict[str, WeightSizes]
 
     def translate(self, key: str, source: str, target: str) -> str | None:
         """Returns the name in ``target`` of a key of ``source``, or None where either has no such parameter."""
-        for row in self.names:
-            theirs, wanted = row[self.formats.index(source)], row[self.formats.index(target)]
-            if theirs and wanted and (found := _pattern(theirs).fullmatch(key)):
+        column, wanted = self.formats.index(source), self.formats.index(target)
+        for row in _rows_by_shape(self.names, column).get(_NUMBER.sub('#', key), ()):
+            theirs, name = row[column], row[wanted]
+            if theirs and name and (found := _pattern(theirs).fullmatch(key)):
                 fields = found.groupdict()
                 stage = int(fields['s']) if 's' in fields else int(fields.get('s1', 1)) - 1
                 layer = int(fields['l']) if 'l' in fields else int(fields.get('l1', 1)) - 1
-                return wanted.format(s=stage, s1=stage + 1, l=layer, l1=layer + 1, p=fields.get('p'))
+                if min(stage, layer) >= 0:
+                    return name.format(s=stage, s1=stage + 1, l=layer, l1=layer + 1, p=fields.get('p'))
         return None
 
-    def locate(self, keys: Iterable[str]) -> dict[str, str]:
-        """Returns the format of each model of this version among keys, by the prefix of its keys."""
-        row = next(row for row in self.names if row[0] == self.marker)
-        patterns = [(layout, _pattern(f'{{before}}{name}')) for layout, name in zip(self.formats, row, strict=True)]
-        found = ((layout, pattern.fullmatch(key)) for key in keys for layout, pattern in patterns)
-        return {match['before']: layout for layout, match in found if match}
+    def locate(self, keys: Iterable[str]) -> list[tuple[str, str]]:
+        """Returns the prefix and format of each of what may be models of this version among keys."""
+        columns = zip(
+            self.formats, zip(*(row for row in self.names if row[0] in self.markers), strict=True), strict=True
+        )
+        patterns = [(layout, _pattern(f'{{before}}{name}')) for layout, names in columns for name in names]
+        found = ((pattern.fullmatch(key), layout) for key in keys for layout, pattern in patterns)
+        return list(dict.fromkeys((match['before'], layout) for match, layout in found if match))
+
+
+_NUMBER = re.compile('[0-9]+')
+
+
+@functools.cache
+def _rows_by_shape(names: tuple[tuple[str | None, ...], ...], column: int) -> dict[str, list[tuple[str | None, ...]]]:
+    """Returns the rows by their names in a column, with # for every number."""
+    rows: dict[str, list[tuple[str | None, ...]]] = {}
+    for row in names:
+        name = row[column] or ''
+        for part in ('weight', 'bias') if '{p}' in name else ('',):
+            rows.setdefault(re.sub(r'\{\w+\}|[0-9]+', '#', name.replace('{p}', part)), []).append(row)
+    return rows
 
 
 @functools.cache
@@ -85,6 +103,7 @@ _CHANNELS, _RATIOS = (64, 128, 320, 512), (8, 8, 4, 4)
 V1 = Version(
     'PVT',
     formats=('pvt_mm', 'authors', 'mmdet', 'huggingface'),
+    # Not huggingface, whose PvtModel always has a class token, and dense models none.
     writable=('pvt_mm', 'authors', 'mmdet'),
     names=_with_layers(
         (
@@ -111,18 +130,18 @@ V1 = Version(
             ('ffn.fc2.{p}',      'mlp.fc2.{p}',    'ffn.layers.3.{p}',       'mlp.dense2.{p}'),
         ),
     ),
-    marker='stages.{s}.patch_embed.proj.{p}',
+    markers=('stages.{s}.patch_embed.proj.{p}',),
     classifiers={
         'pvt_mm': ('backbone.', 'head.fc.'),
         'authors': ('', 'head.'),
         'huggingface': ('pvt.', 'classifier.'),
     },
     sizes={
-        'tiny':       Sizes(_CHANNELS, (2, 2,  2, 2), _RATIOS),
-        'small':      Sizes(_CHANNELS, (3, 4,  6, 3), _RATIOS),
-        'medium':     Sizes(_CHANNELS, (3, 4, 18, 3), _RATIOS),
-        'large':      Sizes(_CHANNELS, (3, 8, 27, 3), _RATIOS),
-        'small_wide': Sizes((89, 178, 445, 712), (3, 4, 6, 3), _RATIOS),
+        'tiny':       WeightSizes(_CHANNELS, (2, 2,  2, 2), _RATIOS),
+        'small':      WeightSizes(_CHANNELS, (3, 4,  6, 3), _RATIOS),
+        'medium':     WeightSizes(_CHANNELS, (3, 4, 18, 3), _RATIOS),
+        'large':      WeightSizes(_CHANNELS, (3, 8, 27, 3), _RATIOS),
+        'small_wide': WeightSizes((89, 178, 445, 712), (3, 4, 6, 3), _RATIOS),
     },
 )
 V2 = Version(
@@ -155,7 +174,7 @@ V2 = Version(
             ('ffn.fc2.{p}',      'mlp.fc2.{p}',           'ffn.layers.4.{p}',       'mlp.fc2.{p}',    'mlp.dense2.{p}'),
         ),
     ),
-    marker='stages.{s}.layers.{l}.ffn.dwconv.{p}',
+    markers=('stages.{s}.patch_embed.proj.{p}', 'stages.{s}.layers.{l}.ffn.dwconv.{p}'),
     classifiers={
         'pvt_mm': ('backbone.', 'head.fc.'),
         'authors': ('', 'head.'),
@@ -163,17 +182,17 @@ V2 = Version(
         'huggingface': ('pvt_v2.', 'classifier.'),
     },
     sizes={
-        'b0':    Sizes((32, 64, 160, 256), (2, 2, 2, 2), _RATIOS),
-        'b1':    Sizes(_CHANNELS, (2, 2,  2, 2), _RATIOS),
-        'b2':    Sizes(_CHANNELS, (3, 4,  6, 3), _RATIOS),
-        'b2_li': Sizes(_CHANNELS, (3, 4,  6, 3), _RATIOS, linear=True),
-        'b3':    Sizes(_CHANNELS, (3, 4, 18, 3), _RATIOS),
-        'b4':    Sizes(_CHANNELS, (3, 8, 27, 3), _RATIOS),
-        'b5':    Sizes(_CHANNELS, (3, 6, 40, 3), (4, 4, 4, 4)),
+        'b0':    WeightSizes((32, 64, 160, 256), (2, 2, 2, 2), _RATIOS),
+        'b1':    WeightSizes(_CHANNELS, (2, 2,  2, 2), _RATIOS),
+        'b2':    WeightSizes(_CHANNELS, (3, 4,  6, 3), _RATIOS),
+        'b2_li': WeightSizes(_CHANNELS, (3, 4,  6, 3), _RATIOS, linear=True),
+        'b3':    WeightSizes(_CHANNELS, (3, 4, 18, 3), _RATIOS),
+        'b4':    WeightSizes(_CHANNELS, (3, 8, 27, 3), _RATIOS),
+        'b5':    WeightSizes(_CHANNELS, (3, 6, 40, 3), (4, 4, 4, 4)),
     },
 )
 # fmt: on
-VERSIONS = (V1, V2)  # the markers of the first are also in the second
+VERSIONS = (V1, V2)
 # SegFormer's encoders have the names of a PVTv2, the authors' and MMDetection's, and expand by 4 in all stages. MiT-B5 is
 # left out: it is the same model as b5.
 _ENCODERS = ('b0', 'b1', 'b2', 'b3', 'b4')

@@ -2,7 +2,9 @@
 
 import argparse
 import functools
+import itertools
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from pvt_mm.apis.weight_checks import check_resumed, check_start
 from pvt_mm.checkpoint import loading
 from pvt_mm.checkpoint.formats import backbone_weights, convert
 from pvt_mm.checkpoint.loading import load_pretrained
-from pvt_mm.checkpoint.names import SEGFORMER, V1, V2, Sizes
+from pvt_mm.checkpoint.names import SEGFORMER, V1, V2, WeightSizes
 from pvt_mm.checkpoint.reader import cached_path, read_checkpoint, read_file, safe_reading
 from pvt_mm.checkpoint.writer import save_checkpoint
 from pvt_mm.models import PVT, PVTv2
@@ -282,7 +284,9 @@ def test_prefix_chooses_among_several(model, tmp_path):
     path = str(tmp_path / 'weights.pth')
     torch.save({**other, **{f'student.{name}': value for name, value in model.state_dict().items()}}, path)
     loaded = PVT(TINY_ARCH)
-    with pytest.raises(CheckpointError, match=r"more than one PVT, at 'teacher.', 'student.': choose one with prefix"):
+    with pytest.raises(
+        CheckpointError, match=r"more than one PVT or PVTv2, at 'teacher.', 'student.': choose one with prefix"
+    ):
         load_pretrained(loaded, path)
     for prefix in ('student', 'student.'):
         load_pretrained(loaded, path, prefix=prefix)
@@ -439,6 +443,15 @@ def test_errors_list_the_keys_and_name_the_file(change, message, model, tmp_path
     assert '\n' not in str(error.value)
 
 
+def test_depthwise_kernels_of_another_size_are_refused():
+    state = build('v2').state_dict()
+    wide = {name: F.pad(value, (1, 1, 1, 1)) for name, value in state.items() if name.endswith('dwconv.weight')}
+    with pytest.raises(
+        CheckpointError, match=r'5 of another shape: .*dwconv.weight \(16, 1, 5, 5\), not \(16, 1, 3, 3'
+    ):
+        convert({**state, **wide}, 'authors')
+
+
 def test_another_models_weights_are_an_error(tmp_path):
     torch.save({'layer1.0.conv1.weight': torch.ones(2)}, tmp_path / 'resnet.pth')
     with pytest.raises(CheckpointError, match=r'holds no PVT .* its keys are layer1.0.conv1.weight'):
@@ -515,10 +528,46 @@ def test_the_other_version_is_named_with_its_arch(version, arch, tmp_path):
             model.load_state_dict(named_in(version, layout, weights), strict=False)
 
 
+def part_of(name: str) -> str:
+    """The part of a model that a parameter of ours belongs to."""
+    return re.search('patch_embed|pos_embed|norm1|attn|norm2|fc|dwconv|norm', name)[0]
+
+
+@pytest.mark.parametrize(('kind', 'layout'), [(kind, layout) for kind in KINDS for layout in KINDS[kind][3]])
+def test_every_subset_of_the_parts_is_translated(kind, layout):
+    """Of a format other than ours, with what tells where a model is."""
+    model, version = build(kind), V1 if kind == 'v1' else V2
+    weights, marks = model.state_dict(), {'patch_embed', 'dwconv'} if kind != 'v1' else {'patch_embed'}
+    whole = convert(weights, layout)[0]
+    parts = {key: part_of(version.translate(key, layout, 'pvt_mm')) for key in whole}
+    every = sorted(set(parts.values()))
+    for kept in (set(itertools.compress(every, chosen)) for chosen in itertools.product((0, 1), repeat=len(every))):
+        if layout == 'pvt_mm' or kept & marks:
+            state = {key: value for key, value in whole.items() if parts[key] in kept}
+            model.translate(state, '')
+            assert state.keys() == {name for name in weights if part_of(name) in kept}, kept
+            assert all(torch.equal(value, weights[name]) for name, value in state.items())
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_any_parameter_alone_loads(kind):
+    model = build(kind)
+    for name, value in model.state_dict().items():
+        found = model.load_state_dict({name: value}, strict=False)
+        assert (name in found.missing_keys, found.unexpected_keys) == (False, [])
+
+
+def test_a_part_without_spatial_reductions_is_not_taken_for_another_arch():
+    with torch.device('meta'):
+        model = PVTv2('b2_li')
+    state = named_in(V2, 'authors', {name: one for name, one in model.state_dict().items() if '.sr.' not in name})
+    assert all('.sr.' in name for name in model.load_state_dict(state, strict=False).missing_keys)
+
+
 def test_the_sizes_are_those_of_the_archs():
     for version, archs in ((V1, ARCHS), (V2, ARCHS_V2)):
         known = {
-            name: Sizes(arch.embed_dims, arch.depths, arch.mlp_ratios, getattr(arch, 'linear', False))
+            name: WeightSizes(arch.embed_dims, arch.depths, arch.mlp_ratios, getattr(arch, 'linear', False))
             for name, arch in archs.items()
         }
         assert version.sizes == known
@@ -556,8 +605,21 @@ def test_segformer_is_not_taken_for_a_pvt_v2(layout, tmp_path):
                 load_pretrained(model, str(tmp_path / 'a.pth'))
             with pytest.raises(CheckpointError, match=f"it is SegFormer's {name}, not"):
                 model.load_state_dict(state, strict=False)
-    own = build('v2').state_dict()  # expands by 2
-    assert convert(convert(own, layout)[0], 'pvt_mm')[0].keys() == own.keys()
+
+
+@pytest.mark.parametrize('layout', ['authors', 'mmdet'])
+def test_a_pvt_v2_of_segformers_sizes_loads_where_the_model_has_them(layout, tmp_path):
+    arch = ARCHS_V2['b0']._replace(mlp_ratios=(4, 4, 4, 4))._asdict()
+    model = PVTv2(arch)
+    state, path = convert(model.state_dict(), layout)[0], str(tmp_path / 'a.pth')
+    torch.save(state, path)
+    loaded = [PVTv2(arch), PVTv2(arch), PVTv2(arch, out_indices=1)]
+    loaded[0].load_state_dict(state)
+    for one in loaded[1:]:
+        load_pretrained(one, path)
+    for one in loaded:
+        assert all(torch.equal(value, model.state_dict()[name]) for name, value in one.state_dict().items())
+    assert convert(state, 'pvt_mm')[0].keys() == model.state_dict().keys()
 
 
 def test_a_file_from_before_zip_archives_that_is_truncated_anywhere_is_refused(model, tmp_path):
