@@ -12,10 +12,11 @@ from pvt_mm.models.pvt_v2 import POOL_SIZE, LinearSRA
 
 
 class MatrixPoolSRA(LinearSRA):
-    """A :class:`LinearSRA` that pools by matrices where the model is compiled or exported."""
+    """A :class:`LinearSRA` that pools by matrices where the model is compiled or exported, or must be deterministic."""
 
     def pool(self, x: Tensor) -> Tensor:
-        if is_eager():
+        # CUDA's backward pass of adaptive pooling has no deterministic algorithm.
+        if is_eager() and not torch.are_deterministic_algorithms_enabled():
             return super().pool(x)
         rows, columns = bins(x.shape[2], x), bins(x.shape[3], x)  # (P, H) and (P, W)
         return average(average(x, columns).mT, rows).mT  # (B, C, P, P)
