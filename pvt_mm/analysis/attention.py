@@ -76,7 +76,7 @@ def attend(layer: nn.Module, x: Tensor, size: tuple[int, int], index: int) -> tu
 
 
 def shares_of(layer: nn.Module, count: int) -> Tensor:
-    """Returns what each of ``count`` tokens in a row of a map is of each of an SRA's keys there: (keys, count)."""
+    """Returns the share of each of ``count`` tokens in each key of an SRA, along one axis of a map: (keys, count)."""
     tokens = torch.eye(count)  # one in each channel
     if isinstance(layer, LinearSRA):
         return layer.pool(tokens[None, :, :, None])[0, :, :, 0].T

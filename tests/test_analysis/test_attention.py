@@ -11,6 +11,7 @@ from mmengine.registry import MODELS, DefaultScope
 
 from pvt_mm.analysis.attention import (
     Attention,
+    View,
     attend,
     attention_of,
     choose_heads,
@@ -168,6 +169,24 @@ def test_the_query_is_the_token_at_the_point(version):
     np.testing.assert_array_equal(found.weights.reshape(attn.num_heads, -1), expected)
     other, _ = attend(attn, kept['x'], kept['size'], column * 16 + row)
     assert abs(other - expected).max() > 1e-3
+
+
+@pytest.mark.parametrize('version', BACKBONES)
+def test_the_last_pixel_of_an_image_that_tokens_do_not_cover(version):
+    _, model = build('detector', version)
+    image = View(torch.randn(1, 3, 100, 70), np.ones(2), np.zeros(2), np.array([70, 100]))
+    for stage in range(4):
+        found = attention_of(model.backbone, stage, 0, image, (69, 99), (100, 70))
+        H, W = found.on_tokens.shape[1:]
+        np.testing.assert_allclose(found.query, [(edges[-1] + edges[-2]) / 2 for edges in found.cells])
+        if version == 'linear':  # whose bins have all tokens
+            assert found.on_tokens.min() > 0
+        else:
+            R = model.backbone.arch.sr_ratios[stage]
+            in_keys = np.zeros((H, W), bool)
+            in_keys[: H // R * R, : W // R * R] = True
+            assert ((found.on_tokens > 0) == in_keys).all()
+            np.testing.assert_allclose(found.on_tokens.sum((1, 2)), R * R, rtol=1e-5)
 
 
 def test_the_map_is_aligned_with_the_image():
