@@ -56,7 +56,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar='MODULE:FUNCTION',
         help="a function to apply to our backbone for comparison, or '' for none (default: %(default)s)",
     )
-    add('--out', type=Path, default=ROOT / 'docs', help='the folder of benchmarks.md, beside README.md (default: docs)')
+    add(
+        '--out',
+        type=Path,
+        default=ROOT / 'docs',
+        help='the folder of benchmarks.md, in that of README.md (default: docs)',
+    )
     return parser.parse_args(argv)
 
 
@@ -112,9 +117,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     _write(out, replace_section(text, processor.name, section))
     print(f'## {processor.name}\n\n{section}\n\nwritten to {out}')
     readme = args.out.resolve().parent / 'README.md'
-    if args.size == 1 and readme.exists():
+    page = readme.read_text() if readme.exists() else ''
+    if args.size == 1 and PARAGRAPH.search(page):
         text = paragraph(measured, processor, reaches)
-        _write(readme, PARAGRAPH.sub(lambda _: text, readme.read_text()))
+        _write(readme, PARAGRAPH.sub(lambda _: text, page))
         print(f'written to {readme}')
     claims = [{**reach._asdict(), 'holds': reach.holds} for reach in reaches]
     print(json_text({'machine': machine('cpu'), 'reaches': claims}))
@@ -126,7 +132,7 @@ def plan(args: argparse.Namespace, processor: Processor) -> dict[str, dict[str, 
         tuple(max(64, round(args.size * side / 32) * 32) for side in shape) for shape in ((800, 1344), (640, 1088))
     )
     ours = Contender('small', full)
-    forward, training = _beside_mmdet(ours), _beside_mmdet(replace(ours, mode='train'))
+    forward, training = _with_mmdet(ours), _with_mmdet(replace(ours, mode='train'))
     compiled = {key: replace(contender, compile=True) for key, contender in forward.items()}
     bf16 = {f'{key} bf16': replace(contender, dtype='bfloat16') for key, contender in forward.items()}
     training['with_cp'] = replace(training['ours'], with_cp=True)
@@ -134,7 +140,7 @@ def plan(args: argparse.Namespace, processor: Processor) -> dict[str, dict[str, 
         for contenders in (forward, training):
             contenders['prepared'] = replace(contenders['ours'], prepare=args.prepare)
     v2 = replace(ours, model='b2')
-    forward_v2, training_v2 = _beside_mmdet(v2), _beside_mmdet(replace(v2, mode='train'))
+    forward_v2, training_v2 = _with_mmdet(v2), _with_mmdet(replace(v2, mode='train'))
     rates = {contender.model: contender for contender in products('cpu', 'float32', 0)}
     pvt = replace(ours, model=PVT_S, mode='detector')
     retinanet = {'pvt': pvt, 'r50': replace(pvt, model=R50), 'pvt 640': replace(pvt, shape=small)}
@@ -151,7 +157,7 @@ def plan(args: argparse.Namespace, processor: Processor) -> dict[str, dict[str, 
     }
 
 
-def _beside_mmdet(ours: Contender) -> dict[str, Contender]:
+def _with_mmdet(ours: Contender) -> dict[str, Contender]:
     return {'ours': ours, 'mmdet': replace(ours, peer='mmdet')}
 
 

@@ -35,11 +35,11 @@ DEMO = str(ROOT / 'configs/demo/retinanet_shapes.py')
 
 @pytest.fixture(scope='module')
 def v2_config(tmp_path_factory):
-    """A RetinaNet with a small PVTv2."""
-    small = dict(embed_dims=(8, 16, 24, 32), depths=(1, 1, 1, 1), num_heads=(1, 2, 3, 4), strides=(4, 2, 2, 2))
+    """A RetinaNet with a small PVTv2, whose strides and stochastic depth are not the default ones."""
+    small = dict(embed_dims=(8, 16, 24, 32), depths=(1, 1, 1, 1), num_heads=(1, 2, 3, 4), strides=(2, 3, 1, 4))
     small |= dict(sr_ratios=(2, 2, 1, 1), mlp_ratios=(2, 2, 3, 1))
     path = tmp_path_factory.mktemp('configs') / 'retinanet_v2.py'
-    backbone = f"dict(_delete_=True, type='pvt_mm.PVTv2', arch={small})"
+    backbone = f"dict(_delete_=True, type='pvt_mm.PVTv2', arch={small}, drop_path_rate=0.3)"
     path.write_text(
         f'_base_ = {RETINANET!r}\nmodel = dict(backbone={backbone}, neck=dict(in_channels=[8, 16, 24, 32]))\n'
     )
@@ -200,6 +200,8 @@ def test_peers_are_the_same_network(model, peer, v2_config):
     image = torch.randn(1, 3, 64, 64)
     sizes = [[output.shape for output in models._tensors(one(image))] for one, _ in (ours, theirs)]
     assert sizes[1] == sizes[0] if peer == 'mmdet' else sizes[1][0].numel() in (sizes[0][-1].numel(), 2 * 2 * 512 + 512)
+    rates = [max(getattr(part, 'drop_prob', 0.0) for part in model.modules()) for model, _ in (ours, theirs)]
+    assert rates[1] == pytest.approx(rates[0])
 
 
 def test_ours_is_channels_last_without_a_trial(monkeypatch):
@@ -526,10 +528,15 @@ def test_the_report_says_what_was_measured_and_what_holds(measured, tmp_path, ca
     )
 
 
-def test_without_bf16_units_it_is_not_measured(measured, tmp_path, monkeypatch):
+def test_without_bf16_units_it_is_not_measured(measured, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(report, 'find_processor', lambda device: machine.Processor('Arm', '', False))
-    assert report.main(['--rounds', '1', '--prepare', '', '--out', str(tmp_path)]) == 0
-    text = re.sub(' +', ' ', (tmp_path / 'benchmarks.md').read_text())
+    readme, out = tmp_path / 'README.md', tmp_path / 'docs'
+    readme.write_text('Of another project.')
+    out.mkdir()
+    assert report.main(['--rounds', '1', '--prepare', '', '--out', str(out)]) == 0
+    assert f'written to {readme}' not in capsys.readouterr().out  # it has no marks
+    assert readme.read_text() == 'Of another project.'
+    text = re.sub(' +', ' ', (out / 'benchmarks.md').read_text())
     assert 'ours in bfloat16 (not multiplied here) | >= 8.00 | not measured |' in text
     assert '| PVT-Small, forward: MMDetection / ours | | 4.00 | |' in text  # no bound for an unknown vendor
     assert all(one.dtype == 'float32' and not one.prepare for group, _ in measured for one in group)

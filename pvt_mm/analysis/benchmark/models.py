@@ -242,10 +242,14 @@ def _mmdet_backbone(model: str, ours: dict) -> dict:
     if len(widths) != 1 or (isinstance(arch, ArchV2) and arch.linear):
         raise InputError(f'--peers mmdet: MMDetection has no backbone like that of {model}')
     if isinstance(arch, Arch):
-        kind = dict(type='mmdet.PyramidVisionTransformer', patch_sizes=arch.patch_sizes, strides=arch.patch_sizes)
-    else:
-        kind = dict(type='mmdet.PyramidVisionTransformerV2', strides=arch.strides)
+        kind = dict(patch_sizes=arch.patch_sizes, strides=arch.patch_sizes)
+    else:  # MMDetection's class of PVTv2 has the strides of Table 1 only
+        kind = dict(strides=arch.strides, use_abs_pos_embed=False, norm_after_stage=True, use_conv_ffn=True)
+        kind |= dict(
+            patch_sizes=[2 * stride - 1 for stride in arch.strides], paddings=[stride - 1 for stride in arch.strides]
+        )
     return dict(
+        type='mmdet.PyramidVisionTransformer',
         **kind,
         embed_dims=int(widths.pop()),
         num_stages=len(arch.depths),
