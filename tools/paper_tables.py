@@ -55,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     results = args.results or Path('work_dirs')
     if args.results and not results.is_dir():
         raise InputError(f'--results {results} is not a folder')
+    if args.out.is_file():
+        raise InputError(f'{args.out} is a file: --out takes a folder')
     for paper in tables.PAPERS:
         check_writable(args.out / paper.file)
     runs, refused = tables.measured(ROOT / 'configs', results)

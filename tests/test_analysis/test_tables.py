@@ -264,4 +264,4 @@ def test_the_tool_writes_prints_and_ends_in_json(tmp_path, capsys, monkeypatch):
     assert '--results gone is not a folder' in capsys.readouterr().err
     Path('file').touch()
     assert paper_tables.main(['--out', 'file']) == 2
-    assert 'file: File exists' in capsys.readouterr().err
+    assert 'file is a file: --out takes a folder' in capsys.readouterr().err
