@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
+from pvt_mm.apis.channel_checks import check_widths
 from pvt_mm.models.backbone import Backbone
 from pvt_mm.utils.errors import InputError, config_errors
 
@@ -55,6 +56,7 @@ def count(config: Config, shape: tuple[int, int]) -> list[Part]:
     with DefaultScope.overwrite_default_scope(config.get('default_scope', 'mmengine')):
         with config_errors('the model cannot be built'):
             model = _build(config.model)
+        check_widths(config.model, model)
         gflops = _gflops_by_module(model, shape)
     parts = [Part('model', _millions(model), gflops[''])]
     for name, child in model.named_children():

@@ -1,6 +1,5 @@
 """Loading a trained model and the test pipeline of its config."""
 
-import copy
 from collections.abc import Mapping, Sequence
 
 import cv2
@@ -8,11 +7,12 @@ import numpy as np
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
+from mmengine.registry import TRANSFORMS, init_default_scope
 from torch import nn
 
 from pvt_mm.apis.channel_checks import check_channels
 from pvt_mm.apis.config import import_scope, innermost_dataset
+from pvt_mm.apis.launch import build_model
 from pvt_mm.apis.weight_checks import check_content
 from pvt_mm.checkpoint.reader import read_file
 from pvt_mm.utils.errors import InputError, config_errors
@@ -29,8 +29,7 @@ def load_model(config: Config, checkpoint: str) -> nn.Module:
     check_channels(config)
     import_scope(config)
     init_default_scope(config.get('default_scope', 'mmengine'))
-    with config_errors('the config cannot be built'):
-        model = MODELS.build(copy.deepcopy(config.model))
+    model = build_model(config)
     content = read_file(checkpoint)
     model.load_state_dict(check_content(model, content, checkpoint, strict=True))
     model.dataset_meta = dataset_meta(content)

@@ -19,6 +19,7 @@ from mmengine.registry import MODELS, RUNNERS, init_default_scope
 from mmengine.runner import Runner
 from torch import nn
 
+from pvt_mm.apis.channel_checks import check_widths
 from pvt_mm.apis.config import import_scope, load_config
 from pvt_mm.apis.ranks import exit_after_another_rank, join_ranks
 from pvt_mm.utils.errors import InputError, config_errors
@@ -64,7 +65,9 @@ def build_model(config: Config) -> nn.Module:
     if config.get('data_preprocessor') is not None:
         cfg.setdefault('data_preprocessor', copy.deepcopy(config.data_preprocessor))
     with config_errors('the config cannot be built'):
-        return MODELS.build(cfg)
+        model = MODELS.build(cfg)
+    check_widths(config.model, model)
+    return model
 
 
 def build_runner(config: Config) -> Runner:

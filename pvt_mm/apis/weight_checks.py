@@ -1,6 +1,5 @@
 """Checks of weights and checkpoints before a run starts."""
 
-import copy
 import itertools
 import os
 from collections.abc import Callable
@@ -11,16 +10,16 @@ from mmengine.config import Config
 from mmengine.dist import is_distributed
 from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from pvt_mm.apis.config import as_list, settings_in
+from pvt_mm.apis.launch import build_model
 from pvt_mm.apis.ranks import on_each_machine, on_first_rank
 from pvt_mm.checkpoint.formats import check_sizes, check_weights
 from pvt_mm.checkpoint.integrity import assume_intact, identity
 from pvt_mm.checkpoint.loading import AnyFormat, translate_all
 from pvt_mm.checkpoint.reader import download_advice, parameters_of, read_checkpoint, read_file
-from pvt_mm.utils.errors import CheckpointError, InputError, config_errors
+from pvt_mm.utils.errors import CheckpointError, InputError
 from pvt_mm.utils.text import shorten
 
 LOAD_FROM_ADVICE = (
@@ -233,12 +232,7 @@ def check_tested_checkpoint(config: Config, path: str) -> None:
     Raises:
         InputError: The model cannot be built, or the checkpoint cannot be read or does not fit.
     """
-
-    def build() -> nn.Module:
-        with config_errors('the config cannot be built'):
-            return MODELS.build(copy.deepcopy(config.model))
-
-    _check_of_ranks(path, lambda: check_checkpoint(build(), path, strict=True))
+    _check_of_ranks(path, lambda: check_checkpoint(build_model(config), path, strict=True))
 
 
 def _check_of_ranks(path: str, check: Callable[[], object]) -> None:

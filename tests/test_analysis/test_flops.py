@@ -93,6 +93,7 @@ def test_the_tool_prints_json_last(capsys, tmp_path, monkeypatch):
         ([RETINANET, '--shape', '31'], '--shape 31 31: the input is 31 x 31 pixels'),
         ([RETINANET, '--shape', '0'], '--shape takes one or two positive numbers, got 0'),
         ([RETINANET, '--cfg-options', 'model.neck.type=Neck'], 'the model cannot be built: KeyError'),
+        ([RETINANET, '--cfg-options', 'model.neck.in_channels=[1,2,3,4]'], 'set model.neck.in_channels=[64, 128, 320'),
     ],
 )
 def test_bad_input_gets_one_line_and_exit_code_2(arguments, message, capsys):
