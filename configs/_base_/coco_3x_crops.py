@@ -1,6 +1,6 @@
 # The 3x recipe of PVT v2's authors, as variables: DETR's crops, and a weight decay of 0.05 of which parameters with
-# `norm` in their names are exempt. The schedule is coco_3x_ms.py's.
-_base_ = './coco_3x_ms.py'
+# `norm` in their names are exempt.
+_base_ = './schedule_3x.py'
 adamw_3x = dict(
     _delete_=True,
     type='OptimWrapper',

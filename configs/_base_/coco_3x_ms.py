@@ -1,8 +1,5 @@
-# The 3x schedule of 36 epochs, and images with a shorter side from 640 to 800 (section 5.2), as variables.
-schedule_3x = [
-    dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=500),
-    dict(type='MultiStepLR', by_epoch=True, begin=0, end=36, milestones=[27, 33], gamma=0.1),
-]
+# The 3x schedule, and images with a shorter side from 640 to 800 (section 5.2), as variables.
+_base_ = './schedule_3x.py'
 multi_scale, multi_scale_with_masks = (
     [
         dict(type='LoadImageFromFile'),
