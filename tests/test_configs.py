@@ -55,6 +55,9 @@ ARCH_NAMES = dict(t='tiny', s='small', m='medium', l='large')
 WEIGHTS = 'https://github.com/whai362/PVT/releases/download/v2/pvt_{}.pth'
 
 
+OWN_DATA = sorted(f'own_data/{path.stem}' for path in (ROOT / 'configs/own_data').glob('*.py'))
+
+
 @functools.cache
 def read(name: str) -> Config:
     """Returns configs/NAME.py, for tests that do not change it."""
@@ -74,7 +77,7 @@ def test_every_config_is_discovered():
 
 
 def on_shapes(config: Config, root: Path, work_dir: Path) -> Config:
-    """Changes a config to two steps on images of 64 pixels, from random weights, with few channels."""
+    """Changes a config to two steps on images of 64 pixels, from random weights, with narrow necks and heads."""
     to_shapes = dict(mmseg=segmentor_to_shapes, mmdet=detector_to_shapes, mmengine=classifier_to_shapes)
     for split, images in (('train', 4), ('val', 2), ('test', 2)):
         loader = config[f'{split}_dataloader']
@@ -97,21 +100,16 @@ def on_shapes(config: Config, root: Path, work_dir: Path) -> Config:
 
 
 def narrow(config: Config) -> None:
-    """Divides the channels of a model by 8, but for DETR's 256, and makes a PVT one layer deep in each stage."""
-    model, backbone = config.model, config.model.backbone
-    if 'arch' in backbone:
-        arch = (ARCHS | ARCHS_V2)[backbone.arch]._asdict()
-        backbone.arch = {**arch, 'embed_dims': eighth(arch['embed_dims']), 'depths': [1, 1, 1, 1]}
-    elif 'depth' in backbone:
-        backbone.update(base_channels=8, stem_channels=8)
-    else:
-        backbone.embed_dims = eighth(backbone.embed_dims)
-    for part in (part for name, value in model.items() if name != 'backbone' for _, part in parts_of(value, name)):
-        for key in [key for key in part if key.endswith('channels')]:
-            if 'num_queries' not in model or key == 'in_channels':
-                part[key] = eighth(part[key])
-        if 'stacked_convs' in part:
-            part.stacked_convs = 1
+    """Divides the channels of what follows the backbone by 8, but for DETR's 256; the backbone stays as it is."""
+    model = config.model
+    for name, value in model.items():
+        takes_maps = name == 'neck' or not model.get('neck')  # whose channels are the backbone's
+        for _, part in parts_of(value, name) if name != 'backbone' and 'num_queries' not in model else ():
+            for key in [key for key in part if key.endswith('channels')]:
+                if not (takes_maps and key.endswith('in_channels')):
+                    part[key] = eighth(part[key])
+            if 'stacked_convs' in part:
+                part.stacked_convs = 1
     if 'num_queries' in model:
         model.encoder.num_layers = model.decoder.num_layers = 2
     if 'rpn_proposal' in (model.get('train_cfg') or {}):
@@ -199,7 +197,9 @@ TRAINED = [
     'deeplabv3plus/r50_d16_40k',
     'classification/pvt_t_300e',
     'demo/retinanet_shapes',
-    *(f'{folder}/pvt_v2_{arch}_{V2[folder]}' for folder in V2 for arch in ('b2', 'b2_li')),
+    *(f'{folder}/pvt_v2_b2_{V2[folder]}' for folder in V2),
+    *(f'{folder}/pvt_v2_b2_li_{V2[folder]}' for folder in ('classification', 'retinanet', 'semantic_fpn')),
+    *(f'retinanet/pvt_v2_{arch}_1x' for arch in ('b0', 'b1')),  # and tests/test_models/test_pvt_v2.py has b3 to b5
 ]
 
 
@@ -207,13 +207,12 @@ def family(name: str) -> tuple[str, str]:
     """Returns a config's detector, segmentor or classifier, and its kind of backbone."""
     backbone = read(name).model.backbone
     kinds = ('PVTv2', 'PVT', 'ResNe', 'VisionTransformer')
-    kind = next(kind for kind in kinds if kind in backbone.type)
-    return name.split('/')[0], f'{kind} with linear SRA' if backbone.get('arch') == 'b2_li' else kind
+    return name.split('/')[0], next(kind for kind in kinds if kind in backbone.type)
 
 
 def test_one_of_every_family_is_trained():
     every = {family(name) for name in CONFIGS if not name.startswith('heads/')}  # tests/test_heads.py trains those
-    assert len(every) == 14 + 14
+    assert len(every) == 14 + 7
     assert {family(name) for name in TRAINED} == every
 
 
@@ -436,7 +435,7 @@ def test_3x_recipes_of_pvt_v2_are_its_releases(name):
     assert {max(scale) for scale in resize.scales + before.scales} == {1333}
     assert resize.keep_ratio
     assert before.keep_ratio
-    assert (crop.crop_type, tuple(crop.crop_size)) == ('absolute_range', (384, 600))
+    assert (crop.crop_type, tuple(crop.crop_size), crop.allow_negative_crop) == ('absolute_range', (384, 600), True)
 
 
 @pytest.mark.parametrize('folder', ['atss', 'gfl'])
@@ -673,6 +672,21 @@ def test_pvt_v2s_biases_and_norms_have_no_weight_decay_on_imagenet():
     for key, parameter in model.named_parameters():
         assert decays[id(parameter)] == (0.0 if key.endswith('bias') or 'norm' in key else 0.05), key
     assert 'backbone.stages.0.layers.0.ffn.dwconv.weight' in dict(model.named_parameters())  # which decays
+
+
+def test_settings_of_single_parameters_match_some():
+    models = {}
+    for name in [*CONFIGS, *OWN_DATA]:
+        config = read(name)
+        keys = tuple(config.optim_wrapper.get('paramwise_cfg', {}).get('custom_keys', ()))
+        if keys:
+            models.setdefault((config.model.type, config.model.backbone.type, keys), config)
+    assert len(models) == 7
+    for (*_, keys), config in models.items():
+        with torch.device('meta'), DefaultScope.overwrite_default_scope(config.default_scope):
+            parameters = [name for name, _ in MODELS.build(config.model).named_parameters()]
+        for key in keys:
+            assert any(key in name for name in parameters), (config.filename, key)
 
 
 def test_the_learning_rate_of_imagenet_rises_for_5_epochs_and_falls_for_295():

@@ -44,8 +44,9 @@ def test_recipe_is_pvts(stem):
     assert len(code) <= 10
 
 
-# tests/test_configs.py trains the last two with PVT.
-TRAINED = [(f'heads/{stem}', backbone) for backbone in ('PVT', 'PVTv2') for stem in HEADS]
+# tests/test_configs.py trains the last two with PVT, and ATSS, Cascade and Mask R-CNN with PVTv2.
+TRAINED = [(f'heads/{stem}', 'PVT') for stem in HEADS]
+TRAINED += [(f'heads/pvt_s_{head}', 'PVTv2') for head in ('fcos_1x', 'segformer_80k', 'upernet_80k')]
 TRAINED += [('detr/pvt_s_50e', 'PVTv2'), ('trans2seg/pvt_s_40k', 'PVTv2')]
 
 

@@ -17,9 +17,7 @@ from tests.conftest import ROOT, TINY_ARCH_LINEAR, TINY_ARCH_V2
 SIZE = H, W = 77, 109  # maps of 20 x 28, 10 x 14, 5 x 7 and 3 x 4; each is one row and column less, rounded down
 WIDTHS = TINY_ARCH_V2['embed_dims']
 MODELS_OF_MAPS = {
-    'retinanet/pvt_s_1x': TINY_ARCH_V2,
     'mask_rcnn/pvt_s_1x': TINY_ARCH_LINEAR,
-    'detr/pvt_s_50e': TINY_ARCH_V2,
     'semantic_fpn/pvt_s_80k': TINY_ARCH_V2,
     'trans2seg/pvt_s_40k': TINY_ARCH_LINEAR,
     'heads/pvt_s_segformer_80k': TINY_ARCH_V2,
