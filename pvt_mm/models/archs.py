@@ -93,27 +93,26 @@ def resolve_arch(arch: str | dict, named: dict[str, Sizes]) -> Sizes:
             )
         return named[arch]
     kind = type(next(iter(named.values())))
-    optional = set(kind._field_defaults)
-    if not isinstance(arch, dict) or set(arch) | optional != set(kind._fields):
+    if not isinstance(arch, dict) or set(arch) | set(kind._field_defaults) != set(kind._fields):
         given = sorted(map(str, arch)) if isinstance(arch, dict) else arch
         raise ValueError(f'arch must be a name or a dict with the keys {", ".join(kind._fields)}; got {given}')
-    flags = {key: value for key, value in arch.items() if key in optional}
-    if not all(isinstance(value, bool) for value in flags.values()):
-        raise ValueError(f'linear must be True or False; got {flags}')
-    columns = {key: value for key, value in arch.items() if key not in optional}
+    linear = arch.get('linear', False)
+    if not isinstance(linear, bool):
+        raise ValueError(f'linear must be True or False; got {linear!r}')
+    columns = {key: value for key, value in arch.items() if key != 'linear'}
     if not all(isinstance(value, (list, tuple)) for value in columns.values()):
         raise ValueError(f'every entry of arch must be a list or tuple of one number a stage; got {columns}')
     lengths = {key: len(column) for key, column in columns.items()}
     if len(set(lengths.values())) != 1 or not all(lengths.values()):
         raise ValueError(f'every entry of arch must have one number a stage; got lengths {lengths}')
     for key, column in columns.items():
-        if not all(isinstance(number, int) and number > 0 for number in column):
+        if not all(type(number) is int and number > 0 for number in column):
             raise ValueError(f'every number in arch must be a positive integer; got {key}={tuple(column)}')
     for dims, heads in zip(columns['embed_dims'], columns['num_heads'], strict=True):
         if dims % heads:
             raise ValueError(f'embed_dims must be divisible by num_heads; got {dims} and {heads}')
     sizes: dict[str, Any] = {key: tuple(column) for key, column in columns.items()}
-    return kind(**sizes, **flags)
+    return kind(**sizes, linear=linear) if kind is ArchV2 else kind(**sizes)
 
 
 def first_stages(sizes: Sizes, count: int) -> Sizes:

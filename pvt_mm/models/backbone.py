@@ -61,6 +61,11 @@ class Backbone(AnyFormat, BaseModule):
         self.train()
 
     def load_weights(self, weights: str | None) -> None:
+        """Loads what the argument ``weights`` names, if anything.
+
+        Raises:
+            CheckpointError: The checkpoint cannot be read, or does not fit.
+        """
         if weights is not None:
             with download_advice('give weights=PATH'):
                 load_pretrained(self, weights)
@@ -254,6 +259,8 @@ class PVTv2(Backbone, PyramidVisionTransformerV2, BaseModule):
     Layers are replaced by others of the same values: on a CPU feed-forward layers that work in chunks
     (:mod:`~pvt_mm.models.chunked_ffn`), on CUDA attention for autocast (:mod:`~pvt_mm.models.mixed_precision`), and in
     training residuals in one pass (:mod:`~pvt_mm.models.residual`). Compiled models keep PyTorch's own.
+    Not saved on CUDA: under autocast a feed-forward layer keeps three hidden maps for the backward pass, where that of
+    PVT keeps one (``with_cp`` helps), and heads whose width is not a multiple of 8 are not padded.
 
     Args:
         arch: ``b0`` to ``b5``, ``b2_li`` with linear SRA (Table 1), or a dict of the fields of

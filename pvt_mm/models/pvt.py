@@ -229,7 +229,7 @@ class PyramidVisionTransformer(nn.Module):
     def __init__(
         self,
         embed_dims: Sequence[int] = (64, 128, 320, 512),
-        depths: Sequence[int] = (3, 4, 6, 3),  # PVT-Small; Table 1 prints 3 for stage 2, see ARCHS in backbone.py
+        depths: Sequence[int] = (3, 4, 6, 3),  # PVT-Small; Table 1 prints 3 for stage 2, see ARCHS in archs.py
         num_heads: Sequence[int] = (1, 2, 5, 8),
         patch_sizes: Sequence[int] = (4, 2, 2, 2),
         sr_ratios: Sequence[int] = (8, 4, 2, 1),
