@@ -22,7 +22,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog='Example: tools/export_onnx.py configs/semantic_fpn/pvt_s_80k.py iter_80000.pth --out pvt_s.onnx',
     )
     parser.add_argument('config', help='the config file')
-    parser.add_argument('checkpoint', help='the checkpoint file')
+    parser.add_argument('checkpoint', help='the checkpoint file, or a work directory for its last checkpoint')
     parser.add_argument('--out', default='model.onnx', help='the .onnx file to write (default: %(default)s)')
     parser.add_argument(
         '--part', choices=('backbone', 'model'), help='default: the whole model for Semantic FPN, else the backbone'
@@ -35,6 +35,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 with starting(__name__, parse_args):
     from rich.console import Console
 
+    from pvt_mm.analysis.predictions import find_checkpoint
     from pvt_mm.apis import export
     from pvt_mm.apis.config import check_file, load_config
     from pvt_mm.apis.inference import load_model
@@ -46,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     if not args.out.endswith('.onnx') or os.path.isdir(args.out):
         raise InputError(f'--out {args.out}: name a file that ends in .onnx')
+    if os.path.isdir(args.checkpoint):
+        args.checkpoint = find_checkpoint(args.checkpoint)
     check_file('checkpoint', args.checkpoint)
     config = load_config(args.config, args.cfg_options)
     with safe_reading(trust=args.trust):

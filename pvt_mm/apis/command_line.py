@@ -122,8 +122,8 @@ def _check_paths(arguments: argparse.Namespace | None) -> None:
     config, data = (getattr(arguments, name, None) for name in ('config', 'data'))
     installed = ROOT / 'pvt_mm/.mim'
     if isinstance(config, str) and not os.path.isfile(config) and not (installed / config).is_file():
-        what = 'is a folder' if os.path.isdir(config) else 'does not exist'
-        _exit(2, f'error: the config {config} {what}{suggest_path(config)}')
+        what = 'is a folder' if os.path.isdir(config) else f'does not exist{suggest_path(config)}'
+        _exit(2, f'error: the config {config} {what}')
     for path in data if isinstance(data, list) else ():
         if not os.path.exists(path):
             hint = suggest_path(path) or ': give a folder, or COCO json files'

@@ -81,8 +81,8 @@ def import_scope(config: Config) -> None:
 def check_file(kind: str, path: str) -> None:
     """Raises an InputError if a path of the given kind, such as ``'config'``, is no file; URLs are not checked."""
     if '://' not in path and not os.path.isfile(path):
-        what = 'is a folder' if os.path.isdir(path) else 'does not exist'
-        raise InputError(f'the {kind} {path} {what}{suggest_path(path)}')
+        what = 'is a folder' if os.path.isdir(path) else f'does not exist{suggest_path(path)}'
+        raise InputError(f'the {kind} {path} {what}')
 
 
 def leaf_datasets(dataset: dict) -> Iterator[dict]:

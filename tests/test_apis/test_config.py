@@ -87,7 +87,7 @@ def test_options_that_the_config_does_not_set_yet():
         (RETINANET.replace('retinanet', 'retinanat'), {}, r'does not exist; did you mean .*/retinanet/pvt_t_1x.py\?'),
         ('nowhere/at/all.py', {}, r'the config nowhere/at/all.py does not exist$'),
         (str(ROOT / 'LICENSE'), {}, 'LICENSE cannot be read'),
-        (str(ROOT / 'configs'), {}, 'configs is a folder'),
+        (str(ROOT / 'configs'), {}, 'configs is a folder$'),
         (RETINANET, {'modle.backbone.arch': 'small'}, r'the config has no modle; did you mean model\?'),
         (RETINANET, {'sync_bm': 'torch'}, r'the config has no sync_bm; did you mean sync_bn\?'),
         (RETINANET, {'find_unused_parameter': True}, r'did you mean find_unused_parameters\?'),

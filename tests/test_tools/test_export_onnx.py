@@ -71,6 +71,9 @@ def detector(tmp_path_factory) -> Path:
         patch.chdir(folder)
         make(DETECTOR)
         torch.save({'layer.weight': torch.ones(1)}, 'other.pth')
+        for name in ('run', 'empty'):
+            Path(name).mkdir()
+        Path('run/last_checkpoint').write_text('other.pth')
     return folder
 
 
@@ -155,6 +158,8 @@ def test_a_module_that_differs_or_cannot_be_exported_is_not_written(tmp_path):
         (['gone.py', 'weights.pth'], 'the config gone.py does not exist'),
         (['config.py', 'gone.pth'], 'the checkpoint gone.pth does not exist'),
         (['config.py', 'weights.pth', '--out', 'out.pt'], '--out out.pt: name a file that ends in .onnx'),
+        (['config.py', 'run'], 'other.pth does not match the model'),
+        (['config.py', 'empty'], 'error: empty has no checkpoint'),
         (['config.py', 'other.pth'], 'other.pth does not match the model'),
         (['config.py', 'weights.pth', '--part', 'model'], 'a RetinaNet is not a segmentor: use --part backbone'),
         (['config.py', 'weights.pth', '--cfg-options', 'model.type=RetinaNot'], 'cannot be built'),
