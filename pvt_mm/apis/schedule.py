@@ -98,13 +98,17 @@ def use_epochs(config: Config, epochs: int, steps: int) -> None:
 
 
 def fit_schedule(config: Config, steps: int) -> None:
-    """Limits warm-up and the logger's interval to the data: a tenth of the training, and a pass through the data."""
+    """Limits a warm-up to a tenth of the training, and the logger's interval to a quarter of a pass through the data.
+
+    A training by iterations logs at least once a pass and four times in all.
+    """
     loop = config.train_cfg
     unit = _unit(loop)
     _fit_schedulers(config, unit, loop[unit], loop[unit], steps)
     logger = (config.get('default_hooks') or {}).get('logger')
     if logger:
-        logger.interval = min(logger.get('interval', 10), steps if unit == 'max_epochs' else min(steps, loop[unit]))
+        most = steps // 4 if unit == 'max_epochs' else min(steps, loop[unit] // 4)
+        logger.interval = max(1, min(logger.get('interval', 10), most))
 
 
 def _unit(loop: dict) -> str:

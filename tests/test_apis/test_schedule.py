@@ -91,7 +91,7 @@ def test_a_cosine_after_a_warm_up_fills_any_number_of_epochs(epochs):
     assert max(found) == pytest.approx(1, rel=0.02)
     assert found[-1] < 0.1 if epochs > 1 else found[-1] < 0.2
     assert found[warm + 1 :] == sorted(found[warm + 1 :], reverse=True)
-    assert config.default_hooks.logger.interval == 20
+    assert config.default_hooks.logger.interval == 5  # four lines an epoch
 
 
 def test_a_warm_up_of_one_step_would_stay_at_its_start():
@@ -109,6 +109,8 @@ def test_iterations_follow_epochs_with_their_intervals():
     assert config.param_scheduler[0].end == 1000
     schedule.use_epochs(config, 1, 25)
     assert config.train_cfg.val_interval == 25  # one evaluation an epoch at most
+    schedule.fit_schedule(config, 25)
+    assert config.default_hooks.logger.interval == 6  # a quarter of this training
     assert rates(config, 25)[-1] < 0.1
 
 
