@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import prune
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from pvt_mm.models import chunked_ffn, eager, mixed_precision
@@ -134,6 +136,28 @@ def test_chunks_keep_no_hidden_values(kind, size, monkeypatch):
             ffn(x.requires_grad_(), *size)
         kept.append(sum(saved))
     assert kept[1] < 0.2 * kept[0]
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the bytes of the largest tensor that an operator returns."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        made = [tensor.nbytes for tensor in tree_leaves(result) if isinstance(tensor, torch.Tensor)]
+        self.bytes = max([self.bytes, *made])
+        return result
+
+
+@pytest.mark.parametrize(('kind', 'size'), [(ChunkedFFN, []), (ChunkedConvFFN, [(40, 336)])])
+def test_a_chunk_of_the_first_stage_is_of_6_mb(kind, size, monkeypatch):
+    """Where images are 1344 pixels wide; all hidden values of so few rows are 28 MB."""
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: 1)
+    ffn, x = kind(64, 512, 0.0), torch.randn(1, 40 * 336, 64)
+    with LargestTensor() as largest:
+        ffn(x, *size)
+    assert 5e6 < largest.bytes < 8e6  # rows take those next to them along
 
 
 def test_linear_layers_as_convolutions_are_the_same():
