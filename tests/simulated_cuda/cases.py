@@ -85,9 +85,9 @@ def train_backbone(dtype: torch.dtype, arch: dict = ARCH, **settings: Any) -> di
     return report(training, inference)
 
 
-def train_with_hooks(dtype: torch.dtype) -> dict[str, Any]:
+def train_with_hooks(dtype: torch.dtype, build: Callable[..., nn.Module], arch: dict) -> dict[str, Any]:
     """Trains a backbone by a step, and returns which linear layers it has and of which it called the hooks."""
-    model, called = place(PVT(WIDE, drop_path_rate=0.1)), []
+    model, called = place(build(arch, drop_path_rate=0.1)), []
     layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     for name, layer in layers.items():
         layer.register_forward_hook(lambda *_, name=name: called.append(name))
@@ -175,12 +175,17 @@ CASES: dict[str, Callable[[], dict[str, Any]]] = {
     'v2 in float32': partial(train_backbone, FP32, ARCH_V2, drop_path_rate=0.1),
     'v2 in bfloat16': partial(train_backbone, BF16, ARCH_V2, drop_path_rate=0.1),
     'v2 linear in bfloat16': partial(train_backbone, BF16, LINEAR, with_cp=True, out_type='avg_featmap'),
-    'hooks': partial(train_with_hooks, BF16),
+    'v2 with dropout, partly frozen': partial(
+        train_backbone, BF16, ARCH_V2, drop_rate=0.1, attn_drop_rate=0.1, frozen_stages=2
+    ),
+    'hooks': partial(train_with_hooks, BF16, PVT, WIDE),
+    'v2 hooks': partial(train_with_hooks, BF16, PVTv2, LINEAR),
     'classifier': partial(train_classifier, BF16),
     'trans2seg': partial(train_trans2seg, BF16),
 }
 COUNTS: dict[str, Callable[[], dict[str, Any]]] = {
     'count of small in bfloat16': partial(count_step, partial(PVT, 'small'), BF16, 16),
+    'count of b2 in bfloat16': partial(count_step, partial(PVTv2, 'b2'), BF16, 16),
     'count of b2_li in bfloat16': partial(count_step, partial(PVTv2, 'b2_li'), BF16, 16),
     'count of small_wide in float32': partial(count_step, partial(PVT, 'small_wide'), FP32, 2),
 }
