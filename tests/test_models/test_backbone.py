@@ -6,6 +6,7 @@ import pickle
 import socket
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -285,6 +286,7 @@ WRONG_SIZES = [
     (dict(depths=(1, 1)), 'one number a stage'),
     (dict(depths=2), 'a list or tuple of one number a stage'),
     (dict(depths=(1, 0, 1, 1)), 'positive integer; got depths'),
+    (dict(depths=(1, True, 1, 1)), 'positive integer; got depths'),
     (dict(num_heads=(3, 2, 3, 4)), 'divisible by num_heads; got 8 and 3'),
 ]
 
@@ -358,20 +360,24 @@ def test_resolves_from_the_registries_with_nothing_imported_first():
 
 
 def _step(rank: int, processes: int, port: int, images: torch.Tensor, folder: str) -> None:
-    """One step of one of ``processes`` on its share of the images; the first writes the weights."""
-    torch.manual_seed(0)
-    model = PVT(TINY_ARCH, drop_path_rate=0.0, out_indices=(1, 2))  # no parameter may be left unused
+    """Two steps of each backbone by one of ``processes`` on its share of the images; the first writes the weights."""
+    warnings.simplefilter('error')  # DistributedDataParallel warns of gradients that it must copy
     if processes > 1:
         address = f'tcp://127.0.0.1:{port}'
         torch.distributed.init_process_group('gloo', init_method=address, rank=rank, world_size=processes)
-        model = nn.parallel.DistributedDataParallel(model)
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
-    for _ in range(2):
-        optimiser.zero_grad()
-        sum(output.square().mean() for output in model(images.chunk(processes)[rank])).backward()
-        optimiser.step()
+    weights = []
+    for kind, arch in ((PVT, TINY_ARCH), (PVTv2, TINY_ARCH_LINEAR)):
+        torch.manual_seed(0)
+        model = kind(arch, drop_path_rate=0.0, out_indices=(1, 2))  # no parameter may be left unused
+        trained = nn.parallel.DistributedDataParallel(model) if processes > 1 else model
+        optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(2):
+            optimiser.zero_grad()
+            sum((output - 1).square().mean() for output in trained(images.chunk(processes)[rank])).backward()
+            optimiser.step()
+        weights.append(model.state_dict())
     if rank == 0:
-        torch.save(getattr(model, 'module', model).state_dict(), f'{folder}/{processes}.pth')
+        torch.save(weights, f'{folder}/{processes}.pth')
     if processes > 1:
         leave_process_group()
 
@@ -381,19 +387,21 @@ def test_two_processes_equal_one_with_the_joined_batch(tmp_path):
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
-    _step(0, 1, port, images, str(tmp_path))
+    with warnings.catch_warnings():
+        _step(0, 1, port, images, str(tmp_path))
     torch.multiprocessing.spawn(_step, (2, port, images, str(tmp_path)), nprocs=2)
     one, two = (torch.load(tmp_path / f'{processes}.pth') for processes in (1, 2))
-    for name, value in one.items():
-        torch.testing.assert_close(two[name], value, rtol=1e-5, atol=1e-6, msg=name)
+    for found, expected in zip(two, one, strict=True):
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6, msg=name)
 
 
-def test_an_optimiser_step_lowers_the_loss():
-    model = PVT(TINY_ARCH, drop_path_rate=0.0)
-    optimiser = OptimWrapper(torch.optim.AdamW(model.parameters(), lr=1e-2))
+def test_an_optimiser_step_lowers_the_loss(build_backbone):
+    model = build_backbone(drop_path_rate=0.0)
+    optimiser = OptimWrapper(torch.optim.AdamW(model.parameters(), lr=2e-2))
     image, losses = torch.randn(2, 3, 64, 64), []
     for _ in range(5):
-        loss = model(image)[-1].square().mean()
+        loss = (model(image)[-1] - 1).square().mean()
         losses.append(loss.item())
         optimiser.update_params(loss)
     assert losses[-1] < 0.9 * losses[0]
