@@ -3,10 +3,12 @@
 import contextlib
 import errno
 import functools
+import inspect
 import io
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 
 # What building a part of a config raises where its type or an argument is wrong. Running out of memory is not included.
@@ -33,7 +35,20 @@ def config_errors(what: str, *more: type[Exception]) -> Iterator[None]:
     except InputError as error:
         raise type(error)(f'{what}: {error}') from error
     except (*WRONG_CONFIG, *more) as error:
-        raise InputError(f'{what}: {type(error).__name__}: {error}') from error
+        raise InputError(f'{what}: {type(error).__name__}: {error}{_arguments(error)}') from error
+
+
+def _arguments(error: BaseException) -> str:
+    """Returns '; CLASS takes ...' where an error says that a class does not take an argument, and ''."""
+    name = re.match(r'(\w+)\.__init__\(\) got an unexpected keyword argument', str(error))
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if not name or not frames:
+        return ''
+    for kind in filter(inspect.isclass, frames[-1].f_locals.values()):  # of the caller
+        for base in kind.__mro__:
+            if base.__qualname__ == name[1]:
+                return f'; {name[1]} takes {", ".join(inspect.signature(base).parameters)}'
+    return ''
 
 
 @contextlib.contextmanager

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
 
 from pvt_mm.apis import launch
-from pvt_mm.apis.launch import build_runner, prepare_config, report_lost_ranks
+from pvt_mm.apis.launch import build_model, build_runner, prepare_config, report_lost_ranks
 from pvt_mm.utils.errors import InputError
 
 
@@ -63,6 +64,10 @@ def test_gpu_that_torch_cannot_use(path, capsys, monkeypatch):
 def test_errors_of_the_config_and_others(monkeypatch):
     with pytest.raises(InputError, match='the config cannot be built: KeyError: '):
         build_runner(Config(dict(runner_type='NoRunner')))
+
+    message = r"\.__init__\(\) got .* 'linear'; RetinaNet takes backbone, neck, .*, init_cfg$"
+    with DefaultScope.overwrite_default_scope('mmdet'), pytest.raises(InputError, match=message):
+        build_model(Config(dict(model=dict(type='mmdet.RetinaNet', linear=True))))
 
     def fail(config):
         raise RuntimeError('CUDA out of memory')
