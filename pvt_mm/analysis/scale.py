@@ -44,9 +44,9 @@ def plot_scale(gflops: dict[str, list[float]], sides: Sequence[int]) -> Figure:
     """Plots what :func:`count_scales` returns against ascending sides, a line per backbone with its name at the end."""
     with new_figure(7, 4.4) as (figure, axes):
         ends = []
-        for (name, line), marker in zip(gflops.items(), 'oPs^v', strict=True):
-            color = OKABE_ITO[BACKBONES[name][2]]
-            axes.plot(sides, line, color=color, marker=marker, linewidth=2, clip_on=False)
+        for (name, line), marker, layer in zip(gflops.items(), 'oPs^v', range(9, 4, -1), strict=True):
+            color = OKABE_ITO[BACKBONES[name][2]]  # the first lines are on top
+            axes.plot(sides, line, color=color, marker=marker, linewidth=2, clip_on=False, zorder=layer)
             ends.append((sides[-1], line[-1], color, f'{name}  {line[-1]:.0f}'))
         dress(axes, 'Arithmetic of the backbone alone', 'side of the image (pixels)', 'GFLOPs (multiply-adds)')
         axes.set(ylim=(0, None), xticks=sides)
