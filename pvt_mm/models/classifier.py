@@ -1,4 +1,4 @@
-"""ImageNet classification with PVT (sections 4.1 and 5.1 of the paper): a class token and a linear head."""
+"""ImageNet classification (sections 4.1 and 5.1 of the paper): a backbone and a linear head."""
 
 import torch
 import torch.nn.functional as F
@@ -15,15 +15,17 @@ from pvt_mm.structures import DataSample
 class ImageClassifier(AnyFormat, BaseModel):
     """An image classifier: a backbone and a linear head, configured as in MMPretrain.
 
-    The ``PVT`` of a detector or segmentor can name its checkpoint in ``init_cfg``; nothing needs to be converted.
+    The ``PVT`` or ``PVTv2`` of a detector or segmentor can name its checkpoint in ``init_cfg``; nothing needs to be
+    converted.
 
     Args:
-        backbone: A ``PVT`` with ``out_type='cls_token'``, or any backbone whose last output is a (B, C) feature.
+        backbone: A ``PVT`` with ``out_type='cls_token'``, a ``PVTv2`` with ``out_type='avg_featmap'``, or any backbone
+            whose last output is a (B, C) feature.
         head: ``dict(type='pvt_mm.LinearClsHead', num_classes=..., in_channels=...)``.
         data_preprocessor: A :class:`ClsDataPreprocessor`. Its ``num_classes`` defaults to the head's.
         init_cfg: ``dict(type='Pretrained', checkpoint=...)`` loads the backbone and the head, strictly, from a
-            classifier's checkpoint of ours, the authors' or Hugging Face's. To load the backbone alone, set
-            ``backbone.init_cfg``.
+            classifier's checkpoint of ours, the authors', Hugging Face's or (of a PVTv2) timm's. To load the
+            backbone alone, set ``backbone.init_cfg``.
 
     Shape:
         - Input: (B, 3, H, W) normalised images.
@@ -67,10 +69,10 @@ class ImageClassifier(AnyFormat, BaseModel):
 
 @MODELS.register_module()
 class LinearClsHead(BaseModule):
-    """A linear layer from the class token's feature to the logits, with a cross-entropy loss.
+    """A linear layer from the backbone's feature to the logits, with a cross-entropy loss.
 
     Args:
-        in_channels: Channels C of the feature: 512 for all models of Table 1.
+        in_channels: Channels C of the feature: the last of ``embed_dims``, 512 for the released models but b0 (256).
         label_smoothing: Share of each label that is spread evenly over all classes, in [0, 1).
 
     Raises:

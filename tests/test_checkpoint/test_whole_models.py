@@ -24,7 +24,7 @@ from pvt_mm.checkpoint.loading import load_classifier, load_pretrained
 from pvt_mm.checkpoint.names import V1, V2
 from pvt_mm.models import PVT, PVTv2
 from pvt_mm.utils.errors import CheckpointError
-from tests.conftest import ROOT, TINY_ARCH, TINY_ARCH_LINEAR, TINY_ARCH_V2
+from tests.conftest import ROOT, TINY_ARCH, TINY_ARCH_LINEAR, TINY_ARCH_V2, align_hugging_faces_eps, relative_error
 from tests.reference import reference, spread
 from tests.server import serve
 from tests.test_checkpoint.test_formats import KINDS, as_huggingface, as_v2
@@ -401,6 +401,29 @@ def test_a_classifier_loads_whole(kind, layout, tmp_path):
         smaller.load_state_dict(state)
         assert smaller.backbone.stages[0].pos_embed.table.shape[1:3] == (24, 24)  # resampled
         assert torch.equal(smaller.head.fc.bias, source.head.fc.bias)
+
+
+@pytest.mark.parametrize('kind', ['v2', 'linear'])
+def test_scores_equal_those_of_hugging_faces_pvt_v2_both_ways(kind):
+    from transformers import PvtV2Config, PvtV2ForImageClassification
+
+    sizes = dict(
+        hidden_sizes=[8, 16, 24, 32], depths=[1, 2, 1, 1], num_attention_heads=[1, 2, 3, 4], mlp_ratios=[2] * 4
+    )
+    config = PvtV2Config(**sizes, linear_attention=kind == 'linear', num_labels=7)
+    theirs, fresh = (PvtV2ForImageClassification(config).double().eval() for _ in range(2))
+    for model in (theirs, fresh):
+        align_hugging_faces_eps(model)
+    spread(theirs)
+    ours, backbone = classifier(kind).double(), PVTv2(OURS[kind]['arch']).double()
+    ours.load_state_dict(theirs.state_dict())
+    backbone.load_state_dict(theirs.pvt_v2.state_dict())
+    assert all(torch.equal(value, ours.backbone.state_dict()[name]) for name, value in backbone.state_dict().items())
+    image = torch.randn(2, 3, 96, 128).double()
+    with torch.no_grad():
+        assert relative_error(ours(image), theirs(image).logits) < 1e-10
+        fresh.load_state_dict(convert(ours.state_dict(), 'huggingface')[0])
+        assert torch.equal(fresh(image).logits, theirs(image).logits)
 
 
 # ------------------------------------------------------------------------------------------------ DETR of MMDetection 2
