@@ -18,6 +18,8 @@ MMDETS = {
     'b0': dict(embed_dims=32, num_layers=[2, 2, 2, 2]),
     'b1': dict(num_layers=[2, 2, 2, 2]),
     'b2': dict(num_layers=[3, 4, 6, 3]),
+    'b3': dict(num_layers=[3, 4, 18, 3]),
+    'b4': dict(num_layers=[3, 8, 27, 3]),
     'b5': dict(num_layers=[3, 6, 40, 3], mlp_ratios=[4, 4, 4, 4]),
 }
 # The archs differ in widths and depths, b5 also in E: most sizes on the smallest. Below 61 columns most stages have a
