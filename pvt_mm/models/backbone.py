@@ -26,8 +26,16 @@ from pvt_mm.models.eager import replace_layers
 from pvt_mm.models.mixed_precision import MixedFFN, MixedLinearSRA, MixedSRA
 from pvt_mm.models.padded_heads import PaddedSRA
 from pvt_mm.models.pvt import FFN, SRA, EncoderLayer, PyramidVisionTransformer
-from pvt_mm.models.pvt_v2 import ConvFFN, EncoderLayerV2, LinearConvFFN, LinearSRA, PyramidVisionTransformerV2
+from pvt_mm.models.pvt_v2 import (
+    ConvFFN,
+    EncoderLayerV2,
+    LinearConvFFN,
+    LinearSRA,
+    OverlapPatchEmbed,
+    PyramidVisionTransformerV2,
+)
 from pvt_mm.models.residual import OnePassLayer, OnePassLayerV2
+from pvt_mm.models.whole_strides import WholeStridesPatchEmbed
 from pvt_mm.registry import MODELS
 
 
@@ -324,8 +332,10 @@ class PVTv2(Backbone, PyramidVisionTransformerV2, BaseModule):
             drop_path_rate=_last_rate(drop_path_rate, built, arch),
             with_cp=with_cp,
         )
-        faster = {EncoderLayerV2: OnePassLayerV2, SRA: MixedSRA, LinearSRA: MixedLinearSRA}
-        replace_layers(self, {**faster, ConvFFN: ChunkedConvFFN, LinearConvFFN: ChunkedLinearConvFFN})
+        attention = {SRA: MixedSRA, LinearSRA: MixedLinearSRA}
+        ffn = {ConvFFN: ChunkedConvFFN, LinearConvFFN: ChunkedLinearConvFFN}
+        others = {EncoderLayerV2: OnePassLayerV2, OverlapPatchEmbed: WholeStridesPatchEmbed}
+        replace_layers(self, {**attention, **ffn, **others})
         self.out_type = out_type
         self.configure(arch, in_channels, out_indices, frozen_stages, init_cfg)
         self.load_weights(weights)

@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from pvt_mm.checkpoint.formats import backbone_weights
+from pvt_mm.models import whole_strides
 from pvt_mm.models.archs import ARCHS_V2
 from pvt_mm.models.backbone import PVTv2
+from pvt_mm.models.whole_strides import WholeStridesPatchEmbed
 from tests.conftest import TINY_ARCH_LINEAR, TINY_ARCH_V2, relative_error
 from tests.reference import reference, spread
 
@@ -218,3 +220,14 @@ def test_no_map_is_copied(arch, training):
     copies = [event.input_shapes[0] for event in events.events() if event.name == 'aten::clone']
     assert len(copies) > 0  # of kernels
     assert [shape for shape in copies if shape[0] == len(image)] == []
+
+
+@pytest.mark.parametrize('size', [(224, 224), (61, 75), (29, 1)])
+def test_padding_to_whole_strides_changes_nothing(size, monkeypatch):
+    monkeypatch.setattr(whole_strides, 'is_eager', lambda: False)  # as in a compiled model
+    layer, image = WholeStridesPatchEmbed(3, 8, 4), torch.randn(1, 3, *size)
+    with torch.no_grad():
+        expected, grid = layer(image)
+    tokens, found = layer(image)
+    assert found == grid
+    torch.testing.assert_close(tokens, expected, rtol=1e-6, atol=1e-6)

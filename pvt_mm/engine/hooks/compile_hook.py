@@ -25,10 +25,9 @@ class CompileHook(Hook):
     is compiled again where the batch size becomes 1, or where two sizes that were equal in the first batch by chance
     are not. With Inductor, as of torch 2.13 on a CPU, one graph for all sizes holds in eval mode only: in training the
     backward passes of its convolutions are compiled again for each new size, and after 8 sizes a part runs eagerly. So
-    train at few sizes, or measure first. It cannot compile the training of PVTv2 for any size ("Invalid ranges").
-    Weights, the names in checkpoints, EMA and resuming are those of an eager run. Dropout and stochastic depth draw
-    other random numbers than in an eager run, of the same distribution. Activation checkpointing (``with_cp``) needs
-    torch 2.4 or later here.
+    train at few sizes, or measure first. Weights, the names in checkpoints, EMA and resuming are those of an eager run.
+    Dropout and stochastic depth draw other random numbers than in an eager run, of the same distribution. Activation
+    checkpointing (``with_cp``) needs torch 2.4 or later here.
 
     MMEngine's own setting, ``compile=True``, compiles the whole training step instead. There the losses, the assignment
     of targets and the samplers have shapes that depend on the boxes of each image: the step falls into many graphs,
