@@ -332,10 +332,15 @@ class PVTv2(Backbone, PyramidVisionTransformerV2, BaseModule):
             drop_path_rate=_last_rate(drop_path_rate, built, arch),
             with_cp=with_cp,
         )
-        attention = {SRA: MixedSRA, LinearSRA: MixedLinearSRA}
-        ffn = {ConvFFN: ChunkedConvFFN, LinearConvFFN: ChunkedLinearConvFFN}
-        others = {EncoderLayerV2: OnePassLayerV2, OverlapPatchEmbed: WholeStridesPatchEmbed}
-        replace_layers(self, {**attention, **ffn, **others})
+        faster: dict[type[nn.Module], type[nn.Module]] = {
+            OverlapPatchEmbed: WholeStridesPatchEmbed,
+            EncoderLayerV2: OnePassLayerV2,
+            SRA: MixedSRA,
+            LinearSRA: MixedLinearSRA,
+            ConvFFN: ChunkedConvFFN,
+            LinearConvFFN: ChunkedLinearConvFFN,
+        }
+        replace_layers(self, faster)
         self.out_type = out_type
         self.configure(arch, in_channels, out_indices, frozen_stages, init_cfg)
         self.load_weights(weights)
