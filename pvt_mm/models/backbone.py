@@ -266,7 +266,8 @@ class PVTv2(Backbone, PyramidVisionTransformerV2, BaseModule):
     ``weights``; ``init_weights`` loads the checkpoint that ``init_cfg`` names; state dicts of any known format load.
     Layers are replaced by others of the same values: on a CPU feed-forward layers that work in chunks
     (:mod:`~pvt_mm.models.chunked_ffn`), on CUDA attention for autocast (:mod:`~pvt_mm.models.mixed_precision`), and in
-    training residuals in one pass (:mod:`~pvt_mm.models.residual`). Compiled models keep PyTorch's own.
+    training residuals in one pass (:mod:`~pvt_mm.models.residual`). Compiled and exported models keep PyTorch's own,
+    and have ways of sizes that change (:mod:`~pvt_mm.models.matrix_pool`, :mod:`~pvt_mm.models.whole_strides`).
     Not saved on CUDA: under autocast a feed-forward layer keeps three hidden maps for the backward pass, where that of
     PVT keeps one (``with_cp`` helps), and heads whose width is not a multiple of 8 are not padded.
 
