@@ -139,7 +139,7 @@ PVT_V2 = {
 }
 PAPERS = (
     Paper(
-        'paper',
+        'PVT paper',
         'tables.md',
         'ResNet detectors have up to 0.7% more parameters than quoted, since the paper does not count the frozen stem\n'
         'and first stage (0.2 to 0.4 M).',

@@ -254,7 +254,7 @@ def test_the_tool_writes_prints_and_ends_in_json(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(tables, 'PAPERS', [paper])
     assert paper_tables.main(['--out', 'made']) == 0
     printed = capsys.readouterr().out
-    figures = json.loads(printed.splitlines()[-1])['paper']['9']
+    figures = json.loads(printed.splitlines()[-1])['PVT paper']['9']
     assert figures['deeper: retinanet/pvt_m_1x'][tables.PARAMS] == pytest.approx(44.2, 0.01)
     assert 'Table 9.' in printed
     text = DOCUMENTS['v1']
