@@ -49,7 +49,7 @@ demo-pretraining: setup  ## train a classifier on shapes, then RetinaNet from it
 	    sed -n "s/.*$$run\": {[^}]*bbox_mAP\": \([-0-9.]*\).*/bbox AP, $$run  \1/p" $(PRETRAINING)/curves.txt; \
 	done
 
-test: setup  ## run the tests: about 7 minutes on two cores
+test: setup  ## run the tests: 7 to 13 minutes on two cores
 	$(PY) -m pytest $(PARALLEL)
 
 test-fuzz: setup  ## test the backbone, readers, checks and tools on thousands of random inputs (SEED=0): about 10 minutes
