@@ -1,0 +1,104 @@
+"""Operators that PyTorch lacks or exports as something slow, each with its translation to standard ONNX operators.
+
+In PyTorch they run MMCV's code, so that an exportable model can be called and compared without ONNX.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+@torch.library.custom_op('pvt_mm::nms', mutates_args=())
+def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, keep: int) -> Tensor:
+    """Returns the indices (B, keep) of the boxes that non-maximum suppression keeps, best first; -1 where fewer are left.
+
+    Args:
+        boxes: (B, N, 4), x1, y1, x2, y2.
+        scores: (B, N). A box whose score is 0 is dropped.
+        iou_threshold: A box that overlaps a better one by more is suppressed.
+        keep: Maximum number of boxes an image.
+    """
+    from mmcv.ops import nms
+
+    indices = boxes.new_full((len(boxes), keep), -1, dtype=torch.int64)
+    for i in range(len(boxes)):
+        kept = nms(boxes[i].contiguous(), scores[i].contiguous(), iou_threshold, score_threshold=0.0)[1]
+        indices[i, : min(len(kept), keep)] = kept[:keep]
+    return indices
+
+
+@nms.register_fake
+def _(boxes: Tensor, scores: Tensor, iou_threshold: float, keep: int) -> Tensor:
+    return boxes.new_empty((boxes.shape[0], keep), dtype=torch.int64)
+
+
+def _nms(boxes: Tensor, scores: Tensor, iou_threshold: float, keep: int) -> Tensor:
+    from onnxscript import opset20 as op
+
+    number = op.Shape(boxes, start=0, end=1)  # B
+    most = op.Constant(value_ints=[keep])
+    # (M, 3): image, class, box; the boxes of an image one after the other, best first
+    selected = op.NonMaxSuppression(
+        boxes,
+        op.Unsqueeze(scores, op.Constant(value_ints=[1])),
+        most,
+        op.Constant(value_floats=[iou_threshold]),
+        op.Constant(value_floats=[0.0]),
+    )
+    image, box = (op.Gather(selected, op.Constant(value_int=column), axis=1) for column in (0, 2))
+    images = op.Range(op.Constant(value_int=0), op.Squeeze(number), op.Constant(value_int=1))
+    is_of = op.Cast(op.Equal(op.Unsqueeze(image, op.Constant(value_ints=[1])), images), to=7)  # (M, B)
+    rank = op.ReduceSum(
+        op.Mul(is_of, op.CumSum(is_of, op.Constant(value_int=0))), op.Constant(value_ints=[1]), keepdims=0
+    )  # from 1
+    place = op.Add(op.Mul(image, op.Constant(value_int=keep)), op.Sub(rank, op.Constant(value_int=1)))
+    empty = op.Expand(op.Constant(value_int=-1), op.Mul(number, most))
+    return op.Reshape(op.ScatterElements(empty, place, box, axis=0), op.Concat(number, most, axis=0))
+
+
+@torch.library.custom_op('pvt_mm::roi_align', mutates_args=())
+def roi_align(maps: list[Tensor], rois: Tensor, levels: Tensor, scales: list[float], size: int, ratio: int) -> Tensor:
+    """Returns the features (R, C, size, size) of regions, each from the map of its own level.
+
+    Args:
+        maps: L maps (B, C, H, W).
+        rois: (R, 5): index of the image, x1, y1, x2, y2 in pixels of the image.
+        levels: (R,), from 0 to L - 1.
+        scales: Pixels of each map for a pixel of the image.
+        ratio: Samples per side of a bin, or 0 for one a pixel of the map.
+    """
+    from mmcv.ops import roi_align
+
+    features = maps[0].new_zeros((len(rois), maps[0].shape[1], size, size))
+    for i, (x, scale) in enumerate(zip(maps, scales, strict=True)):
+        mine = levels == i
+        features[mine] = roi_align(x, rois[mine], (size, size), scale, ratio, 'avg', True)
+    return features
+
+
+@roi_align.register_fake
+def _(maps: list[Tensor], rois: Tensor, levels: Tensor, scales: list[float], size: int, ratio: int) -> Tensor:
+    return maps[0].new_empty((rois.shape[0], maps[0].shape[1], size, size))
+
+
+def _roi_align(maps: list, rois: Tensor, levels: Tensor, scales: list[float], size: int, ratio: int) -> Tensor:
+    from onnxscript import opset20 as op
+
+    image = op.Cast(op.Gather(rois, op.Constant(value_int=0), axis=1), to=7)
+    boxes = op.Gather(rois, op.Constant(value_ints=[1, 2, 3, 4]), axis=1)
+    features, places = [], []
+    for i, (x, scale) in enumerate(zip(maps, scales, strict=True)):
+        mine = op.Reshape(op.NonZero(op.Equal(levels, op.Constant(value_int=i))), op.Constant(value_ints=[-1]))
+        settings = dict(output_height=size, output_width=size, sampling_ratio=ratio, spatial_scale=scale, mode='avg')
+        settings['coordinate_transformation_mode'] = 'half_pixel'
+        features.append(op.RoiAlign(x, op.Gather(boxes, mine), op.Gather(image, mine), **settings))
+        places.append(mine)
+    place = op.Concat(*places, axis=0)
+    number = op.Range(op.Constant(value_int=0), op.Size(place), op.Constant(value_int=1))
+    return op.Gather(op.Concat(*features, axis=0), op.ScatterElements(place, place, number, axis=0))
+
+
+def translations() -> dict[Callable, Callable]:
+    """Returns the translations of these operators, as ``torch.onnx.export`` takes them."""
+    return {torch.ops.pvt_mm.nms.default: _nms, torch.ops.pvt_mm.roi_align.default: _roi_align}
