@@ -87,7 +87,7 @@ def to_original(boxes: Tensor, img_shape: Tensor, ori_shape: Tensor) -> Tensor:
 
 def drop_missing(found: Candidates) -> Candidates:
     """Returns the candidates (B, N) without those that no image of the batch has; at least one."""
-    count = (found.scores > 0).sum(1).amax().clamp(min=1).item()
+    count = (found.scores > 0).sum(1).amax(0).clamp(min=1).item()
     torch._check(count >= 1)
     torch._check(count <= found.scores.shape[1])
     return Candidates(found.boxes[:, :count], found.scores[:, :count], found.labels[:, :count])

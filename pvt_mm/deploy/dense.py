@@ -30,9 +30,9 @@ class OneStage(nn.Module):
         head, settings = self.model.bbox_head, self.model.test_cfg
         levels = predict_levels(head, self.model.extract_feat(image), settings, img_shape)
         found = Candidates(*(torch.cat(parts, 1) for parts in zip(*levels, strict=True)))
+        found = found._replace(boxes=to_original(found.boxes, img_shape, ori_shape))
         found = suppress(found, settings.nms, settings.max_per_img, settings.get('min_bbox_size', -1))
-        found = drop_missing(found)
-        return to_original(found.boxes, img_shape, ori_shape), found.scores, found.labels
+        return drop_missing(found)
 
 
 def predict_levels(head: nn.Module, maps: tuple[Tensor, ...], settings: dict, img_shape: Tensor) -> list[Candidates]:

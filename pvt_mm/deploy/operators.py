@@ -6,6 +6,8 @@ In PyTorch they run MMCV's code, so that an exportable model can be called and c
 from collections.abc import Callable
 
 import torch
+from onnxscript import BOOL, FLOAT, graph, script
+from onnxscript import opset18 as op  # the one that torch.onnx.export translates to, before it converts to another
 from torch import Tensor
 
 
@@ -34,8 +36,6 @@ def _(boxes: Tensor, scores: Tensor, iou_threshold: float, keep: int) -> Tensor:
 
 
 def _nms(boxes: Tensor, scores: Tensor, iou_threshold: float, keep: int) -> Tensor:
-    from onnxscript import opset20 as op
-
     number = op.Shape(boxes, start=0, end=1)  # B
     most = op.Constant(value_ints=[keep])
     # (M, 3): image, class, box; the boxes of an image one after the other, best first
@@ -83,8 +83,6 @@ def _(maps: list[Tensor], rois: Tensor, levels: Tensor, scales: list[float], siz
 
 
 def _roi_align(maps: list, rois: Tensor, levels: Tensor, scales: list[float], size: int, ratio: int) -> Tensor:
-    from onnxscript import opset20 as op
-
     image = op.Cast(op.Gather(rois, op.Constant(value_int=0), axis=1), to=7)
     boxes = op.Gather(rois, op.Constant(value_ints=[1, 2, 3, 4]), axis=1)
     features, places = [], []
@@ -99,6 +97,37 @@ def _roi_align(maps: list, rois: Tensor, levels: Tensor, scales: list[float], si
     return op.Gather(op.Concat(*features, axis=0), op.ScatterElements(place, place, number, axis=0))
 
 
+@torch.library.custom_op('pvt_mm::paste', mutates_args=())
+def paste(masks: Tensor, rows: Tensor, columns: Tensor, threshold: float) -> Tensor:
+    """Returns where masks (N, h, w), interpolated by rows (N, H, h) and columns (N, W, w), reach a threshold: (N, H, W).
+
+    The exported one computes a mask at a time, since in floating point all of them take four times the memory.
+    """
+    return rows @ masks @ columns.mT >= threshold
+
+
+@paste.register_fake
+def _(masks: Tensor, rows: Tensor, columns: Tensor, threshold: float) -> Tensor:
+    return masks.new_empty((masks.shape[0], rows.shape[1], columns.shape[1]), dtype=torch.bool)
+
+
+def _paste(masks: Tensor, rows: Tensor, columns: Tensor, threshold: float) -> Tensor:
+    return _paste_all(masks, rows, columns, op.Constant(value_float=threshold))
+
+
+@script(default_opset=op)
+def _paste_all(
+    masks: FLOAT['N', 'h', 'w'], rows: FLOAT['N', 'H', 'h'], columns: FLOAT['N', 'W', 'w'], threshold: FLOAT
+) -> BOOL['N', 'H', 'W']:
+    @graph()
+    def paste_one(mask: FLOAT['h', 'w'], row: FLOAT['H', 'h'], column: FLOAT['W', 'w']) -> BOOL['H', 'W']:
+        return op.GreaterOrEqual(op.MatMul(op.MatMul(row, mask), op.Transpose(column, perm=[1, 0])), threshold)
+
+    pasted = op.Scan(masks, rows, columns, body=paste_one, num_scan_inputs=3)
+    return pasted
+
+
 def translations() -> dict[Callable, Callable]:
     """Returns the translations of these operators, as ``torch.onnx.export`` takes them."""
-    return {torch.ops.pvt_mm.nms.default: _nms, torch.ops.pvt_mm.roi_align.default: _roi_align}
+    ours = torch.ops.pvt_mm
+    return {ours.nms.default: _nms, ours.roi_align.default: _roi_align, ours.paste.default: _paste}
