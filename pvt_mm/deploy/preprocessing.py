@@ -1,0 +1,412 @@
+"""The test pipeline of a config as plain values, and as an ONNX graph in front of an exported model.
+
+The graph has standard operators only and computes what :mod:`pvt_mm.serving.preprocessing` does: OpenCV's bilinear
+resizing to the bit, in integers as there; Pillow's bicubic with the sums in float32, which changes a few of a million
+values by 1.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from mmengine.config import Config
+
+from pvt_mm.apis.channel_checks import channels_of
+from pvt_mm.apis.config import innermost_dataset, type_name
+from pvt_mm.utils.errors import InputError
+
+if TYPE_CHECKING:
+    import onnx
+
+LOADERS = ('LoadImageFromFile', 'LoadImageFromNDArray')
+METHODS = (('cv2', 'bilinear'), ('pillow', 'bicubic'))  # backends and interpolations of resizing
+Value = str | np.ndarray | np.generic  # the name of a value in a graph, or a constant
+PREFIX = 'preprocessing/'  # of all names in the graph but that of its input
+
+
+def describe(config: Config) -> dict | None:
+    """Returns what :func:`require` does, or None if the test pipeline has a step that is not supported."""
+    try:
+        return require(config)
+    except InputError:
+        return None
+
+
+def require(config: Config) -> dict:
+    """Returns a config's test pipeline and data preprocessor as plain values, ``preprocessing`` in a file's metadata.
+
+    Returns:
+        ``channels``; ``steps``, dicts with the names and arguments of MMCV's transforms; ``order`` of the first three
+        normalised channels, RGB or BGR; ``mean`` and ``std`` in that order, or None; ``pad_divisor``, ``pad_value``
+        and ``pad_size``, the least height and width, or None.
+
+    Raises:
+        InputError: There is no test pipeline, or a step of it is not supported; the message names it.
+    """
+    loader = config.get('test_dataloader') or {}
+    pipeline = innermost_dataset(loader.get('dataset') or {}).get('pipeline')
+    if not pipeline:
+        raise InputError('test_dataloader.dataset.pipeline is not set in the config: it turns an image into an input')
+    channels, steps, reverses = channels_of(config), [], True  # OpenCV's images are BGR
+    for i, step in enumerate(pipeline):
+        name = type_name(step)
+        if name in LOADERS and not step.get('to_float32'):
+            reverses = step.get('imdecode_backend') != 'tifffile'
+        elif name in STEPS:
+            steps.append(STEPS[name](step, f'test_dataloader.dataset.pipeline.{i}', channels))
+        elif 'Annotation' not in name and not name.startswith('Pack'):
+            raise _not_supported(name, f'test_dataloader.dataset.pipeline.{i}', 'remove it')
+    settings = config.model.get('data_preprocessor') or {'type': 'None'}
+    if type_name(settings) not in PADDINGS:
+        known = ', '.join(PADDINGS)
+        raise _not_supported(type_name(settings), 'model.data_preprocessor', f'the types are {known}')
+    reverses ^= bool(settings.get('bgr_to_rgb') or settings.get('rgb_to_bgr'))
+    mean, std = ([float(x) for x in settings.get(name) or ()] for name in ('mean', 'std'))
+    copies = channels if len(mean) == 1 else 1
+    return dict(
+        channels=channels,
+        steps=steps,
+        order='BGR' if reverses else 'RGB',
+        mean=mean * copies or None,
+        std=std * copies or None,
+        **PADDINGS[type_name(settings)](settings),
+    )
+
+
+def _not_supported(name: str, where: str, what: str) -> InputError:
+    return InputError(f'{name} ({where}) cannot be exported: {what}, or export without preprocessing')
+
+
+def _describe_resize(step: dict, where: str, channels: int) -> dict:
+    scale = step.get('scale')
+    scale = [scale, scale] if isinstance(scale, (int, float)) else list(scale or ())
+    method = step.get('backend', 'cv2'), step.get('interpolation', 'bilinear')
+    if len(scale) != 2 or min(scale) < 1:
+        raise _not_supported(f'Resize with scale={step.get("scale")}', where, 'set scale=(width, height)')
+    if method not in METHODS or (method[0] == 'pillow' and channels > 4):
+        known = ' or '.join(' '.join(one) for one in METHODS)
+        raise _not_supported(f'Resize by {" ".join(method)} of {channels} channels', where, f'use {known}')
+    ratio = bool(step.get('keep_ratio', False))
+    return dict(type='Resize', scale=scale, keep_ratio=ratio, interpolation=method[1], backend=method[0])
+
+
+def _describe_multiple(step: dict, where: str, channels: int) -> dict:
+    divisor = step.get('size_divisor', 32)
+    if step.get('interpolation') not in (None, 'bilinear') or not isinstance(divisor, int):
+        raise _not_supported(f'ResizeToMultiple of {step}', where, 'use bilinear interpolation and one size_divisor')
+    return dict(type='ResizeToMultiple', size_divisor=divisor, interpolation='bilinear', backend='cv2')
+
+
+def _describe_crop(step: dict, where: str, channels: int) -> dict:
+    size = step['crop_size']
+    if step.get('auto_pad'):
+        raise _not_supported('CenterCrop with auto_pad', where, 'turn it off')
+    return dict(type='CenterCrop', crop_size=[size, size] if isinstance(size, int) else list(size))
+
+
+STEPS: dict[str, Callable[[dict, str, int], dict]] = {
+    'Resize': _describe_resize,
+    'ResizeToMultiple': _describe_multiple,
+    'CenterCrop': _describe_crop,
+}
+
+
+def _detector_padding(settings: dict) -> dict:
+    divisor, value = settings.get('pad_size_divisor', 1), settings.get('pad_value', 0)
+    return dict(pad_divisor=divisor, pad_value=value, pad_size=None)
+
+
+def _segmentor_padding(settings: dict) -> dict:
+    test, value = settings.get('test_cfg') or {}, settings.get('pad_val', 0)  # `size` itself is for training
+    size = list(test['size']) if test.get('size') else None
+    return dict(pad_divisor=test.get('size_divisor') or 1, pad_value=value, pad_size=size)
+
+
+def _no_padding(settings: dict) -> dict:
+    return dict(pad_divisor=1, pad_value=0, pad_size=None)
+
+
+PADDINGS: dict[str, Callable[[dict], dict]] = {
+    'DetDataPreprocessor': _detector_padding,
+    'SegDataPreProcessor': _segmentor_padding,
+    'ClsDataPreprocessor': _no_padding,
+}
+
+
+def graph(preprocessing: dict, kind: str, opset: int) -> 'onnx.ModelProto':
+    """Returns the model that turns ``image``, uint8 (B, H, W, C) in RGB order, into the inputs of an exported model.
+
+    Its outputs are the inputs' names after :data:`PREFIX`: ``image`` float32 (B, C, h, w), resized, normalised and
+    padded; ``img_shape`` and ``ori_shape``, int64, heights and widths of the resized and of the original images.
+
+    Args:
+        preprocessing: What :func:`require` returns.
+        kind: ``'detector'``, whose shapes are (B, 2), ``'segmentor'``, whose are (2,), or ``'classifier'``, without.
+        opset: Version of ONNX's operators, 20 or later.
+    """
+    from onnx import helper
+
+    g = _Graph()
+    channels = preprocessing['channels']
+    original = g('Shape', 'image', start=1, end=3)
+    x = g('Transpose', 'image', perm=[0, 3, 1, 2])  # (B, C, H, W) uint8
+    for step in preprocessing['steps']:
+        x = GRAPHS[step['type']](g, x, step, channels)
+    resized = g('Shape', x, start=2)
+    if preprocessing['order'] == 'BGR' and channels >= 3:
+        x = g('Gather', x, np.array([2, 1, 0, *range(3, channels)]), axis=1)
+    x = g.cast(x, np.float32)
+    if preprocessing['mean'] is not None:
+        mean, std = (np.array(preprocessing[name], np.float32).reshape(-1, 1, 1) for name in ('mean', 'std'))
+        x = g('Div', g('Sub', x, mean), std)
+    outputs = dict(image=_pad(g, x, resized, preprocessing))
+    if kind != 'classifier':
+        outputs |= dict(img_shape=resized, ori_shape=original)
+    if kind == 'detector':
+        shape = g('Concat', g('Shape', 'image', end=1), np.array([2]), axis=0)
+        outputs |= {name: g('Expand', outputs[name], shape) for name in ('img_shape', 'ori_shape')}
+    shape = ['batch', 2] if kind == 'detector' else [2]
+    shapes = dict(image=['batch', channels, 'height', 'width'], img_shape=shape, ori_shape=shape)
+    made = helper.make_graph(
+        g.nodes,
+        'preprocessing',
+        [_value('image', np.uint8, ['batch', 'original_height', 'original_width', channels])],
+        [
+            _value(g.output(value, name), np.float32 if name == 'image' else np.int64, shapes[name])
+            for name, value in outputs.items()
+        ],
+        g.constants,
+    )
+    return helper.make_model(made, opset_imports=[helper.make_opsetid('', opset)], ir_version=10)
+
+
+def _value(name: str, dtype: type, shape: list) -> 'onnx.ValueInfoProto':
+    from onnx import helper
+
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), shape)
+
+
+def merge(front: 'onnx.ModelProto', model: 'onnx.ModelProto') -> 'onnx.ModelProto':
+    """Returns an exported model with the graph of :func:`graph` in front; the metadata are the model's."""
+    import onnx.compose
+
+    front = onnx.ModelProto.FromString(front.SerializeToString())
+    front.ir_version = model.ir_version
+    ours = {output.name for output in front.graph.output}
+    pairs = [(PREFIX + one.name, one.name) for one in model.graph.input if PREFIX + one.name in ours]
+    merged = onnx.compose.merge_models(
+        front,
+        model,
+        pairs,
+        name=model.graph.name,
+        doc_string=model.graph.doc_string,
+        producer_name=model.producer_name,
+        producer_version=model.producer_version,
+        domain=model.domain,
+        model_version=model.model_version,
+    )
+    del merged.opset_import[:]
+    merged.opset_import.extend(model.opset_import)
+    return merged
+
+
+class _Graph:
+    """Collects nodes and constants: ``g('Add', x, 2.0)`` returns the name of the sum."""
+
+    def __init__(self):
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+
+    def __call__(self, operator: str, *inputs: Value, **attributes) -> str:
+        return self._add(operator, inputs, f'{PREFIX}{operator}_{len(self.nodes)}', **attributes)
+
+    def output(self, value: str, name: str) -> str:
+        """Makes a value an output, and returns the name of that: ``name`` after the prefix."""
+        return self._add('Identity', [value], PREFIX + name)
+
+    def _add(self, operator: str, inputs: Sequence[Value], name: str, **attributes) -> str:
+        from onnx import helper
+
+        names = [one if isinstance(one, str) else self._constant(one) for one in inputs]
+        self.nodes.append(helper.make_node(operator, names, [name], name, **attributes))
+        return name
+
+    def _constant(self, value: np.ndarray | np.generic) -> str:
+        from onnx import numpy_helper
+
+        name = f'{PREFIX}constant_{len(self.constants)}'
+        self.constants.append(numpy_helper.from_array(np.asarray(value), name))
+        return name
+
+    def cast(self, x: Value, dtype: type) -> str:
+        from onnx import helper
+
+        return self('Cast', x, to=helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+
+    def sides(self, x: str) -> tuple[str, str]:
+        """Returns the height and the width of (B, C, H, W), int64 (1,)."""
+        return self('Shape', x, start=2, end=3), self('Shape', x, start=3, end=4)
+
+    def count(self, length: Value) -> str:
+        """Returns 0, 1, 2, ... in float64, as many as a (1,) says."""
+        return self.cast(self('Range', np.int64(0), self('Squeeze', length), np.int64(1)), np.float64)
+
+
+def _resize(g: _Graph, x: str, step: dict, channels: int) -> str:
+    height, width = (np.array([side]) for side in step['scale'][::-1])
+    if step['keep_ratio']:
+        sides = [g.cast(side, np.float64) for side in g.sides(x)]
+        long, short = (g('Div', np.float64(least(step['scale'])), g(name, *sides)) for name, least in SIDES)
+        factor = g('Min', long, short)
+        height, width = (g.cast(g('Add', g('Mul', side, factor), np.float64(0.5)), np.int64) for side in sides)
+    if step['backend'] == 'cv2':
+        return _resize_bilinear(g, x, height, width)
+    return _resize_bicubic(g, x, height, width, channels)
+
+
+SIDES = (('Max', max), ('Min', min))
+
+
+def _resize_to_multiple(g: _Graph, x: str, step: dict, channels: int) -> str:
+    divisor = np.int64(step['size_divisor'])
+    height, width = (g('Mul', g('Div', g('Add', side, divisor - 1), divisor), divisor) for side in g.sides(x))
+    return _resize_bilinear(g, x, height, width)
+
+
+def _center_crop(g: _Graph, x: str, step: dict, channels: int) -> str:
+    whole = g('Shape', x, start=2)
+    size = g('Min', whole, np.array(step['crop_size'][::-1]))
+    middle = g('Round', g('Div', g.cast(g('Sub', whole, size), np.float64), np.float64(2)))
+    first = g.cast(middle, np.int64)
+    return g('Slice', x, first, g('Add', first, size), np.array([2, 3]))
+
+
+GRAPHS: dict[str, Callable[[_Graph, str, dict, int], str]] = {
+    'Resize': _resize,
+    'ResizeToMultiple': _resize_to_multiple,
+    'CenterCrop': _center_crop,
+}
+
+
+def _pad(g: _Graph, x: str, size: str, preprocessing: dict) -> str:
+    """Pads (B, C, H, W) of the given size, int64 (2,), below and to the right."""
+    if preprocessing['pad_size']:
+        more = g('Max', g('Sub', np.array(preprocessing['pad_size']), size), np.int64(0))
+    elif preprocessing['pad_divisor'] > 1:
+        more = g('Mod', g('Neg', size), np.int64(preprocessing['pad_divisor']))
+    else:
+        return x
+    pads = g('Concat', np.zeros(2, np.int64), more, axis=0)
+    return g('Pad', x, pads, np.float32(preprocessing['pad_value']), np.array([2, 3]))
+
+
+def _resize_bilinear(g: _Graph, x: str, height: Value, width: Value) -> str:
+    """:func:`pvt_mm.serving.preprocessing.resize_bilinear` on (B, C, H, W) uint8.
+
+    Axis 2 is the one whose lines are gathered, as whole lines are copied faster than single values.
+    """
+    H, W = g.sides(x)
+    left, w0, w1 = _taps(g, W, width)
+    last = g('Sub', W, np.int64(1))
+    outside = g('Or', g('Less', left, np.int64(0)), g('GreaterOrEqual', left, last))
+    w0, w1 = g('Where', outside, np.float32(2048), w0), g('Where', outside, np.float32(0), w1)
+    lines = g('Transpose', x, perm=[0, 1, 3, 2])  # (B, C, W, H)
+    parts = [
+        g('Mul', g.cast(one, np.float32), g('Unsqueeze', weight, np.array([1])))
+        for one, weight in zip(_gather(g, lines, left, last), (w0, w1), strict=True)
+    ]
+    sums = g('Floor', g('Mul', g('Add', *parts), np.float32(1 / 16)))  # exact: less than 2^24
+    lines = g('Transpose', g.cast(sums, np.int32), perm=[0, 1, 3, 2])  # (B, C, H, width)
+
+    top, *weights = _taps(g, H, height)
+    parts = []
+    for one, weight in zip(_gather(g, lines, top, g('Sub', H, np.int64(1))), weights, strict=True):
+        weight = g('Unsqueeze', g.cast(weight, np.int32), np.array([1]))
+        product = g.cast(g('Mul', one, weight), np.uint32)  # of which alone bits are shifted
+        parts.append(g.cast(g('BitShift', product, np.uint32(16), direction='RIGHT'), np.float32))
+    sums = g('Add', g('Add', *parts), np.float32(2))
+    return g.cast(g('Floor', g('Mul', sums, np.float32(0.25))), np.uint8)
+
+
+def _gather(g: _Graph, lines: str, first: str, last: str) -> tuple[str, str]:
+    """Returns the lines of axis 2 at the indices ``first``, and those after them; ``last`` is the largest index."""
+    indices = (first, g('Add', first, np.int64(1)))
+    inside = (g('Max', g('Min', one, last), np.int64(0)) for one in indices)
+    return tuple(g('Gather', lines, one, axis=2) for one in inside)
+
+
+def _taps(g: _Graph, length: str, resized: Value) -> tuple[str, str, str]:
+    """Returns the first of the two indices that each resized pixel is between, and float32 weights in 1/2048."""
+    scale = g('Div', np.float64(1), g('Div', g.cast(resized, np.float64), g.cast(length, np.float64)))
+    centres = g('Mul', g('Add', g.count(resized), np.float64(0.5)), scale)
+    position = g.cast(g('Sub', centres, np.float64(0.5)), np.float32)
+    first = g('Floor', position)
+    fraction = g('Sub', position, first)
+    w0, w1 = (g('Round', g('Mul', one, np.float32(2048))) for one in (g('Sub', np.float32(1), fraction), fraction))
+    return g.cast(first, np.int64), w0, w1
+
+
+def _resize_bicubic(g: _Graph, x: str, height: Value, width: Value, channels: int) -> str:
+    """Pillow's bicubic resizing on (B, C, H, W) uint8: rows, rounded to 8 bits, then columns, likewise.
+
+    Where the last of two or four channels is transparency, Pillow multiplies the others by it before, unless the size
+    stays.
+    """
+    H, W = g.sides(x)
+    x = g.cast(x, np.float32)
+    if channels in (2, 4):
+        stays = g('And', g('Equal', H, height), g('Equal', W, width))
+        opaque = g('Mul', g.cast(stays, np.float32), np.float32(255))
+        colours, alpha = g('Slice', x, np.array([0]), np.array([-1]), np.array([1])), _alpha(g, x)
+        product = g('Add', g('Mul', colours, g('Max', alpha, opaque)), np.float32(128))
+        product = g('Add', product, _floor_divide(g, product, np.float32(256)))
+        x = g('Concat', _floor_divide(g, product, np.float32(256)), alpha, axis=1)
+    x = _round(g, g('MatMul', x, g('Transpose', _bicubic(g, W, width), perm=[1, 0])))
+    x = _round(g, g('MatMul', _bicubic(g, H, height), x))
+    if channels in (2, 4):
+        colours, alpha = g('Slice', x, np.array([0]), np.array([-1]), np.array([1])), _alpha(g, x)
+        divisor = g('Max', alpha, opaque)
+        divisor = g('Where', g('Equal', divisor, np.float32(0)), np.float32(255), divisor)
+        colours = _floor_divide(g, g('Mul', colours, np.float32(255)), divisor)
+        x = g('Concat', g('Min', colours, np.float32(255)), alpha, axis=1)
+    return g.cast(x, np.uint8)
+
+
+def _alpha(g: _Graph, x: str) -> str:
+    return g('Slice', x, np.array([-1]), np.array([np.iinfo(np.int64).max]), np.array([1]))
+
+
+def _floor_divide(g: _Graph, x: str, divisor: Value) -> str:
+    return g('Floor', g('Div', x, divisor))
+
+
+def _round(g: _Graph, x: str) -> str:
+    return g('Clip', g('Floor', g('Add', x, np.float32(0.5))), np.float32(0), np.float32(255))
+
+
+def _bicubic(g: _Graph, length: str, resized: Value) -> str:
+    """Returns Pillow's weights of each pixel in each resized one, (resized, length), float32 in 1/2^22."""
+    scale = g('Div', g.cast(length, np.float64), g.cast(resized, np.float64))
+    stretch = g('Max', scale, np.float64(1))  # which widens the kernel where the image is reduced
+    reach = g('Mul', stretch, np.float64(2))
+    centre = g('Unsqueeze', g('Mul', g('Add', g.count(resized), np.float64(0.5)), scale), np.array([1]))
+    low = g('Floor', g('Add', g('Sub', centre, reach), np.float64(0.5)))
+    high = g('Floor', g('Add', g('Add', centre, reach), np.float64(0.5)))
+    pixel = g.count(length)
+    inside = g('And', g('GreaterOrEqual', pixel, low), g('Less', pixel, high))
+    t = g('Abs', g('Div', g('Add', g('Sub', pixel, centre), np.float64(0.5)), stretch))
+    near = _polynomial(g, t, 1.5, -2.5, 0.0, 1.0)
+    far = _polynomial(g, t, -0.5, 2.5, -4.0, 2.0)
+    far = g('Where', g('Less', t, np.float64(2)), far, np.float64(0))
+    weights = g('Where', g('Less', t, np.float64(1)), near, far)
+    weights = g('Where', inside, weights, np.float64(0))
+    weights = g('Div', weights, g('ReduceSum', weights, np.array([1])))
+    rounded = g('Round', g('Mul', weights, np.float64(2**22)))
+    return g.cast(g('Mul', rounded, np.float64(2**-22)), np.float32)
+
+
+def _polynomial(g: _Graph, t: str, *coefficients: float) -> str:
+    value = np.float64(coefficients[0])
+    for coefficient in coefficients[1:]:
+        value = g('Add', g('Mul', value, t), np.float64(coefficient))
+    return value
