@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Export a trained backbone, or a whole Semantic FPN, to ONNX with dynamic height, width and batch."""
+"""Export a trained detector, segmentor or classifier to ONNX: from an image to boxes, masks, label maps or scores."""
 
 import argparse
 import os
@@ -17,15 +17,38 @@ from pvt_mm.utils.text import json_text
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(
         description=__doc__
-        + ' The file is written only if the outputs of onnxruntime and PyTorch agree at three sizes. '
-        'Its input is a normalised image; the metadata contain mean and std. The last line of the output is JSON.',
-        epilog='Example: tools/export_onnx.py configs/semantic_fpn/pvt_s_80k.py iter_80000.pth --out pvt_s.onnx',
+        + ' Batch, height and width are dynamic, results are in pixels of the original image, and all operators are '
+        'standard. The file is written only if onnxruntime predicts what PyTorch does: on images at three sizes and in '
+        'two batches, and by the metric of the test data. The last line of the output is JSON.',
+        epilog='Example: tools/export_onnx.py configs/retinanet/pvt_v2_b2_1x.py epoch_12.pth --out model.onnx --preprocess',
     )
-    parser.add_argument('config', help='the config file')
-    parser.add_argument('checkpoint', help='the checkpoint file, or a work directory for its last checkpoint')
-    parser.add_argument('--out', default='model.onnx', help='the .onnx file to write (default: %(default)s)')
-    parser.add_argument(
-        '--part', choices=('backbone', 'model'), help='default: the whole model for Semantic FPN, else the backbone'
+    add = parser.add_argument
+    add('config', help='the config file')
+    add('checkpoint', help='the checkpoint file, or a work directory for its last checkpoint')
+    add('--out', default='model.onnx', help='the .onnx file to write (default: %(default)s)')
+    add('--part', choices=('model', 'backbone'), default='model', help='(default: %(default)s)')
+    add('--preprocess', action='store_true', help='take images, uint8 RGB of any size, instead of normalised ones')
+    add('--half', nargs='?', const='fp16', default='', choices=('fp16', 'bf16'), help='store weights in 16 bits')
+    add(
+        '--int8',
+        nargs='?',
+        const='static',
+        default='',
+        choices=('dynamic', 'static'),
+        help='multiply in 8 bits; static: with ranges measured on --images',
+    )
+    add(
+        '--images',
+        metavar='FOLDER',
+        help='images to compare on (the first 4), and to calibrate --int8 static with (the first 64); default: those of '
+        'the test data',
+    )
+    add(
+        '--val-images',
+        type=int,
+        default=200,
+        metavar='N',
+        help='images of the test data, if it exists, to evaluate both on; 0 for none (default: %(default)s)',
     )
     add_cfg_options(parser)
     add_trust(parser)
@@ -33,13 +56,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 with starting(__name__, parse_args):
-    from rich.console import Console
-
     from pvt_mm.analysis.predictions import find_checkpoint
-    from pvt_mm.apis import export
     from pvt_mm.apis.config import check_file, load_config
     from pvt_mm.apis.inference import load_model
     from pvt_mm.checkpoint.reader import safe_reading
+    from pvt_mm.deploy import export
 
 
 @command
@@ -47,20 +68,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     if not args.out.endswith('.onnx') or os.path.isdir(args.out):
         raise InputError(f'--out {args.out}: name a file that ends in .onnx')
+    if args.half and args.int8:
+        raise InputError('--half and --int8 exclude each other')
+    if args.part == 'backbone' and (args.preprocess or args.int8 == 'static'):
+        raise InputError('--part backbone takes normalised images, without --preprocess and --int8 static')
+    if args.val_images < 0:
+        raise InputError(f'--val-images {args.val_images}: it must not be negative')
+    export.check_packages()
     if os.path.isdir(args.checkpoint):
         args.checkpoint = find_checkpoint(args.checkpoint)
     check_file('checkpoint', args.checkpoint)
     config = load_config(args.config, args.cfg_options)
+    settings = export.Settings(args.part, args.preprocess, args.half, args.int8)
+    if args.part == 'model':
+        settings = export.with_images(settings, config, args.images, args.val_images)
     with safe_reading(trust=args.trust):
         model = load_model(config, args.checkpoint).cpu()
-    part, name = export.choose_part(model, args.part)
-    about = {'part': name, 'model': type(model).__name__}
-    normalise = config.model.get('data_preprocessor', {})
-    about |= {key: normalise[key] for key in ('mean', 'std', 'bgr_to_rgb', 'rgb_to_bgr') if key in normalise}
-    with Console(stderr=True).status(f'exporting the {name} and comparing it, about a minute'):
-        results = export.export(part, args.out, about)
+    about = dict(config=os.path.basename(args.config), checkpoint=os.path.basename(args.checkpoint))
+    results = export.export_model(model, config, args.out, settings, about)
+    print(export.describe_results(results))
     print(args.out)
-    print(json_text({'out': args.out, 'part': name, **results, 'sizes': export.SIZES}))
+    print(json_text({'out': args.out, 'part': args.part, **export.plain(results)}))
 
 
 if __name__ == '__main__':

@@ -75,7 +75,7 @@ def rehearse(config: Config, split: str = 'val') -> None:
         _log(f'the {split} evaluation is not rehearsed: its evaluator or data set is a wrapper')
         return
     where = f'{split}_evaluator'
-    with tempfile.TemporaryDirectory() as scratch, _silence():
+    with tempfile.TemporaryDirectory() as scratch, silence():
         built = [_build(metric, where, scratch) for metric in metrics]
         dataset, classes = _build_dataset(loader.dataset, split)
         known = [metric for metric in built if _names(metric) & FED]
@@ -112,7 +112,7 @@ def _names(metric: BaseMetric) -> set[str]:
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """Hides what metrics print, log and warn of: figures of perfect predictions would confuse."""
     logger = MMLogger.get_current_instance()
     before, logger.disabled = logger.disabled, True

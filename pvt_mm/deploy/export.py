@@ -1,118 +1,224 @@
-"""Export to ONNX with dynamic height, width and batch, by standard operators alone."""
+"""Export of a trained model to an ONNX file, which is written only if onnxruntime predicts what PyTorch does."""
 
-import contextlib
-import json
-import logging
-import sys
-import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any
-from unittest import mock
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
-import onnx
+import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from mmengine.config import Config
+from mmengine.registry import DATASETS, init_default_scope
+from rich.console import Console
+from torch import nn
 
-from pvt_mm.deploy import operators
-from pvt_mm.utils.errors import InputError
+from pvt_mm.analysis.predictor import find_classes
+from pvt_mm.apis.channel_checks import channels_of
+from pvt_mm.apis.data_checks import check_data
+from pvt_mm.serving.folders import find_inputs
+from pvt_mm.serving.images import read_image
+from pvt_mm.serving.model import OnnxModel
+from pvt_mm.serving.preprocessing import preprocess
+from pvt_mm.utils.errors import InputError, import_errors
+from pvt_mm.utils.files import atomic_write
+from pvt_mm.version import __version__
 
-SMALLEST, LARGEST = 64, 8192  # pixels per side, a range in which torch.export can prove that no map is empty
-OPSET = 20  # the first with GELU
-
-
-class Features(nn.Module):
-    """A backbone from normalised images (B, C, H, W) to its maps."""
-
-    task = 'features'
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.backbone = model.backbone
-        self.outputs = tuple(f'feature{i}' for i in range(len(self.backbone.out_indices)))
-
-    def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
-        return self.backbone(image)
+SIZES = ((1, 64, 96), (2, 224, 224), (3, 101, 230))  # batch, height and width on which a backbone is compared
+TOLERANCE = 1e-4  # of a backbone's maps, relative to the largest value
 
 
-def to_onnx(graph: nn.Module, channels: int) -> onnx.ModelProto:
-    """Returns an exportable module of :mod:`pvt_mm.deploy.graphs` as ONNX.
+COMPARED, CALIBRATED = 4, 64  # images
+KINDS = dict(detection='detector', instance_segmentation='detector', semantic_segmentation='segmentor')
+KINDS |= dict(classification='classifier')
 
-    ``image`` is float32 (B, ``channels``, H, W) with B from 1 and H and W from 64 to 8192.
+
+class Settings(NamedTuple):
+    """What to export, and how to store and verify it."""
+
+    part: str = 'model'  # or 'backbone'
+    preprocess: bool = False  # whether the file takes images, uint8 of any size
+    half: str = ''  # 'fp16' or 'bf16': the type of the stored weights
+    int8: str = ''  # 'dynamic' or 'static'
+    images: Sequence[str] = ()  # files to compare PyTorch and onnxruntime on
+    calibration: Sequence[str] = ()  # files that set the ranges of int8 'static'
+    val_images: int = 0  # how many of the test data to evaluate both on
+
+
+def with_images(settings: Settings, config: Config, folder: str | None, val_images: int) -> Settings:
+    """Returns settings with the images to compare and calibrate on, and to evaluate on, if the test data exists.
+
+    Args:
+        settings: The others.
+        config: Its test data has the images.
+        folder: A folder of images, or None for those of the test data.
+        val_images: Maximum number of images to evaluate on.
 
     Raises:
-        InputError: PyTorch cannot export the module with dynamic sizes.
+        InputError: The folder has no image, or there is neither a folder nor test data.
     """
-    inputs, shapes = example(graph.task, channels)
-    for name in ('torch.onnx', 'onnxscript', 'onnx_ir'):  # they log operators that are missing or not folded
-        logging.getLogger(name).setLevel(logging.ERROR)
+    init_default_scope(config.get('default_scope', 'mmengine'))
     try:
-        with replaced_sizes(), warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter('ignore')
-            program = torch.onnx.export(
-                graph,
-                tuple(inputs.values()),
-                dynamo=True,
-                dynamic_shapes=tuple(shapes.values()),
-                input_names=list(inputs),
-                output_names=list(graph.outputs),
-                custom_translation_table=operators.translations(),
-                opset_version=OPSET,
-                verbose=False,
-            )
-    except InputError:
-        raise
-    except Exception as error:  # torch.export raises anything
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        why = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
-        raise InputError(f'the model cannot be exported with dynamic sizes: {why}') from error
-    return program.model_proto
+        check_data(config, 'test')
+        known = DATASETS.build(config.test_dataloader.dataset)
+    except InputError as error:
+        if not folder:
+            raise InputError(f'{error}; or name a folder of images to compare on: --images FOLDER') from error
+        val_images = 0
+    paths = [str(path) for path in find_inputs(folder, Path(os.devnull))] if folder else [known.get_data_info(i)['img_path'] for i in range(len(known))]
+    chosen = [paths[i] for i in np.linspace(0, len(paths) - 1, min(len(paths), CALIBRATED)).astype(int)]
+    return settings._replace(images=chosen[:: -(-len(chosen) // COMPARED)], calibration=chosen, val_images=val_images)
 
 
-def example(task: str, channels: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Returns inputs of a task's module by name, and which of their sizes are dynamic."""
-    batch, height, width = (
-        torch.export.Dim(name, min=low, max=high)
-        for name, low, high in (('batch', 1, None), ('height', SMALLEST, LARGEST), ('width', SMALLEST, LARGEST))
-    )
-    inputs = {'image': torch.randn(2, channels, 160, 288)}
-    shapes: dict[str, Any] = {'image': {0: batch, 2: height, 3: width}}
-    if task in ('detection', 'instance_segmentation'):
-        inputs |= dict(img_shape=torch.tensor([[160, 288], [150, 270]]), ori_shape=torch.tensor([[48, 80], [60, 100]]))
-        shapes |= dict(img_shape={0: batch}, ori_shape={0: batch})
-    elif task == 'semantic_segmentation':
-        inputs |= dict(img_shape=torch.tensor([150, 270]), ori_shape=torch.tensor([60, 100]))
-        shapes |= dict(img_shape=None, ori_shape=None)
-    return inputs, shapes
+def check_packages() -> None:
+    """Raises an InputError if PyTorch is too old or a package is missing."""
+    if torch.__version__ < '2.6':
+        raise InputError(f'exporting to ONNX needs torch 2.6 or later, and this is {torch.__version__}')
+    with import_errors('exporting to ONNX', 'pvt_mm[onnx]'):
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
 
 
-def set_metadata(model: onnx.ModelProto, about: Mapping[str, Any]) -> None:
-    """Adds entries to the metadata of a file; values that are not strings are written as JSON."""
-    del model.metadata_props[:]
-    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
-    onnx.helper.set_model_props(model, texts)
+def export_model(model: nn.Module, config: Config, path: str | os.PathLike, settings: Settings, about: dict) -> dict:
+    """Writes a model of a config as ONNX, if onnxruntime agrees with PyTorch.
+
+    A float32 file must agree within what rounding makes: boxes within half a pixel, scores within 1e-3, masks with an
+    IoU of 0.99, 99.9% of a label map, and the metric of the test data within 0.1 points. Fewer bits are reported.
+
+    Args:
+        model: The model, in eval mode and on the CPU, with ``dataset_meta``.
+        config: Its config.
+        path: The file to write, atomically.
+        settings: What to write.
+        about: Entries to add to the file's metadata.
+
+    Returns:
+        ``outputs``, their names; ``agreement``, see :class:`pvt_mm.deploy.verify.Agreement`; ``metrics``, of PyTorch
+        and of onnxruntime; ``megabytes``.
+
+    Raises:
+        InputError: A package is missing, the model cannot be exported, or the predictions differ.
+    """
+    check_packages()
+    import onnx
+
+    from pvt_mm.deploy import graphs, preprocessing, to_onnx
+
+    status = Console(stderr=True).status
+    graph = to_onnx.Features(model) if settings.part == 'backbone' else graphs.build_graph(model)
+    steps = preprocessing.describe(config) if settings.part == 'backbone' else preprocessing.require(config)
+    with status(f'exporting the {settings.part}'):
+        exported = to_onnx.to_onnx(graph, channels_of(config))
+    if settings.int8:
+        with status('quantising to 8 bits'):
+            exported = _quantise(exported, settings, steps)
+    if settings.half:
+        from pvt_mm.deploy import quantise
+
+        exported = quantise.store_half(exported, settings.half)
+    if settings.preprocess:
+        exported = preprocessing.merge(preprocessing.graph(steps, KINDS[graph.task], to_onnx.OPSET), exported)
+    precision = {'fp16': 'float16', 'bf16': 'bfloat16'}.get(settings.half, 'float32')
+    precision = f'int8_{settings.int8}' if settings.int8 else precision
+    described = dict(task=graph.task, model=type(model).__name__, preprocessing=steps, precision=precision)
+    if graph.task != 'features':
+        classes, palette = find_classes(model, config, about['checkpoint'])
+        described |= dict(classes=classes, palette=palette)
+    to_onnx.set_metadata(exported, {**described, 'pvt_mm': __version__, **about})
+    with atomic_write(path) as temporary:
+        onnx.save(exported, temporary)
+        del exported
+        verify = _verify_maps if graph.task == 'features' else _verify
+        found = verify(graph, model, config, temporary, settings, is_exact=precision == 'float32')
+    size = round(Path(path).stat().st_size / 1e6, 1)
+    return dict(outputs=graph.outputs, task=graph.task, precision=precision, **found, megabytes=size)
 
 
-@contextlib.contextmanager
-def replaced_sizes():
-    """Replaces what computes sizes with ``int`` and ``math.ceil``, which torch.export turns into constants."""
-    with contextlib.ExitStack() as stack:
-        if 'mmseg' in sys.modules:
-            from mmseg.models.utils import Upsample
-            from mmseg.models.utils.embed import AdaptivePadding
+def _quantise(exported: Any, settings: Settings, steps: dict) -> Any:
+    import onnx
 
-            stack.enter_context(mock.patch.object(Upsample, 'forward', _upsample))
-            stack.enter_context(mock.patch.object(AdaptivePadding, 'forward', _pad))
-        yield
+    from pvt_mm.deploy import quantise
 
-
-def _upsample(self: nn.Module, x: Tensor) -> Tensor:
-    size: Sequence[int] = self.size or [side * int(self.scale_factor) for side in x.shape[2:]]
-    return F.interpolate(x, size, None, self.mode, self.align_corners)
+    with tempfile.TemporaryDirectory() as folder:
+        before, after = Path(folder, 'float32.onnx'), Path(folder, 'int8.onnx')
+        onnx.save(exported, before)
+        if settings.int8 == 'dynamic':
+            quantise.quantise_dynamic(before, after)
+        else:
+            quantise.quantise_static(before, after, _feeds(settings.calibration, steps, exported))
+        return onnx.load(after)
 
 
-def _pad(self: nn.Module, x: Tensor) -> Tensor:
-    (H, W), (patch_h, patch_w) = x.shape[2:], self.stride
-    return F.pad(x, (0, -W % patch_w, 0, -H % patch_h))
+def _feeds(paths: Sequence[str], steps: dict, exported: Any) -> Iterator[dict[str, np.ndarray]]:
+    """Yields the inputs of a file without preprocessing for image files."""
+    ranks = {one.name: len(one.type.tensor_type.shape.dim) for one in exported.graph.input}
+    for path in paths:
+        image = read_image(path, steps['channels'])
+        pixels, shape = preprocess(image, steps)
+        feeds = {'image': pixels[None]}
+        for name, size in (('img_shape', shape), ('ori_shape', image.shape[:2])):
+            if name in ranks:
+                feeds[name] = np.array([size] if ranks[name] == 2 else size, np.int64)
+        yield feeds
+
+
+def _verify(graph: nn.Module, model: nn.Module, config: Config, path: Path, settings: Settings, is_exact: bool) -> dict:
+    from pvt_mm.deploy import verify
+
+    exported = OnnxModel(path)
+    agreement = verify.compare(model, config, exported, settings.images)
+    if is_exact and not agreement.holds:
+        raise InputError(f'onnxruntime does not predict what PyTorch does, so nothing is written: {agreement}')
+    metrics: dict[str, dict[str, float]] = {}
+    if settings.val_images:
+        pytorch = verify.evaluate(config, verify.pytorch(model), settings.val_images, 'evaluating PyTorch')
+        ours = verify.evaluate(config, verify.onnxruntime(exported), settings.val_images, 'evaluating onnxruntime')
+        for name, points in pytorch.items():
+            metrics[name] = dict(pytorch=points, onnxruntime=ours[name])
+            if is_exact and not abs(points - ours[name]) <= verify.POINTS:
+                raise InputError(
+                    f'{name} is {points:.2f} with PyTorch and {ours[name]:.2f} with onnxruntime: nothing is written'
+                )
+    return dict(agreement=agreement, metrics=metrics)
+
+
+def _verify_maps(graph: nn.Module, model: nn.Module, config: Config, path: Path, *_: Any, is_exact: bool) -> dict:
+    """Compares the maps of a backbone on random images of :data:`SIZES`."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
+    generator, worst = torch.Generator().manual_seed(0), 0.0
+    for batch, height, width in SIZES:
+        image = torch.randn(batch, channels_of(config), height, width, generator=generator)
+        with torch.no_grad():
+            maps = graph(image)
+        maps = (maps,) if isinstance(maps, torch.Tensor) else maps
+        for ours, theirs in zip(maps, session.run(None, {'image': image.numpy()}), strict=True):
+            if ours.shape != theirs.shape:
+                raise InputError(f'a map is {theirs.shape} with onnxruntime and {tuple(ours.shape)} with PyTorch')
+            # unlike `max`, `np.maximum` keeps NaN
+            worst = float(np.maximum(worst, np.abs(ours.numpy() - theirs).max() / ours.abs().max().item()))
+    if is_exact and not worst <= TOLERANCE:  # also if it is NaN
+        raise InputError(f'onnxruntime differs from PyTorch by {worst:.1e}, so nothing is written')
+    return dict(difference=worst)
+
+
+def describe_results(results: dict) -> str:
+    """Returns the results of :func:`export_model` as lines for a reader."""
+    lines = []
+    if 'difference' in results:
+        lines.append(f'maps        within {results["difference"]:.1e} of the largest value')
+    if 'agreement' in results:
+        lines.append(f'agreement   {results["agreement"]}')
+    for name, points in results.get('metrics', {}).items():
+        if name != 'images':
+            lost = points['pytorch'] - points['onnxruntime']
+            lines.append(f'{name}  {points["pytorch"]:.2f} with PyTorch, {points["onnxruntime"]:.2f} here: {lost:+.2f} lost')
+    return '\n'.join([*lines, f'size        {results["megabytes"]} MB'])
+
+
+def plain(results: dict) -> dict:
+    """Returns the results of :func:`export_model` for JSON."""
+    agreement = results.get('agreement')
+    return {**results, 'agreement': agreement.summary()} if agreement else results

@@ -25,8 +25,9 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, keep: int) -> Tenso
 
     indices = boxes.new_full((len(boxes), keep), -1, dtype=torch.int64)
     for i in range(len(boxes)):
-        kept = nms(boxes[i].contiguous(), scores[i].contiguous(), iou_threshold, score_threshold=0.0)[1]
-        indices[i, : min(len(kept), keep)] = kept[:keep]
+        kept = nms(boxes[i].contiguous(), scores[i].contiguous(), iou_threshold)[1]
+        kept = kept[scores[i, kept] > 0][:keep]
+        indices[i, : len(kept)] = kept
     return indices
 
 
