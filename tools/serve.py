@@ -1,0 +1,122 @@
+#!/usr/bin/env python
+"""Serve an exported model over HTTP: POST an image to /predict for its objects as JSON."""
+
+import argparse
+import asyncio
+import io
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone's package, whichever is installed
+
+from pvt_mm.apis.command_line import Parser, starting
+from pvt_mm.utils.errors import InputError, command, import_errors
+
+FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'PPM', 'TIFF', 'WEBP')  # not those for which Pillow starts a program
+SECONDS = 30  # for a client to send an image, and for requests to be answered after SIGTERM
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(
+        description=__doc__ + ' GET /health answers while the service is up.',
+        epilog='Example: tools/serve.py model.onnx --port 8000; curl --data-binary @image.jpg localhost:8000/predict',
+    )
+    parser.add_argument('model', metavar='MODEL.onnx', help='a file of tools/export_onnx.py')
+    parser.add_argument('--host', default='127.0.0.1', help='address; 0.0.0.0 for all (default: %(default)s)')
+    parser.add_argument('--port', type=int, default=8000, help='0 for a free one (default: %(default)s)')
+    parser.add_argument('--score-thr', type=float, default=0.3, help='minimum score (default: %(default)s)')
+    parser.add_argument('--threads', type=int, default=0, help='threads of one prediction (default: one per core)')
+    parser.add_argument('--workers', type=int, default=1, help='predictions at a time (default: %(default)s)')
+    parser.add_argument('--queue', type=int, default=32, help='more requests that may wait (default: %(default)s)')
+    parser.add_argument('--max-mb', type=float, default=20, help='largest body (default: %(default)s)')
+    parser.add_argument('--max-mpixels', type=float, default=50, help='most million pixels (default: %(default)s)')
+    return parser.parse_args(argv)
+
+
+with starting(__name__, parse_args):
+    from PIL import Image
+
+    from pvt_mm.serving.model import OnnxModel
+
+
+def build_app(model: Callable[[BinaryIO], Any], args: argparse.Namespace) -> Any:
+    """Returns the application, with the limits of :func:`parse_args`; ``model`` is an ``OnnxModel``."""
+    from fastapi import FastAPI, Request
+    from fastapi.responses import JSONResponse
+    from starlette.requests import ClientDisconnect
+
+    app = FastAPI(title='pvt_mm')
+    admitted, running = asyncio.Semaphore(args.workers + args.queue), asyncio.Semaphore(args.workers)
+
+    @app.get('/health')
+    async def health() -> dict[str, str]:
+        return {'status': 'ok'}
+
+    @app.post('/predict')
+    async def predict(request: Request) -> JSONResponse:
+        if admitted.locked():
+            await asyncio.wait_for(read_body(request.stream(), 0), SECONDS)
+            return JSONResponse({'detail': 'too many requests are waiting: try again'}, 503, {'Retry-After': '1'})
+        async with admitted:
+            body = await asyncio.wait_for(read_body(request.stream(), args.max_mb * 1e6), SECONDS)
+            async with running:
+                if await request.is_disconnected():
+                    raise ClientDisconnect
+                return JSONResponse(*await asyncio.to_thread(answer, model, body, args))
+
+    slow = {'detail': f'the body did not arrive within {SECONDS} s: send a smaller image'}
+    failed = {'detail': 'the prediction failed: see the log of the service'}
+    app.add_exception_handler(asyncio.TimeoutError, lambda *_: JSONResponse(slow, 408, {'Connection': 'close'}))
+    app.add_exception_handler(ClientDisconnect, lambda *_: JSONResponse(None, 499))  # which nobody reads
+    app.add_exception_handler(Exception, lambda *_: JSONResponse(failed, 500))
+    return app
+
+
+async def read_body(parts: AsyncIterator[bytes], limit: float) -> bytes | None:
+    """Returns the body, or None if it is larger than ``limit`` bytes, of which no more are kept."""
+    body, size = bytearray(), 0
+    async for part in parts:  # to the end: most clients look for an answer after they have sent everything
+        size += len(part)
+        body += part if size <= limit else b''
+    return bytes(body) if size <= limit else None
+
+
+def answer(model: Callable[[BinaryIO], Any], body: bytes | None, args: argparse.Namespace) -> tuple[dict, int]:
+    """Returns the answer to the bytes of an image file, and its status."""
+    if body is None:
+        return {'detail': f'the body is larger than {args.max_mb:g} MB: send a smaller image'}, 413
+    if not body:
+        return {'detail': 'the body is empty: send the bytes of an image file'}, 400
+    try:
+        with Image.open(io.BytesIO(body), formats=FORMATS) as image:  # reads no more than the header
+            width, height = image.size
+    except Exception:  # decoders raise anything
+        return {'detail': f'the body is not an image: send one of {", ".join(FORMATS)}'}, 415
+    if width * height > args.max_mpixels * 1e6:
+        return {'detail': f'{width} x {height} is more than {args.max_mpixels:g} million pixels: send fewer'}, 413
+    try:
+        return {'objects': model(io.BytesIO(body)).objects}, 200
+    except InputError as error:  # truncated, or too thin for the model
+        return {'detail': str(error)}, 422
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    if args.workers < 1 or min(args.threads, args.queue, args.max_mb, args.max_mpixels) < 0:
+        raise InputError('--workers must be 1 or more, and the other numbers 0 or more')
+    Image.MAX_IMAGE_PIXELS = None  # --max-mpixels is the limit
+    model = OnnxModel(args.model, args.score_thr, args.threads)
+    with import_errors('serving a model', 'pvt_mm[serve]'):
+        import uvicorn
+
+        app = build_app(model, args)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # uvicorn raises it again after its shutdown
+    uvicorn.run(app, host=args.host, port=args.port, timeout_graceful_shutdown=SECONDS)
+
+
+if __name__ == '__main__':
+    sys.exit(main())
