@@ -17,13 +17,15 @@ with starting(__name__):
     import torch
 
     from pvt_mm.analysis import figures, latency
-    from pvt_mm.analysis.benchmark.contender import FAMILIES, FAMILY_OF, FORMATS, MODES, PEERS, Contender, table
+    from pvt_mm.analysis.benchmark import contender as tables
+    from pvt_mm.analysis.benchmark.contender import FAMILIES, FAMILY_OF, FORMATS, MODES, PEERS, Contender
     from pvt_mm.analysis.benchmark.machine import machine
     from pvt_mm.analysis.benchmark.measure import measure
     from pvt_mm.analysis.benchmark.models import products
     from pvt_mm.apis.config import load_config
 
-MODE_HELP = '; '.join(f'{name}: {what}' for name, what in MODES.items())
+LEGEND = """input: reading and preprocessing; output: from the model's outputs to the objects of predictions.json
+peak: above the loaded model; total: the peak of the process; load: from the start of Python to the loaded model"""
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -32,10 +34,15 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog='Example: tools/benchmark.py --model small configs/retinanet/r50_1x.py --peers mmdet --mode train',
     )
     add = parser.add_argument
-    add('--model', nargs='+', required=True, metavar='CONFIG|ARCH', help=f'configs, or any of {", ".join(FAMILY_OF)}')
+    what = f'configs, or any of {", ".join(FAMILY_OF)}; with --mode predict configs (random weights), work directories '
+    what += '(the last checkpoint) and .onnx files'
+    add('--model', nargs='+', required=True, metavar='CONFIG|ARCH|WORK_DIR|ONNX', help=what)
     add('--labels', nargs='+', metavar='NAME', help='what tables and plots call the models, one each')
     add('--peers', nargs='+', default=[], choices=list(PEERS), help="others' backbones of the same sizes")
-    add('--mode', choices=list(MODES), default='forward', help=f'{MODE_HELP} (default: %(default)s)')
+    modes = '; '.join(f'{name}: {what}' for name, what in MODES.items())
+    add('--mode', choices=list(MODES), default='forward', help=f'{modes} (default: %(default)s)')
+    add('--images', metavar='FOLDER', help='of --mode predict: each step takes the next image, the same for all models')
+    add('--profile', action='store_true', help="with --mode predict: PyTorch's and onnxruntime's time by operator")
     add('--shape', nargs='+', type=int, default=[800, 1344], metavar=('H', 'W'), help='in pixels (default: 800 1344)')
     add('--scales', nargs='+', type=int, metavar='SIDE', help='squares of these sides in pixels instead of --shape')
     add('--batch', type=int, default=1, metavar='N', help='images per step (default: %(default)s)')
@@ -61,7 +68,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help='of images and weights; better: the faster of the two in a few steps (default: %(default)s)',
     )
     add('--busy', action='store_true', help='keep one core busy with another process during the steps')
-    add('--threads', type=int, default=0, metavar='N', help="of the CPU (default: PyTorch's choice)")
+    add('--threads', type=int, default=0, metavar='N', help="of the CPU (default: PyTorch's and onnxruntime's choice)")
     add('--rounds', type=int, default=10, metavar='N', help='steps of each model (default: %(default)s)')
     add('--plot', metavar='FILE', help='draw the times; with --scales, times and GFLOPs against the scale')
     add_cfg_options(parser)
@@ -76,16 +83,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         figures.check_out(args.plot, '--plot')
     # With end2end nothing takes turns: data is loaded ahead, in the time of the others' steps.
     is_end2end = args.mode == 'end2end'
-    rates = [] if is_end2end else products(args.device, args.dtype, args.threads)
+    rates = [] if args.mode in ('end2end', 'predict') else products(args.device, args.dtype, args.threads)
     where = machine(args.device)
     print(f'{where}; {args.mode}, batch {args.batch}, {args.dtype}')
     models = []
     for group in groups:
         turns = [[contender] for contender in group] if is_end2end else [[*group, *rates]]
-        results = [result for together in turns for result in measure(together, args.rounds)]
-        print(f'\n{table(results)}')
+        results = [result for together in turns for result in measure(together, args.rounds, args.profile)]
+        print(f'\n{tables.table(results)}')
         models += results[: len(group)]
     print('\nms: median step; +-: half the interquartile range; x: times the first, median over the rounds')
+    if args.mode == 'predict':
+        print(LEGEND)
+    if args.profile:
+        print(f'\n{tables.operator_table(models)}')
     if args.plot:
         draw = latency.plot_scales if args.scales else latency.plot_times
         figures.save_figure(draw(models, where), args.plot)
@@ -112,7 +123,13 @@ def contenders(args: argparse.Namespace) -> list[list[Contender]]:
         raise InputError('--device cuda: PyTorch finds no GPU here')
     if args.labels and len(args.labels) != len(args.model):
         raise InputError(f'--labels takes one name for each --model, got {len(args.labels)} for {len(args.model)}')
+    if args.mode == 'predict':
+        return [predictions(args)]
+    if args.images or args.profile:
+        raise InputError(f'--{"images" if args.images else "profile"} is of --mode predict')
     for model in args.model:
+        if Path(model).suffix == '.onnx' or os.path.isdir(model):
+            raise InputError(f'--model {model}: ONNX files and work directories are of --mode predict')
         if model not in FAMILY_OF and not os.path.isfile(model):
             raise InputError(f'--model {model}: not a file, and none of {", ".join(FAMILY_OF)}')
     names = ('mode', 'batch', 'device', 'dtype', 'compile', 'memory_format', 'threads', 'busy')
@@ -121,12 +138,48 @@ def contenders(args: argparse.Namespace) -> list[list[Contender]]:
     groups, types = [], [f'pvt_mm.{family}' for family in FAMILIES]
     for shape in shapes:
         groups.append([])
-        for model, label in zip(args.model, args.labels or [''] * len(args.model), strict=True):
+        for model, label in zip(args.model, labels(args), strict=True):
             is_ours = model in FAMILY_OF or load_config(model, args.cfg_options).model.backbone.type in types
             ours = dict(with_cp=args.with_cp, prepare=args.prepare) if is_ours else {}
             groups[-1].append(Contender(model, shape, label=label, **ours, **kept))
             groups[-1] += [Contender(model, shape, peer=peer, label=label, **kept) for peer in args.peers if is_ours]
     return groups
+
+
+def predictions(args: argparse.Namespace) -> list[Contender]:
+    """Returns the contenders of ``--mode predict``.
+
+    Raises:
+        InputError: There is no image, a flag does not fit, or a model does not exist or is none that can predict.
+    """
+    from pvt_mm.analysis.benchmark import prediction  # imports MMCV, which a backbone alone does without
+
+    if not args.images:
+        raise InputError('--mode predict needs --images FOLDER')
+    if args.batch != 1 or args.device != 'cpu':
+        raise InputError('--mode predict takes one image at a time on the CPU, and no --batch or --device')
+    for name in ('scales', 'peers', 'with_cp', 'prepare'):
+        if getattr(args, name):
+            raise InputError(f'--mode predict takes no --{name.replace("_", "-")}')
+    images = prediction.find_images(args.images)
+    pytorchs = {name: getattr(args, name) for name in ('dtype', 'compile', 'memory_format')}
+    found = []
+    for model, label in zip(args.model, labels(args), strict=True):
+        kept = dict(mode='predict', label=label, images=images, threads=args.threads, busy=args.busy)
+        if Path(model).suffix != '.onnx':
+            config = prediction.find_run(model)[0] if os.path.isdir(model) else model
+            load_config(config, args.cfg_options)
+            kept |= pytorchs | {'options': args.cfg_options or {}}
+        elif not os.path.isfile(model):
+            raise InputError(f'--model {model} does not exist')
+        found.append(Contender(model, (0, 0), **kept))
+    if args.dtype != 'float32' and all(one.is_onnx for one in found):
+        raise InputError(f'--dtype {args.dtype} is of PyTorch: an ONNX file has its own')
+    return found
+
+
+def labels(args: argparse.Namespace) -> list[str]:
+    return args.labels or [''] * len(args.model)
 
 
 if __name__ == '__main__':

@@ -1,11 +1,13 @@
 """What a benchmark measures, and the figures of it."""
 
+import collections
 import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from pvt_mm.models.archs import ARCHS, ARCHS_V2
@@ -20,6 +22,7 @@ MODES = {
     'detector': 'the whole detector or segmentor, without gradients',
     'detector_train': 'the whole detector, its losses on random boxes and backward',
     'end2end': 'all of testing: images from disk through the pipeline and the model to predictions',
+    'predict': 'one of the --images at a time, from its file to the objects of predictions.json',
 }
 PEERS = {
     'mmdet': "MMDetection's backbone, which has no linear attention",
@@ -32,7 +35,9 @@ FORMATS = {'contiguous': torch.contiguous_format, 'channels_last': torch.channel
 class Contender:
     """A model and how to run it. With mode end2end, sizes and batch are those of the config's data."""
 
-    model: str  # an arch of either family, the path of a config, or with mode 'product' the name of a matrix product
+    # An arch of either family, the path of a config, with mode 'predict' also of a work directory or an ONNX file, or
+    # with mode 'product' the name of a matrix product.
+    model: str
     shape: tuple[int, int] = (800, 1344)  # (H, W) of an image in pixels
     mode: str = 'forward'  # one of MODES, or 'product'
     peer: str = ''  # whose backbone: one of PEERS, or '' for this project's
@@ -41,10 +46,11 @@ class Contender:
     dtype: str = 'float32'  # or the dtype of torch.autocast, or 'tf32': products of float32 in TF32
     compile: bool = False  # by torch.compile with dynamic sizes
     memory_format: str = 'better'  # one of FORMATS, or the one that a few steps show to be faster
-    threads: int = 0  # PyTorch's on the CPU; 0 for its default
+    threads: int = 0  # PyTorch's or onnxruntime's on the CPU; 0 for its default
     with_cp: bool = False  # whether the backbone recomputes its layers in the backward pass
     prepare: str = ''  # 'module:function' that changes the built backbone in place
     busy: bool = False  # whether another process keeps one core busy during the steps
+    images: tuple[str, ...] = ()  # the files of mode 'predict', in turn
     options: dict = field(default_factory=dict, hash=False)  # settings of the config to override
     label: str = ''  # the name in tables and plots, instead of the model's own
 
@@ -54,6 +60,11 @@ class Contender:
         return self.mode in ('train', 'detector_train')
 
     @property
+    def is_onnx(self) -> bool:
+        """Whether the model is an ONNX file, which onnxruntime runs."""
+        return Path(self.model).suffix == '.onnx'
+
+    @property
     def name(self) -> str:
         """The name in tables and plots."""
         name, path = self.model, Path(self.model)
@@ -61,6 +72,8 @@ class Contender:
             name = f'{FAMILY_OF[name]}-{name.title().replace("_", "-")}'
         elif path.suffix == '.py':
             name = f'{path.parent.name}/{path.stem}'.lstrip('/')
+        elif self.mode == 'predict':
+            name = path.resolve().name  # of the file, or of the work directory
         extras = {
             PEERS.get(self.peer, '').split("'")[0]: self.peer,
             self.dtype: self.dtype != 'float32',
@@ -78,12 +91,30 @@ class Result:
 
     contender: Contender
     seconds: tuple[float, ...]  # of each round's step
-    # Those of its parts: waiting for data (end2end), or backbone, neck and heads (detector); else empty.
+    # Those of its parts: waiting for data (end2end), backbone, neck and heads (detector), or input, model and output
+    # (predict); else empty.
     parts: tuple[dict[str, float], ...]
     images: int  # per step
     gflops: float | None  # multiply-adds of a step in 1e9, as papers count; None where they are unknown
     peak_memory: float | None  # GB above what model and input take; None where the system does not say
     memory_format: str  # the one that was used
+    # With mode 'predict':
+    loaded_memory: float | None = None  # GB of the process when the model was loaded, which is not in `peak_memory`
+    load_seconds: float | None = None  # from the start of the process, imports included, to the loaded model
+    megabytes: float | None = None  # of the model's file
+    operators: dict[str, dict[str, float]] = field(
+        default_factory=dict
+    )  # seconds of each operator by kind, if profiled
+
+    @property
+    def total_memory(self) -> float | None:
+        """The peak memory of the process in GB."""
+        return None if None in (self.loaded_memory, self.peak_memory) else self.loaded_memory + self.peak_memory
+
+    @property
+    def p95(self) -> float:
+        """The 95th percentile of the steps in seconds."""
+        return float(np.quantile(self.seconds, 0.95))
 
     @property
     def median(self) -> float:
@@ -104,6 +135,11 @@ class Result:
         return None if self.gflops is None else 2 * self.gflops / self.median
 
     @property
+    def kinds(self) -> dict[str, float]:
+        """The seconds of all profiled operators of each kind."""
+        return {kind: sum(times.values()) for kind, times in self.operators.items()}
+
+    @property
     def part_medians(self) -> dict[str, float]:
         """The median seconds of each part."""
         return {name: statistics.median(parts[name] for parts in self.parts) for name in self.parts[0]}
@@ -115,7 +151,8 @@ class Result:
     def summary(self) -> dict:
         """Returns the figures as the tool's last line has them, for JSON."""
         contender = asdict(self.contender)
-        del contender['options'], contender['label']
+        for name in ('options', 'label', 'images'):
+            del contender[name]
         return {
             **contender,
             'name': self.contender.name,
@@ -128,8 +165,22 @@ class Result:
             'parts_s': {name: round(seconds, 5) for name, seconds in self.part_medians.items()},
             'gflops': self.gflops and round(self.gflops, 2),
             'gflop_per_s': self.rate and round(self.rate, 1),
-            'peak_memory_gb': self.peak_memory and round(self.peak_memory, 3),
+            'peak_memory_gb': _rounded(self.peak_memory, 3),
+            **(self._prediction() if self.contender.mode == 'predict' else {}),
         }
+
+    def _prediction(self) -> dict:
+        return {
+            'p95_s': round(self.p95, 5),
+            'total_memory_gb': _rounded(self.total_memory, 3),
+            'load_s': _rounded(self.load_seconds, 2),
+            'file_mb': _rounded(self.megabytes, 2),
+            'operators_s': {kind: round(seconds, 5) for kind, seconds in self.kinds.items()},
+        }
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)
 
 
 def table(results: Sequence[Result], product: Result | None = None) -> str:
@@ -138,22 +189,49 @@ def table(results: Sequence[Result], product: Result | None = None) -> str:
     for result in results:
         contender, cells = result.contender, {'model': result.contender.name}
         is_model = contender.mode != 'product'
-        if is_model and contender.mode != 'end2end':
+        if is_model and contender.mode not in ('end2end', 'predict'):
             cells['size'] = ' x '.join(map(str, contender.shape))
-        cells['ms'] = f'{1000 * result.median:.0f}' if result.median > 0.1 else f'{1000 * result.median:.2f}'
+        cells['ms'] = _milliseconds(result.median)
+        cells |= {'p95 ms': _milliseconds(result.p95)} if contender.mode == 'predict' else {}
         cells |= {'+-': f'{result.spread:.1%}', 'x': f'{results[0].ratio(result):.2f}'}
         cells |= {f'{part} ms': f'{1000 * seconds:.0f}' for part, seconds in result.part_medians.items()}
         if is_model:
             cells['images/s'] = f'{result.images / result.median:.2f}'
             cells['peak GB'] = '' if result.peak_memory is None else f'{result.peak_memory:.2f}'
+        if contender.mode == 'predict':
+            figures = {'total GB': (result.total_memory, 2), 'load s': (result.load_seconds, 1)}
+            figures['file MB'] = (result.megabytes, 1)
+            cells |= {name: '' if value is None else f'{value:.{n}f}' for name, (value, n) in figures.items()}
         if result.rate:
             cells |= {'GFLOPs': f'{result.gflops:.1f}', 'GFLOP/s': f'{result.rate:.0f}'}
             cells |= {f'of {product.contender.model}': f'{result.rate / product.rate:.0%}'} if product else {}
-        if is_model:
+        if is_model and contender.mode != 'predict':
             cells['format'] = result.memory_format
         rows.append(cells)
     head = list(dict.fromkeys(name for cells in rows for name in cells))
     return markdown([head, *([cells.get(name, '') for name in head] for cells in rows)])
+
+
+def _milliseconds(seconds: float) -> str:
+    return f'{1000 * seconds:.0f}' if seconds > 0.1 else f'{1000 * seconds:.2f}'
+
+
+def operator_table(results: Sequence[Result]) -> str:
+    """Returns the table of the profiled contenders' time by kind of operator, and a line each of its operators."""
+    spent: collections.Counter[str] = collections.Counter()
+    for one in results:
+        spent.update(one.kinds)
+    rows = [['ms per image', *(one.contender.name for one in results)]]
+    rows += [[kind, *(f'{1000 * one.kinds.get(kind, 0):.1f}' for one in results)] for kind, _ in spent.most_common()]
+    rows.append(['all operators', *(f'{1000 * sum(one.kinds.values()):.1f}' for one in results)])
+    lines = []
+    for one in results:
+        operators: collections.Counter[str] = collections.Counter()
+        for times in one.operators.values():
+            operators.update(times)
+        shares = (f'{name} {seconds / operators.total():.0%}' for name, seconds in operators.most_common(8))
+        lines.append(f'{one.contender.name}: {", ".join(shares)}')
+    return '\n'.join([markdown(rows), '', *lines])
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:

@@ -48,28 +48,6 @@ def machine(device: str) -> str:
     return f'{name}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}'
 
 
-def used_memory(device: str) -> float | None:
-    """Returns the bytes in use, and makes :func:`peak_memory` forget what was before. On a CPU only Linux says them."""
-    if device == 'cuda':
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated()
-    with contextlib.suppress(OSError):
-        Path('/proc/self/clear_refs').write_text('5')
-    return _process_memory('VmRSS')
-
-
-def peak_memory(device: str) -> float | None:
-    """Returns the most bytes in use since :func:`used_memory` was called."""
-    return torch.cuda.max_memory_allocated() if device == 'cuda' else _process_memory('VmHWM')
-
-
-def _process_memory(field: str) -> float | None:
-    with contextlib.suppress(OSError):
-        found = re.search(rf'{field}:\s+(\d+)', Path('/proc/self/status').read_text())
-        return 1024.0 * int(found.group(1)) if found else None
-    return None
-
-
 def gpu_facts() -> dict[str, str]:
     """Returns what figures of a GPU depend on: its memory, the driver, and the versions of the libraries."""
     facts = {

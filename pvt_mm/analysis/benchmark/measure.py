@@ -8,7 +8,6 @@ import collections
 import contextlib
 import gc
 import multiprocessing
-import os
 import subprocess
 import sys
 import time
@@ -17,22 +16,25 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import torch
 from rich.console import Console
 from rich.progress import Progress
 from torch.profiler import ProfilerActivity, profile
 
+from pvt_mm.analysis.benchmark import onnx_file
 from pvt_mm.analysis.benchmark.contender import Contender, Result
-from pvt_mm.analysis.benchmark.machine import peak_memory, used_memory
 from pvt_mm.analysis.benchmark.models import Prepared, prepare, synchronize
+from pvt_mm.analysis.benchmark.process import peak_memory, start, used_memory
 from pvt_mm.utils.errors import InputError, config_errors
 
 
-def measure(contenders: Sequence[Contender], rounds: int) -> list[Result]:
+def measure(contenders: Sequence[Contender], rounds: int, profiled: bool = False) -> list[Result]:
     """Measures a step of each contender per round, after one to warm up, and shows the progress on stderr.
 
-    Those that differ only in ``busy`` share a process.
+    Those that differ only in ``busy`` share a process. With ``profiled``, those of mode ``predict`` are profiled after
+    the last round, on as many images.
 
     Raises:
         InputError: A contender cannot be built or run; the message names it.
@@ -50,8 +52,9 @@ def measure(contenders: Sequence[Contender], rounds: int) -> list[Result]:
             progress.update(task, description=f'building {contender.name}')
             if key not in workers:
                 context = multiprocessing.get_context('spawn')
-                workers[key] = stack.enter_context(ProcessPoolExecutor(1, context, _silence))
-                facts[key] = _call(workers[key], _build, key)
+                workers[key] = stack.enter_context(ProcessPoolExecutor(1, context, start))
+                with _without_main():
+                    facts[key] = _call(workers[key], _build, key)
             progress.advance(task)
         for _ in range(rounds):
             for contender, key, taken in zip(contenders, quiet, steps, strict=True):
@@ -59,6 +62,10 @@ def measure(contenders: Sequence[Contender], rounds: int) -> list[Result]:
                 with busy_neighbour() if contender.busy else contextlib.nullcontext():
                     taken.append(_call(workers[key], _step, key))
                 progress.advance(task)
+        if profiled:
+            for key in workers:
+                progress.update(task, description=f'profiling {key.name}')
+                facts[key]['operators'] = _call(workers[key], _profile, key, rounds)
     results = []
     for contender, key, taken in zip(contenders, quiet, steps, strict=True):
         seconds, parts, peaks = zip(*taken, strict=True)
@@ -87,11 +94,23 @@ def measure_here(contender: Contender, rounds: int) -> Result:
     return Result(contender, seconds, parts, prepared.images, prepared.gflops, peak, prepared.memory_format)
 
 
-def _call(worker: ProcessPoolExecutor, function: Callable, contender: Contender) -> Any:
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Keeps a process that is started from importing the tool that runs, and with it PyTorch."""
+    with mock.patch.object(sys.modules['__main__'], '__file__', None, create=True):
+        yield
+
+
+def _call(worker: ProcessPoolExecutor, function: Callable, contender: Contender, *args: int) -> Any:
+    task: Any = contender
+    if contender.is_onnx:  # neither its function nor its argument may import PyTorch
+        function = {_build: onnx_file.build, _step: onnx_file.step, _profile: onnx_file.profile}[function]
+        task = onnx_file.OnnxFile(contender.name, contender.model, contender.images, contender.threads)
     try:
-        return worker.submit(function, contender).result()
+        return worker.submit(function, task, *args).result()
     except BrokenProcessPool:
-        what = 'its process died, perhaps for lack of memory: try a smaller --shape or --batch'
+        smaller = 'smaller --images' if contender.mode == 'predict' else 'a smaller --shape or --batch'
+        what = f'its process died, perhaps for lack of memory: try {smaller}'
         raise InputError(f'{contender.name}: {what}') from None
 
 
@@ -123,13 +142,6 @@ def busy_neighbour() -> Iterator[None]:
 _prepared: list = []
 
 
-def _silence() -> None:
-    """Drops the messages of models, which would break the progress bar."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (1, 2):
-        os.dup2(nowhere, stream)
-
-
 def _build(contender: Contender) -> dict[str, Any]:
     """Builds a contender, runs a step to warm up, and returns the fields of :class:`Result` that stay the same."""
     if contender.threads:
@@ -139,7 +151,8 @@ def _build(contender: Contender) -> dict[str, Any]:
         prepared.step()
     used_memory(contender.device)  # the peaks of compiling and of trying formats are not the steps'
     _prepared.append(prepared)
-    return {name: getattr(prepared, name) for name in ('images', 'gflops', 'memory_format')}
+    facts = {name: getattr(prepared, name) for name in ('images', 'gflops', 'memory_format')}
+    return facts | (prepared.loaded._asdict() if prepared.loaded else {})
 
 
 def _step(contender: Contender) -> tuple[float, dict[str, float], float | None]:
@@ -162,7 +175,7 @@ def _time(prepared: Prepared, device: str) -> tuple[float, dict[str, float], flo
 KINDS = {
     'linear layers': ('aten::addmm', 'aten::mm', 'aten::bmm', 'aten::mkldnn_linear'),
     'convolutions': ('aten::mkldnn_convolution', 'aten::_slow_conv2d_forward', 'aten::convolution_backward'),
-    'depthwise convolutions': ('depthwise',),  # the same operators, told by their shapes
+    'depthwise convolutions': (),  # the same operators, told by their shapes
     'attention': (  # without _for_cpu in torch 2.1
         'aten::_scaled_dot_product_flash_attention_for_cpu',
         'aten::_scaled_dot_product_flash_attention_for_cpu_backward',
@@ -171,9 +184,26 @@ KINDS = {
         'aten::_softmax',
     ),
     'GELU': ('aten::gelu', 'aten::gelu_backward'),
-    'norms': ('aten::native_layer_norm', 'aten::native_layer_norm_backward', 'aten::native_batch_norm'),
+    'norms': (
+        'aten::native_layer_norm',
+        'aten::native_layer_norm_backward',
+        'aten::native_batch_norm',
+        'aten::native_group_norm',
+    ),
     'additions': ('aten::add', 'aten::add_'),
     'copies': ('aten::copy_', 'aten::cat'),
+}
+
+
+# And of whole models.
+MORE_KINDS = {
+    'resampling': (
+        'aten::upsample_bilinear2d',
+        'aten::upsample_nearest2d',
+        'aten::grid_sampler_2d',
+        'RoIAlignFunction',
+    ),
+    'NMS, sorting': ('NMSop', 'aten::sort', 'aten::topk', 'aten::nonzero', 'aten::index'),
 }
 
 
@@ -181,11 +211,26 @@ def time_by_kind(contender: Contender) -> dict[str, float]:
     """Returns the shares of a step's time on the CPU by kind of operator: those of ``KINDS``, and 'other'."""
     step = prepare(contender).step
     step()
+    times = {kind: sum(times.values()) for kind, times in _operators(step, KINDS).items()}
+    total = sum(times.values())
+    return {kind: times.get(kind, 0.0) / total for kind in (*KINDS, 'other')}
+
+
+def _profile(contender: Contender, count: int) -> dict[str, dict[str, float]]:
+    """Returns the seconds per image of each operator by kind, of ``count`` predictions."""
+    (prepared,) = _prepared
+    found = _operators(lambda: [prepared.step() for _ in range(count)], KINDS | MORE_KINDS)
+    return {kind: {name: seconds / count for name, seconds in times.items()} for kind, times in found.items()}
+
+
+def _operators(run: Callable[[], Any], kinds: dict[str, tuple[str, ...]]) -> dict[str, dict[str, float]]:
+    """Returns the seconds that each operator of PyTorch takes on the CPU, by kind."""
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as recorded:
-        step()
-    spent: collections.Counter[str] = collections.Counter()
+        run()
+    kind_of = {name: kind for kind, names in kinds.items() for name in names}
+    spent: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     for event in recorded.key_averages(group_by_input_shape=True):
         is_depthwise = event.key in KINDS['convolutions'] and [1, 3, 3] in (shape[1:] for shape in event.input_shapes)
-        spent['depthwise' if is_depthwise else event.key] += event.self_cpu_time_total
-    shares = {kind: sum(spent[name] for name in names) / spent.total() for kind, names in KINDS.items()}
-    return shares | {'other': 1 - sum(shares.values())}
+        kind = 'depthwise convolutions' if is_depthwise else kind_of.get(event.key, 'other')
+        spent[kind][event.key] += event.self_cpu_time_total / 1e6
+    return {kind: dict(times) for kind, times in spent.items()}

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pvt_mm.analysis import flops
 from pvt_mm.analysis.benchmark.contender import FAMILIES, FAMILY_OF, FORMATS, Contender
-from pvt_mm.analysis.benchmark.machine import used_memory
+from pvt_mm.analysis.benchmark.process import used_memory
 from pvt_mm.apis.config import load_config
 from pvt_mm.models.archs import Arch, ArchV2
 from pvt_mm.models.backbone import Backbone
@@ -35,6 +35,14 @@ DROP_PATH_RATE = 0.1  # our default
 TRIAL_SECONDS = 3.0  # of steps in each memory format, to find the better one
 
 
+class Loaded(NamedTuple):
+    """What loading a model for predictions took, as in ``Result``."""
+
+    loaded_memory: float | None
+    load_seconds: float | None
+    megabytes: float | None
+
+
 class Prepared(NamedTuple):
     """A contender that is ready to run; a step returns the seconds of its parts."""
 
@@ -43,6 +51,7 @@ class Prepared(NamedTuple):
     images: int
     gflops: float | None
     memory_format: str
+    loaded: Loaded | None = None  # with mode 'predict'
 
 
 def prepare(contender: Contender) -> Prepared:
@@ -52,13 +61,17 @@ def prepare(contender: Contender) -> Prepared:
         InputError: The flags do not fit each other or the config.
     """
     others = dict(product=_prepare_product, attention=_prepare_attention, end2end=_prepare_end2end)
+    if contender.mode == 'predict':
+        from pvt_mm.analysis.benchmark.prediction import prepare_prediction  # imports MMCV
+
+        return prepare_prediction(contender)
     if contender.mode in others:
         return others[contender.mode](contender)
     model, gflops = build(contender)
     is_training = contender.is_training
     model = model.to(contender.device).train(is_training)
     if contender.compile:
-        _compile(model)
+        compile_parts(model)
     image = torch.randn(contender.batch, 3, *contender.shape, device=contender.device)
 
     def step(memory_format: torch.memory_format) -> None:
@@ -162,7 +175,8 @@ def _parts(model: nn.Module) -> dict[str, nn.Module]:
     return {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
 
 
-def _compile(model: nn.Module) -> None:
+def compile_parts(model: nn.Module) -> None:
+    """Compiles the backbone and the neck of a detector, or all of a backbone."""
     for part in _parts(model).values() or [model]:
         part.compile(dynamic=True)
 
@@ -377,7 +391,7 @@ def _prepare_end2end(contender: Contender) -> Prepared:
     chosen = 'contiguous' if contender.memory_format == 'better' else contender.memory_format  # the data is contiguous
     model.to(memory_format=FORMATS[chosen])
     if contender.compile:
-        _compile(model)
+        compile_parts(model)
     if len(loader.dataset) < loader.batch_size:
         raise InputError(f'{contender.model}: its test data is less than a batch of {loader.batch_size} images')
     batches = itertools.chain.from_iterable(itertools.repeat(loader))
