@@ -217,19 +217,22 @@ class _Graph:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
 
-    def __call__(self, operator: str, *inputs: Value, **attributes) -> str:
-        return self._add(operator, inputs, f'{PREFIX}{operator}_{len(self.nodes)}', **attributes)
+    def __call__(self, operator: str, *inputs: Value, results: int = 1, **attributes) -> str | list[str]:
+        name = f'{PREFIX}{operator}_{len(self.nodes)}'
+        names = [f'{name}_{i}' for i in range(results)] if results > 1 else [name]
+        self._add(operator, inputs, names, **attributes)
+        return names if results > 1 else name
 
     def output(self, value: str, name: str) -> str:
         """Makes a value an output, and returns the name of that: ``name`` after the prefix."""
-        return self._add('Identity', [value], PREFIX + name)
+        self._add('Identity', [value], [PREFIX + name])
+        return PREFIX + name
 
-    def _add(self, operator: str, inputs: Sequence[Value], name: str, **attributes) -> str:
+    def _add(self, operator: str, inputs: Sequence[Value], outputs: list[str], **attributes) -> None:
         from onnx import helper
 
         names = [one if isinstance(one, str) else self._constant(one) for one in inputs]
-        self.nodes.append(helper.make_node(operator, names, [name], name, **attributes))
-        return name
+        self.nodes.append(helper.make_node(operator, names, outputs, outputs[0], **attributes))
 
     def _constant(self, value: np.ndarray | np.generic) -> str:
         from onnx import numpy_helper
@@ -306,107 +309,112 @@ def _resize_bilinear(g: _Graph, x: str, height: Value, width: Value) -> str:
     Axis 2 is the one whose lines are gathered, as whole lines are copied faster than single values.
     """
     H, W = g.sides(x)
-    left, w0, w1 = _taps(g, W, width)
-    last = g('Sub', W, np.int64(1))
-    outside = g('Or', g('Less', left, np.int64(0)), g('GreaterOrEqual', left, last))
-    w0, w1 = g('Where', outside, np.float32(2048), w0), g('Where', outside, np.float32(0), w1)
-    lines = g('Transpose', x, perm=[0, 1, 3, 2])  # (B, C, W, H)
-    parts = [
-        g('Mul', g.cast(one, np.float32), g('Unsqueeze', weight, np.array([1])))
-        for one, weight in zip(_gather(g, lines, left, last), (w0, w1), strict=True)
-    ]
-    sums = g('Floor', g('Mul', g('Add', *parts), np.float32(1 / 16)))  # exact: less than 2^24
-    lines = g('Transpose', g.cast(sums, np.int32), perm=[0, 1, 3, 2])  # (B, C, H, width)
+    top, *h = _taps(g, H, height)
+    rows = g('Concat', *_indices(g, top, H), axis=0)
+    used, _, index = g('Unique', rows, sorted=1, results=3)
+    top, bottom = g('Split', index, axis=0, num_outputs=2, results=2)
+    x = g('Gather', x, used, axis=2)
 
-    top, *weights = _taps(g, H, height)
-    parts = []
-    for one, weight in zip(_gather(g, lines, top, g('Sub', H, np.int64(1))), weights, strict=True):
-        weight = g('Unsqueeze', g.cast(weight, np.int32), np.array([1]))
-        product = g.cast(g('Mul', one, weight), np.uint32)  # of which alone bits are shifted
-        parts.append(g.cast(g('BitShift', product, np.uint32(16), direction='RIGHT'), np.float32))
-    sums = g('Add', g('Add', *parts), np.float32(2))
-    return g.cast(g('Floor', g('Mul', sums, np.float32(0.25))), np.uint8)
+    left, *w = _taps(g, W, width)
+    outside = g('Or', g('Less', left, np.int64(0)), g('GreaterOrEqual', left, g('Sub', W, np.int64(1))))
+    w = [g('Where', outside, np.int32(weight), one) for weight, one in zip((2048, 0), w, strict=True)]
+    lines = g('Transpose', g.cast(x, np.int32), perm=[0, 1, 3, 2])  # (B, C, W, rows)
+    parts = [_weighted(g, lines, *one) for one in zip(_indices(g, left, W), w, strict=True)]
+    lines = g('Div', g('Add', *parts), np.int32(16))
+    lines = g('Transpose', lines, perm=[0, 1, 3, 2])  # (B, C, rows, width)
+    parts = [g('Div', _weighted(g, lines, *one), np.int32(2**16)) for one in zip((top, bottom), h, strict=True)]
+    return g.cast(g('Div', g('Add', g('Add', *parts), np.int32(2)), np.int32(4)), np.uint8)
 
 
-def _gather(g: _Graph, lines: str, first: str, last: str) -> tuple[str, str]:
-    """Returns the lines of axis 2 at the indices ``first``, and those after them; ``last`` is the largest index."""
-    indices = (first, g('Add', first, np.int64(1)))
-    inside = (g('Max', g('Min', one, last), np.int64(0)) for one in indices)
-    return tuple(g('Gather', lines, one, axis=2) for one in inside)
+def _indices(g: _Graph, first: str, length: str) -> list[str]:
+    """Returns the indices ``first`` and those after them, inside of an axis."""
+    last = g('Sub', length, np.int64(1))
+    return [g('Max', g('Min', one, last), np.int64(0)) for one in (first, g('Add', first, np.int64(1)))]
+
+
+def _weighted(g: _Graph, lines: str, indices: str, weights: str) -> str:
+    """Returns lines of axis 2, each times its weight."""
+    return g('Mul', g('Gather', lines, indices, axis=2), g('Unsqueeze', weights, np.array([1])))
 
 
 def _taps(g: _Graph, length: str, resized: Value) -> tuple[str, str, str]:
-    """Returns the first of the two indices that each resized pixel is between, and float32 weights in 1/2048."""
+    """Returns the first of the two indices that each resized pixel is between, and int32 weights in 1/2048."""
     scale = g('Div', np.float64(1), g('Div', g.cast(resized, np.float64), g.cast(length, np.float64)))
-    centres = g('Mul', g('Add', g.count(resized), np.float64(0.5)), scale)
-    position = g.cast(g('Sub', centres, np.float64(0.5)), np.float32)
+    centre = g('Mul', g('Add', g.count(resized), np.float64(0.5)), scale)
+    position = g.cast(g('Sub', centre, np.float64(0.5)), np.float32)
     first = g('Floor', position)
     fraction = g('Sub', position, first)
-    w0, w1 = (g('Round', g('Mul', one, np.float32(2048))) for one in (g('Sub', np.float32(1), fraction), fraction))
-    return g.cast(first, np.int64), w0, w1
+    weights = (g('Round', g('Mul', one, np.float32(2048))) for one in (g('Sub', np.float32(1), fraction), fraction))
+    return g.cast(first, np.int64), *(g.cast(one, np.int32) for one in weights)
 
 
 def _resize_bicubic(g: _Graph, x: str, height: Value, width: Value, channels: int) -> str:
-    """Pillow's bicubic resizing on (B, C, H, W) uint8: rows, rounded to 8 bits, then columns, likewise.
+    """Pillow's bicubic resizing on (B, C, H, W) uint8: of rows, rounded to 8 bits, then of columns, likewise.
 
-    Where the last of two or four channels is transparency, Pillow multiplies the others by it before, unless the size
-    stays.
+    Where the last of two or four channels is transparency, Pillow multiplies the others by it before, and divides them
+    after, unless the size stays.
     """
     H, W = g.sides(x)
-    x = g.cast(x, np.float32)
+    stays = g.cast(g('And', g('Equal', H, height), g('Equal', W, width)), np.int32)
+    opaque = g('Mul', stays, np.int32(255))
     if channels in (2, 4):
-        stays = g('And', g('Equal', H, height), g('Equal', W, width))
-        opaque = g('Mul', g.cast(stays, np.float32), np.float32(255))
-        colours, alpha = g('Slice', x, np.array([0]), np.array([-1]), np.array([1])), _alpha(g, x)
-        product = g('Add', g('Mul', colours, g('Max', alpha, opaque)), np.float32(128))
-        product = g('Add', product, _floor_divide(g, product, np.float32(256)))
-        x = g('Concat', _floor_divide(g, product, np.float32(256)), alpha, axis=1)
-    x = _round(g, g('MatMul', x, g('Transpose', _bicubic(g, W, width), perm=[1, 0])))
-    x = _round(g, g('MatMul', _bicubic(g, H, height), x))
+        colours, alpha = _split_alpha(g, x, channels)
+        product = g('Add', g('Mul', colours, g('Max', alpha, opaque)), np.int32(128))
+        product = g('Add', product, g('Div', product, np.int32(256)))
+        x = g.cast(g('Concat', g('Div', product, np.int32(256)), alpha, axis=1), np.uint8)
+    x = g('Transpose', _weigh(g, x, _bicubic(g, W, width)), perm=[0, 1, 3, 2])  # (B, C, width, H)
+    x = g('Transpose', _weigh(g, x, _bicubic(g, H, height)), perm=[0, 1, 3, 2])
     if channels in (2, 4):
-        colours, alpha = g('Slice', x, np.array([0]), np.array([-1]), np.array([1])), _alpha(g, x)
+        colours, alpha = _split_alpha(g, x, channels)
         divisor = g('Max', alpha, opaque)
-        divisor = g('Where', g('Equal', divisor, np.float32(0)), np.float32(255), divisor)
-        colours = _floor_divide(g, g('Mul', colours, np.float32(255)), divisor)
-        x = g('Concat', g('Min', colours, np.float32(255)), alpha, axis=1)
-    return g.cast(x, np.uint8)
+        divisor = g('Where', g('Equal', divisor, np.int32(0)), np.int32(255), divisor)
+        colours = g('Min', g('Div', g('Mul', colours, np.int32(255)), divisor), np.int32(255))
+        x = g.cast(g('Concat', colours, alpha, axis=1), np.uint8)
+    return x
 
 
-def _alpha(g: _Graph, x: str) -> str:
-    return g('Slice', x, np.array([-1]), np.array([np.iinfo(np.int64).max]), np.array([1]))
+def _split_alpha(g: _Graph, x: str, channels: int) -> list[str]:
+    return g('Split', g.cast(x, np.int32), np.array([channels - 1, 1]), axis=1, results=2)
 
 
-def _floor_divide(g: _Graph, x: str, divisor: Value) -> str:
-    return g('Floor', g('Div', x, divisor))
+def _weigh(g: _Graph, x: str, weights: str) -> str:
+    """Returns (B, C, n, m) uint8 times weights (m, k) in 1/2^22, rounded to uint8.
 
-
-def _round(g: _Graph, x: str) -> str:
-    return g('Clip', g('Floor', g('Add', x, np.float32(0.5))), np.float32(0), np.float32(255))
+    The weights are split into digits to the base 128, from -64 to 63: products of 8 bits are exact and fast, and pairs
+    of them fit into 16 bits, in which processors without VNNI add them.
+    """
+    digits = []
+    for _ in range(4):
+        lower = g('Sub', g('Mod', g('Add', weights, np.int32(64)), np.int32(128)), np.int32(64))
+        digits.append(g.cast(lower, np.int8))
+        weights = g('Div', g('Sub', weights, lower), np.int32(128))
+    total = np.int32(0)
+    for digit in digits[::-1]:
+        total = g('Add', g('Mul', total, np.int32(128)), g('MatMulInteger', x, digit))
+    total = g('Div', g('Add', total, np.int32(2**21)), np.int32(2**22))
+    return g.cast(g('Clip', total, np.int32(0), np.int32(255)), np.uint8)
 
 
 def _bicubic(g: _Graph, length: str, resized: Value) -> str:
-    """Returns Pillow's weights of each pixel in each resized one, (resized, length), float32 in 1/2^22."""
+    """Returns Pillow's weight of each pixel in each resized one, (length, resized), int32 in 1/2^22."""
     scale = g('Div', g.cast(length, np.float64), g.cast(resized, np.float64))
     stretch = g('Max', scale, np.float64(1))  # which widens the kernel where the image is reduced
     reach = g('Mul', stretch, np.float64(2))
-    centre = g('Unsqueeze', g('Mul', g('Add', g.count(resized), np.float64(0.5)), scale), np.array([1]))
+    centre = g('Mul', g('Add', g.count(resized), np.float64(0.5)), scale)
+    pixel = g('Unsqueeze', g.count(length), np.array([1]))
     low = g('Floor', g('Add', g('Sub', centre, reach), np.float64(0.5)))
     high = g('Floor', g('Add', g('Add', centre, reach), np.float64(0.5)))
-    pixel = g.count(length)
     inside = g('And', g('GreaterOrEqual', pixel, low), g('Less', pixel, high))
     t = g('Abs', g('Div', g('Add', g('Sub', pixel, centre), np.float64(0.5)), stretch))
     near = _polynomial(g, t, 1.5, -2.5, 0.0, 1.0)
-    far = _polynomial(g, t, -0.5, 2.5, -4.0, 2.0)
-    far = g('Where', g('Less', t, np.float64(2)), far, np.float64(0))
-    weights = g('Where', g('Less', t, np.float64(1)), near, far)
-    weights = g('Where', inside, weights, np.float64(0))
-    weights = g('Div', weights, g('ReduceSum', weights, np.array([1])))
-    rounded = g('Round', g('Mul', weights, np.float64(2**22)))
-    return g.cast(g('Mul', rounded, np.float64(2**-22)), np.float32)
+    far = g('Where', g('Less', t, np.float64(2)), _polynomial(g, t, -0.5, 2.5, -4.0, 2.0), np.float64(0))
+    weights = g('Where', inside, g('Where', g('Less', t, np.float64(1)), near, far), np.float64(0))
+    weights = g('Div', weights, g('ReduceSum', weights, np.array([0])))
+    return g.cast(g('Round', g('Mul', weights, np.float64(2**22))), np.int32)
 
 
 def _polynomial(g: _Graph, t: str, *coefficients: float) -> str:
-    value = np.float64(coefficients[0])
+    value: Value = np.float64(coefficients[0])
     for coefficient in coefficients[1:]:
         value = g('Add', g('Mul', value, t), np.float64(coefficient))
     return value
