@@ -43,38 +43,25 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise InputError(f'--score-thr {args.score_thr}: it must be from 0 to 1')
     config = load_config(args.config, args.cfg_options)
     # The model's libraries take seconds to load.
-    from pvt_mm.analysis import demo
+    from pvt_mm.analysis.demo import VIDEOS, run_video
     from pvt_mm.analysis.predictions import find_checkpoint
     from pvt_mm.analysis.predictor import Predictor
+    from pvt_mm.serving.folders import find_inputs, report_skipped, run_images
 
     out, checkpoint = Path(args.out), find_checkpoint(args.checkpoint)
-    paths = demo.find_inputs(args.input, out)
+    paths = find_inputs(args.input, out)
     with safe_reading(trust=args.trust):
         predictor = Predictor(config, checkpoint, args.score_thr)
-    content, skipped = dict(config=args.config, checkpoint=checkpoint), []
-    if paths[0].suffix.lower() in demo.VIDEOS:
-        content['frames'], skipped = demo.run_video(predictor, paths[0], out)
-        sys.stderr.writelines(f'skipped: {reason}\n' for reason in skipped)
-        count = {'frames': len(content['frames']) - len(skipped)}
-        write_json(out / 'predictions.json', content)
+    content = dict(config=args.config, checkpoint=checkpoint)
+    if paths[0].suffix.lower() in VIDEOS:
+        frames, skipped = run_video(predictor, paths[0], out)
+        report_skipped(skipped)
+        write_json(out / 'predictions.json', {**content, 'frames': frames})
+        count = {'frames': len(frames) - len(skipped), 'skipped': len(skipped)}
     else:
-        root = Path(args.input) if Path(args.input).is_dir() else paths[0].parent
-        content['images'] = {}
-        try:
-            for name, objects, reason in demo.run_images(predictor, paths, root, out):
-                if objects is None:
-                    skipped.append(reason)
-                    sys.stderr.write(f'skipped: {reason}\n' if len(paths) > 1 else '')
-                else:
-                    content['images'][name] = objects
-        finally:  # also what was done before Ctrl-C
-            if content['images']:
-                write_json(out / 'predictions.json', content)
-        if not content['images']:
-            raise InputError(skipped[0] if len(skipped) == 1 else f'no image could be drawn; the first: {skipped[0]}')
-        count = {'images': len(content['images'])}
+        count = run_images(predictor, paths, args.input, out, content)
     print(out)
-    print(json_text({'out': args.out, **count, 'skipped': len(skipped)}))
+    print(json_text({'out': args.out, **count}))
 
 
 if __name__ == '__main__':

@@ -1,49 +1,55 @@
 """Drawing of predictions on images: boxes and masks of objects, regions, and the best scores of a classifier."""
 
+import contextlib
 import functools
+import importlib.util
+import os
 from collections.abc import Mapping, Sequence
 
-import cv2
 import numpy as np
-from matplotlib.font_manager import FontProperties, findfont
 from PIL import Image, ImageDraw, ImageFont
-from pycocotools import mask as coco_mask
+
+from pvt_mm.serving.run_lengths import decode
 
 # Smaller images are enlarged to this shorter side in pixels, so that class names are readable on them.
 MIN_SIDE, MAX_SIDE = 480, 20000
 OPACITY = 0.5  # of masks
 MAX_COVERED = 0.1  # part of an image that labels cover before they shrink
+GRID = 128  # cells along the longer side of a mask in which its innermost point is looked for
 
 Color = tuple[int, int, int]  # RGB
 
 
 def draw(image: np.ndarray, predictions: Sequence[dict], colors: Mapping[str, Color]) -> np.ndarray:
-    """Draws predictions, best first, on a copy of an image, (H, W, 3) uint8 BGR, which is enlarged if it is small.
+    """Draws predictions, best first, on a copy of an image, (H, W, 3) uint8 RGB, which is enlarged if it is small.
 
-    A prediction is a dict as :class:`~pvt_mm.analysis.predictor.Predictor` returns them; ``colors`` are by label.
+    A prediction is a dict as in :class:`~pvt_mm.serving.result.Result`; ``colors`` are by label.
     """
-    factor = max(1, min(-(-MIN_SIDE // min(image.shape[:2])), MAX_SIDE // max(image.shape[:2])))
-    canvas = cv2.resize(image[..., ::-1], None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
-    masks = {i: _decode(one['mask'], canvas.shape) for i, one in enumerate(predictions) if 'mask' in one}
-    regions = bool(predictions) and 'share' in predictions[0]
+    height, width = image.shape[:2]
+    factor = max(1, min(-(-MIN_SIDE // min(height, width)), MAX_SIDE // max(height, width)))
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    canvas = np.array(picture.resize((width * factor, height * factor), Image.Resampling.BICUBIC))
+    masks = {i: decode(one['mask']) for i, one in enumerate(predictions) if 'mask' in one}
     for i in reversed(masks):  # the best on top
+        covered = masks[i].repeat(factor, 0).repeat(factor, 1)
         color = np.array(colors[predictions[i]['label']])
-        canvas[masks[i]] = (canvas[masks[i]] * (1 - OPACITY) + color * OPACITY).astype(np.uint8)
+        canvas[covered] = (canvas[covered] * (1 - OPACITY) + color * OPACITY).astype(np.uint8)
     picture = Image.fromarray(canvas)
     pen = ImageDraw.Draw(picture)
-    if regions:
-        boxes = [_centre(masks[i]) for i in masks]
+    if predictions and 'share' in predictions[0]:
+        points = [innermost(masks[i]) for i in masks]
+        boxes = [tuple((part + 0.5) * factor for part in (*point, *point)) for point in points]
         _label(pen, boxes, [f'{one["label"]} {one["share"]:.2f}' for one in predictions], predictions, colors)
     elif predictions and 'bbox' in predictions[0]:
         boxes = [tuple(corner * factor for corner in one['bbox']) for one in predictions]
-        width = max(2, round(min(canvas.shape[:2]) / 250))
+        line = max(2, round(min(canvas.shape[:2]) / 250))
         for (x1, y1, x2, y2), one in reversed(list(zip(boxes, predictions, strict=True))):
             corners = (min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2))
-            pen.rectangle(corners, outline=colors[one['label']], width=width)
+            pen.rectangle(corners, outline=colors[one['label']], width=line)
         _label(pen, boxes, [f'{one["label"]} {one["score"]:.2f}' for one in predictions], predictions, colors)
     elif predictions:
         _list_scores(picture, predictions)
-    return np.ascontiguousarray(np.asarray(picture)[..., ::-1])
+    return np.array(picture)
 
 
 def place_labels(
@@ -106,17 +112,29 @@ def _list_scores(picture: Image.Image, predictions: Sequence[dict]) -> None:
 
 @functools.cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(findfont(FontProperties(family='DejaVu Sans')), size)  # comes with matplotlib
+    """Returns DejaVu Sans, from the system or from matplotlib, or else Pillow's own font, which is Latin."""
+    plots = importlib.util.find_spec('matplotlib')
+    folders = [os.path.join(one, 'mpl-data/fonts/ttf') for one in (plots and plots.submodule_search_locations) or ()]
+    for folder in ('', *folders):
+        with contextlib.suppress(OSError):
+            return ImageFont.truetype(os.path.join(folder, 'DejaVuSans.ttf'), size)
+    return ImageFont.load_default(size)
 
 
-def _decode(coded: dict, shape: Sequence[int]) -> np.ndarray:
-    """Returns a mask of COCO's run lengths as a boolean array of a shape (H, W, ...), enlarged."""
-    mask = coco_mask.decode(coded)
-    return cv2.resize(mask, (shape[1], shape[0]), interpolation=cv2.INTER_NEAREST).astype(bool)
-
-
-def _centre(mask: np.ndarray) -> tuple[float, float, float, float]:
-    """Returns the point that is farthest from the outline of a mask, as a box without size."""
-    distance = cv2.distanceTransform(np.pad(mask.astype(np.uint8), 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
-    y, x = np.unravel_index(distance.argmax(), mask.shape)
-    return (x, y, x, y)
+def innermost(mask: np.ndarray) -> tuple[int, int]:
+    """Returns the pixel (x, y) of a mask (H, W) that is about the farthest from its outline."""
+    step = -(-max(mask.shape) // GRID)
+    padded = np.pad(mask, [(0, -side % step) for side in mask.shape])
+    height, width = (side // step for side in padded.shape)
+    cells = padded.reshape(height, step, width, step).mean((1, 3))
+    inside = cells >= min(0.5, cells.max())
+    depth = np.zeros(cells.shape, int)
+    while inside.any():  # an erosion each
+        depth += inside
+        near = np.pad(inside, 1)
+        inside = inside & near[:-2, 1:-1] & near[2:, 1:-1] & near[1:-1, :-2] & near[1:-1, 2:]
+    deepest = np.argwhere(depth == depth.max())
+    top, left = deepest[len(deepest) // 2] * step
+    pixels = np.argwhere(mask[top : top + step, left : left + step])
+    y, x = pixels[np.abs(pixels - step / 2).sum(1).argmin()]
+    return int(left + x), int(top + y)
