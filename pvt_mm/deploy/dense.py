@@ -1,5 +1,7 @@
 """One-stage detectors of MMDetection, and the proposals of two-stage ones, as exportable modules."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -38,13 +40,30 @@ class OneStage(nn.Module):
 def predict_levels(head: nn.Module, maps: tuple[Tensor, ...], settings: dict, img_shape: Tensor) -> list[Candidates]:
     """Returns the best candidates of each level of a dense head, at most ``nms_pre`` an image."""
     scores, boxes, *factors = head(maps)  # a map for each level
-    priors = head.prior_generator.grid_priors([x.shape[2:] for x in scores], device=scores[0].device)
+    priors = [grid_priors(head.prior_generator, i, x) for i, x in enumerate(scores)]
     strides = head.prior_generator.strides
     factors = factors[0] if factors else [None] * len(scores)
     return [
         _level(head, settings, img_shape, stride, *parts)
         for stride, *parts in zip(strides, scores, boxes, factors, priors, strict=True)
     ]
+
+
+def grid_priors(generator: Any, level: int, x: Tensor) -> Tensor:
+    """Returns the anchors (H * W * A, 4) of a level's map x (..., H, W), or its points (H * W, 2), row by row.
+
+    MMDetection's own have a branch for maps of one row or column, which would be exported for one size only.
+    """
+    H, W = x.shape[-2:]
+    offset = getattr(generator, 'offset', 0)
+    columns, rows = (
+        (torch.arange(count, device=x.device).to(x) + offset) * stride
+        for count, stride in zip((W, H), generator.strides[level], strict=True)
+    )
+    places = torch.stack([columns[None].expand(H, W), rows[:, None].expand(H, W)], 2)  # (H, W, 2)
+    if not hasattr(generator, 'base_anchors'):
+        return places.reshape(-1, 2)
+    return (places.repeat(1, 1, 2)[:, :, None] + generator.base_anchors[level].to(x)).reshape(-1, 4)
 
 
 def _level(

@@ -68,17 +68,16 @@ def to_onnx(graph: nn.Module, channels: int) -> onnx.ModelProto:
             cause = cause.__cause__
         why = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
         raise InputError(f'the model cannot be exported with dynamic sizes: {why}') from error
-    return program.model_proto
+    model = program.model_proto
+    name_sizes(model)
+    return model
 
 
 def example(task: str, channels: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Returns inputs of a task's module by name, and which of their sizes are dynamic."""
-    batch, height, width = (
-        torch.export.Dim(name, min=low, max=high)
-        for name, low, high in (('batch', 1, None), ('height', SMALLEST, LARGEST), ('width', SMALLEST, LARGEST))
-    )
+    batch, side = torch.export.Dim.DYNAMIC(min=1), torch.export.Dim.DYNAMIC(min=SMALLEST, max=LARGEST)
     inputs = {'image': torch.randn(2, channels, 160, 288)}
-    shapes: dict[str, Any] = {'image': {0: batch, 2: height, 3: width}}
+    shapes: dict[str, Any] = {'image': {0: batch, 2: side, 3: side}}
     if task in ('detection', 'instance_segmentation'):
         inputs |= dict(img_shape=torch.tensor([[160, 288], [150, 270]]), ori_shape=torch.tensor([[48, 80], [60, 100]]))
         shapes |= dict(img_shape={0: batch}, ori_shape={0: batch})
@@ -86,6 +85,20 @@ def example(task: str, channels: int) -> tuple[dict[str, Tensor], dict[str, Any]
         inputs |= dict(img_shape=torch.tensor([150, 270]), ori_shape=torch.tensor([60, 100]))
         shapes |= dict(img_shape=None, ori_shape=None)
     return inputs, shapes
+
+
+def name_sizes(model: onnx.ModelProto) -> None:
+    """Names the dynamic sizes of the inputs ``batch``, ``height`` and ``width``, and those of the outputs likewise.
+
+    torch.export names them itself where it is free to choose their range, and would otherwise export a model twice.
+    """
+    names = {}
+    for dim, name in zip(model.graph.input[0].type.tensor_type.shape.dim, ('batch', '', 'height', 'width'), strict=True):
+        names[dim.dim_param] = name
+    del model.graph.value_info[:]
+    for value in (*model.graph.input, *model.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            dim.dim_param = names.get(dim.dim_param, dim.dim_param)
 
 
 def set_metadata(model: onnx.ModelProto, about: Mapping[str, Any]) -> None:
