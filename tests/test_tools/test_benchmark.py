@@ -12,15 +12,19 @@ from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 import torch
 import torch.nn.functional as F
+from onnx import TensorProto, helper, numpy_helper
 
-from pvt_mm.analysis.benchmark import attention, gpu, machine, measure, models
+from pvt_mm.analysis.benchmark import attention, gpu, machine, measure, models, onnx_file, prediction
 from pvt_mm.analysis.benchmark.contender import Contender, Result
 from pvt_mm.analysis.flops import count
 from pvt_mm.analysis.latency import plot_scales, plot_times
 from pvt_mm.apis.config import load_config
+from pvt_mm.apis.launch import build_model
 from pvt_mm.models import PVT, PVTv2
 from pvt_mm.utils.errors import InputError
 from tests.conftest import ROOT
@@ -389,6 +393,9 @@ def test_flags_become_contenders(v2_config):
     assert [one.name for one in named] == ['PVT-Small-Wide', 'PVTv2-B2-Li']
 
 
+PREDICT = ['--mode', 'predict', '--images', 'SHAPES']
+
+
 @pytest.mark.parametrize(
     ('argv', 'message'),
     [
@@ -399,9 +406,30 @@ def test_flags_become_contenders(v2_config):
         (['--model', 'tiny', '--labels', 'a', 'b'], '--labels takes one name for each --model, got 2 for 1'),
         (['--model', 'tiny', '--plot', 'times.gif'], '--plot times.gif: name a file that ends in'),
         (['--model', DEMO, '--mode', 'end2end', '--scales', '64'], '--mode end2end takes the sizes of its data'),
+        (
+            ['--model', 'ONNX', '--mode', 'train'],
+            'detector.onnx: ONNX files and work directories are of --mode predict',
+        ),
+        (['--model', 'RUN'], 'shapes_run: ONNX files and work directories are of --mode predict'),
+        (['--model', 'tiny', '--profile'], '--profile is of --mode predict'),
+        (['--model', 'ONNX', '--mode', 'predict'], '--mode predict needs --images FOLDER'),
+        (['--model', 'ONNX', '--mode', 'predict', '--images', 'RUN'], 'shapes_run has no image: no file ends in .jpg'),
+        (['--model', 'ONNX', *PREDICT, '--batch', '2'], 'one image at a time on the CPU'),
+        (['--model', 'ONNX', *PREDICT, '--peers', 'mmdet'], '--mode predict takes no --peers'),
+        (['--model', 'ONNX', *PREDICT, '--dtype', 'bfloat16'], '--dtype bfloat16 is of PyTorch'),
+        (['--model', 'SHAPES', *PREDICT], 'has no configs (.py): a work directory of tools/train.py has one'),
+        (['--model', 'x.onnx', *PREDICT], '--model x.onnx does not exist'),
+        (['--model', 'OTHER', *PREDICT], 'other.onnx has no metadata of pvt_mm'),  # found in its process
     ],
 )
-def test_wrong_input_is_one_line(argv, message, capfd):
+def test_wrong_input_is_one_line(argv, message, capfd, onnx_path, work_dir, shapes, tmp_path):
+    other = tmp_path / 'other.onnx'
+    if 'OTHER' in argv:
+        model = onnx.load(onnx_path)
+        del model.metadata_props[:]
+        onnx.save(model, other)
+    names = dict(ONNX=onnx_path, RUN=work_dir, SHAPES=str(shapes), OTHER=str(other))
+    argv = [names.get(one, one) for one in argv]
     code, _, printed = run(capfd, *argv)
     assert code == 2
     assert message in ' '.join(printed.split())
@@ -429,6 +457,132 @@ def test_the_plots_have_what_was_measured():
     (axes,) = plot_times([ours[0], theirs[0]], 'a machine').axes
     assert [patch.get_width() for patch in axes.patches] == pytest.approx([0.96, 9.6])
     assert any('10.00 x' in text.get_text() for text in axes.texts)
+
+
+# -------------------------------------------------------------------------------------------------------- predictions
+
+
+@pytest.fixture(scope='module')
+def onnx_path(tmp_path_factory):
+    """A detector of one box, computed by a convolution and a matrix product, with the metadata of an export."""
+    node, random = helper.make_node, np.random.default_rng(0).random
+    nodes = [
+        node('Conv', ['image', 'kernel'], ['map']),
+        node('GlobalAveragePool', ['map'], ['mean']),
+        node('Flatten', ['mean'], ['row']),
+        node('MatMul', ['row', 'weight'], ['box']),
+        node('Unsqueeze', ['box', 'axis'], ['boxes']),
+        node('ReduceMax', ['box', 'axis'], ['best']),
+        node('Sigmoid', ['best'], ['scores']),
+        node('Floor', ['scores'], ['floor']),
+        node('Cast', ['floor'], ['labels'], to=TensorProto.INT64),
+    ]
+    weights = [numpy_helper.from_array(random(shape, np.float32), name) for name, shape in
+               (('kernel', (4, 3, 3, 3)), ('weight', (4, 4)))]  # fmt: skip
+    weights.append(numpy_helper.from_array(np.array([1]), 'axis'))
+    tensor = helper.make_tensor_value_info
+    inputs = [tensor('image', TensorProto.FLOAT, ['B', 3, 'H', 'W'])]
+    inputs += [tensor(name, TensorProto.INT64, ['B', 2]) for name in ('img_shape', 'ori_shape')]
+    outputs = [tensor('boxes', TensorProto.FLOAT, ['B', 'N', 4]), tensor('scores', TensorProto.FLOAT, ['B', 'N'])]
+    outputs.append(tensor('labels', TensorProto.INT64, ['B', 'N']))
+    graph = helper.make_graph(nodes, 'detector', inputs, outputs, weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 20)], ir_version=10)
+    steps = dict(channels=3, steps=[], order='RGB', mean=None, std=None, pad_size=None, pad_divisor=32, pad_value=0)
+    metadata = dict(classes=['cat', 'dog'], palette=[[255, 0, 0], [0, 255, 0]], preprocessing=steps)
+    metadata = {name: json.dumps(value) for name, value in metadata.items()}
+    helper.set_model_props(model, metadata | dict(task='detection'))
+    path = tmp_path_factory.mktemp('onnx') / 'detector.onnx'
+    onnx.save(model, path)
+    return str(path)
+
+
+@pytest.fixture(scope='module')
+def work_dir(tmp_path_factory):
+    """The work directory of a run with random weights."""
+    folder = tmp_path_factory.mktemp('runs') / 'shapes_run'
+    folder.mkdir()
+    (folder / 'retinanet_shapes.py').write_text(f'_base_ = {DEMO!r}\n')
+    config = load_config(DEMO)
+    torch.save({'state_dict': build_model(config).state_dict()}, folder / 'epoch_1.pth')
+    (folder / 'last_checkpoint').write_text(str(folder / 'epoch_1.pth'))
+    return str(folder)
+
+
+def test_predictions_of_an_onnx_file(onnx_path, shapes, capfd):
+    argv = ['--model', onnx_path, '--mode', 'predict', '--images', f'{shapes}/val2017', '--profile']
+    code, answer, printed = run(capfd, *argv)
+    assert code == 0, printed
+    (one,) = answer['results']
+    assert one['name'] == 'detector.onnx'
+    assert list(one['parts_s']) == ['input', 'model', 'output']
+    assert sum(one['parts_s'].values()) == pytest.approx(one['median_s'], rel=0.3)  # of two rounds
+    assert one['images_per_s'] == pytest.approx(1 / one['median_s'], rel=0.01)
+    assert one['p95_s'] >= one['median_s']
+    assert 0 <= one['peak_memory_gb'] < one['total_memory_gb'] < 0.25  # PyTorch alone is more
+    assert one['load_s'] > 0
+    assert one['file_mb'] == pytest.approx(os.path.getsize(onnx_path) / 1e6, abs=0.006)
+    assert {'convolutions', 'linear layers'} <= set(one['operators_s'])
+    assert re.search(r'- detector.onnx: .*Conv \d+%', printed)
+
+
+def test_a_run_predicts_as_the_demo_does(work_dir, shapes, monkeypatch):
+    images = prediction.find_images(f'{shapes}/val2017')
+    contender = Contender(work_dir, mode='predict', images=images[:2])
+    prepared = models.prepare(contender)
+    assert prepared.loaded.megabytes == pytest.approx(os.path.getsize(f'{work_dir}/epoch_1.pth') / 1e6)
+    assert prepared.loaded.load_seconds > 0
+    taken, predict = [], prediction.Predictor.__call__
+    monkeypatch.setattr(prediction.Predictor, '__call__', lambda self, path: taken.append(path) or predict(self, path))
+    parts = [prepared.step() for _ in range(3)]
+    assert taken == [images[0], images[1], images[0]]
+    assert all(min(one.values()) > 0 for one in parts)
+    assert [*parts[0]] == ['input', 'model', 'output']
+    monkeypatch.setattr(measure, '_prepared', [prepared])
+    profiled = measure._profile(contender, 2)
+    assert profiled['linear layers']['aten::addmm'] > 0
+    assert profiled['NMS, sorting']['NMSop'] > 0
+    random = models.prepare(replace(contender, model=DEMO))  # a config has random weights, and no file
+    assert random.loaded.megabytes is None
+    assert random.step()['model'] > 0
+
+
+def test_contenders_of_predictions(onnx_path, work_dir, shapes):
+    argv = [
+        '--mode',
+        'predict',
+        '--images',
+        str(shapes),
+        '--model',
+        work_dir,
+        onnx_path,
+        DEMO,
+        '--threads',
+        '1',
+        '--busy',
+    ]
+    ((run_, file, config),) = tool.contenders(tool.parse_args([*argv, '--dtype', 'bfloat16', '--compile']))
+    assert [one.name for one in (run_, file, config)] == [
+        'shapes_run, bfloat16, compiled, busy neighbour',
+        'detector.onnx, busy neighbour',  # whose type is in the file
+        'demo/retinanet_shapes, bfloat16, compiled, busy neighbour',
+    ]
+    assert run_.images == file.images == config.images
+    assert {Path(path).suffix for path in file.images} == {'.jpg'}
+
+
+@pytest.mark.parametrize(
+    ('operator', 'shapes', 'kind'),
+    [
+        ('MatMul', [[1, 100, 64]], 'linear layers'),  # its weight is packed
+        ('MatMul', [[1, 100, 64], [64, 64]], 'linear layers'),
+        ('FusedMatMul', [[1, 2, 100, 32], [1, 2, 32, 49]], 'attention'),
+        ('Conv', [[1, 64, 8, 8], [64, 1, 3, 3], [64]], 'depthwise convolutions'),
+        ('Conv', [[1, 64, 8, 8], [64, 64, 3, 3]], 'convolutions'),
+        ('Einsum', [[2]], 'other'),
+    ],
+)
+def test_kinds_of_onnxs_operators(operator, shapes, kind):
+    assert onnx_file._kind(operator, {'input_type_shape': [{'float': shape} for shape in shapes]}) == kind
 
 
 # -------------------------------------------------------------------------------------------------------- the report

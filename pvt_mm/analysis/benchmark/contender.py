@@ -217,7 +217,7 @@ def _milliseconds(seconds: float) -> str:
 
 
 def operator_table(results: Sequence[Result]) -> str:
-    """Returns the table of the profiled contenders' time by kind of operator, and a line each of its operators."""
+    """Returns the table of the profiled contenders' time by kind of operator, and a list of their operators."""
     spent: collections.Counter[str] = collections.Counter()
     for one in results:
         spent.update(one.kinds)
@@ -230,7 +230,7 @@ def operator_table(results: Sequence[Result]) -> str:
         for times in one.operators.values():
             operators.update(times)
         shares = (f'{name} {seconds / operators.total():.0%}' for name, seconds in operators.most_common(8))
-        lines.append(f'{one.contender.name}: {", ".join(shares)}')
+        lines.append(f'- {one.contender.name}: {", ".join(shares)}')
     return '\n'.join([markdown(rows), '', *lines])
 
 
