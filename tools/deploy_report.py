@@ -42,10 +42,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 with starting(__name__, parse_args):
     from rich.console import Console
 
-    from pvt_mm.analysis import deploy_report
     from pvt_mm.analysis.benchmark.machine import machine
     from pvt_mm.analysis.benchmark.prediction import find_images, find_run
     from pvt_mm.apis.config import load_config
+    from pvt_mm.deploy import report
 
 
 @command
@@ -58,16 +58,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     for work_dir in args.work_dirs:
         load_config(find_run(work_dir)[0])
     write(args.out, '')  # only to check
-    conditions = deploy_report.Conditions(args.images, images, args.rounds, args.threads, args.val_images)
+    conditions = report.Conditions(args.images, images, args.rounds, args.threads, args.val_images)
     models, console = [], Console(stderr=True)
     for work_dir in args.work_dirs:
         with tempfile.TemporaryDirectory() as where:
             tell = lambda line: console.print(line, highlight=False, soft_wrap=True)  # noqa: E731
-            models.append(deploy_report.export_and_measure(work_dir, Path(where), conditions, tell))
-    figures = deploy_report.report(models, conditions)
+            models.append(report.export_and_measure(work_dir, Path(where), conditions, tell))
+    figures = report.figures(models, conditions)
     write(args.out, figures)
     print(f'{figures}\n\nwritten to {args.out}')
-    print(json_text({'out': str(args.out), 'machine': machine('cpu'), 'models': deploy_report.summary(models)}))
+    print(json_text({'out': str(args.out), 'machine': machine('cpu'), 'models': report.summary(models)}))
 
 
 def write(path: Path, figures: str) -> None:
@@ -76,7 +76,7 @@ def write(path: Path, figures: str) -> None:
         raise InputError(f'--out {path} is not a file: name a page with the marks')
     check_writable(path)
     try:
-        text = deploy_report.replace_figures(path.read_text(), figures)
+        text = report.replace_figures(path.read_text(), figures)
     except InputError as error:
         raise InputError(f'--out {path} {error}') from None
     if figures:

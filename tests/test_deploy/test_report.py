@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pvt_mm.analysis import deploy_report
 from pvt_mm.analysis.benchmark.contender import Result
+from pvt_mm.deploy import report
 from pvt_mm.utils.errors import InputError
 from tests.conftest import ROOT
 from tools import deploy_report as tool
@@ -63,10 +63,10 @@ def measured(monkeypatch):
             results.append(Result(one, (SECONDS[one.label],) * rounds, (parts,) * rounds, 1, None, 0.2, '', **figures))
         return results
 
-    monkeypatch.setattr(deploy_report, 'load_model', lambda config, checkpoint: torch.nn.Identity())
-    monkeypatch.setattr(deploy_report.export, 'with_images', lambda settings, *args: settings)
-    monkeypatch.setattr(deploy_report.export, 'export_model', export_model)
-    monkeypatch.setattr(deploy_report, 'measure', measure)
+    monkeypatch.setattr(report, 'load_model', lambda config, checkpoint: torch.nn.Identity())
+    monkeypatch.setattr(report.export, 'with_images', lambda settings, *args: settings)
+    monkeypatch.setattr(report.export, 'export_model', export_model)
+    monkeypatch.setattr(report, 'measure', measure)
     return asked
 
 

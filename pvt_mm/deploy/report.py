@@ -78,7 +78,7 @@ def export_and_measure(work_dir: str, where: Path, conditions: Conditions, tell:
     return Exported(name, type(model).__name__, found, failed, dict(zip(contenders, results, strict=True)))
 
 
-def report(models: Sequence[Exported], conditions: Conditions) -> str:
+def figures(models: Sequence[Exported], conditions: Conditions) -> str:
     """Returns the section of docs/deploy.md."""
     threads = f', threads: {conditions.threads}' if conditions.threads else ''
     folder = Path(conditions.folder).resolve().name
