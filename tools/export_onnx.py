@@ -40,8 +40,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add(
         '--images',
         metavar='FOLDER',
-        help='images to compare on (the first 4), and to calibrate --int8 static with (the first 64); default: those of '
-        'the test data',
+        help='images to compare on (4 of them), and to calibrate --int8 static with (64); default: the test data',
     )
     add(
         '--val-images',

@@ -66,8 +66,11 @@ def with_images(settings: Settings, config: Config, folder: str | None, val_imag
             raise InputError(f'{error}; or name a folder of images to compare on: --images FOLDER') from error
         val_images = 0
     paths = [str(path) for path in find_inputs(folder, Path(os.devnull))] if folder else [known.get_data_info(i)['img_path'] for i in range(len(known))]
-    chosen = [paths[i] for i in np.linspace(0, len(paths) - 1, min(len(paths), CALIBRATED)).astype(int)]
-    return settings._replace(images=chosen[:: -(-len(chosen) // COMPARED)], calibration=chosen, val_images=val_images)
+    compared, calibrated = (
+        [paths[i] for i in np.linspace(0, len(paths) - 1, min(len(paths), count)).astype(int)]
+        for count in (COMPARED, CALIBRATED)
+    )
+    return settings._replace(images=compared, calibration=calibrated, val_images=val_images)
 
 
 def check_packages() -> None:

@@ -75,7 +75,8 @@ class Agreement:
             self.score = max(self.score, _largest(theirs['scores'][j] - ours['scores'][i]))
             if 'masks' in ours:
                 mine, other = ours['masks'][i], theirs['masks'][j]
-                self.mask_iou = min(self.mask_iou, (mine & other).sum() / max((mine | other).sum(), 1))
+                area = int((mine | other).sum())
+                self.mask_iou = min(self.mask_iou, int((mine & other).sum()) / area if area else 1.0)
 
     @property
     def holds(self) -> bool:
