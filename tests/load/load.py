@@ -137,7 +137,7 @@ def main() -> int:
     images = vary(args.images, 100)
     wrong = wrong_bodies(images[0], max_mb=20, max_mpixels=50)
     with serving(args.model, '--queue', '200') as service:
-        mixed = [(images[i], 200) if i % 2 else list(wrong.values())[i // 2 % len(wrong)] for i in range(200)]
+        mixed = [(images[i // 2], 200) if i % 2 else list(wrong.values())[i // 2 % len(wrong)] for i in range(200)]
         answers = ask_at_once(service, [body for body, _ in mixed])
         print(f'200 at once: {dict(Counter(answer.status for answer in answers))}')
         assert [answer.status for answer in answers] == [status for _, status in mixed]
