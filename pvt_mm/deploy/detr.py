@@ -1,6 +1,7 @@
 """MMDetection's DETR as an exportable module."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pvt_mm.deploy.candidates import clip, gather, to_original
@@ -51,10 +52,8 @@ class Detr(nn.Module):
 
 
 def _padding(img_shape: Tensor, image: Tensor, x: Tensor) -> Tensor:
-    """Returns which places (B, h, w) of a map x (B, C, h, w) are padding: by the pixel above or left of each."""
-    outside = []
-    for side, length, places in zip(img_shape.unbind(1), image.shape[2:], x.shape[2:], strict=True):
-        pixels = (torch.arange(places, device=x.device) * (length / places)).floor()
-        outside.append(pixels >= side[:, None])
-    rows, columns = outside
-    return rows[:, :, None] | columns[:, None]
+    """Returns which places (B, h, w) of a map x (B, C, h, w) of images (B, C, H, W) are padding."""
+    heights, widths = img_shape[:, :, None].unbind(1)  # (B, 1)
+    rows, columns = (torch.arange(side, device=x.device) for side in image.shape[2:])
+    padding = (rows >= heights)[:, :, None] | (columns >= widths)[:, None]  # (B, H, W)
+    return F.interpolate(padding[:, None].to(x.dtype), x.shape[2:])[:, 0].bool()
