@@ -20,7 +20,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         + ' Batch, height and width are dynamic, results are in pixels of the original image, and all operators are '
         'standard. The file is written only if onnxruntime predicts what PyTorch does: on images at three sizes and in '
         'two batches, and by the metric of the test data. The last line of the output is JSON.',
-        epilog='Example: tools/export_onnx.py configs/retinanet/pvt_v2_b2_1x.py epoch_12.pth --out model.onnx --preprocess',
+        epilog='Example: tools/export_onnx.py configs/retinanet/pvt_v2_b2_1x.py epoch_12.pth --preprocess',
     )
     add = parser.add_argument
     add('config', help='the config file')

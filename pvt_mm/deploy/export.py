@@ -65,7 +65,11 @@ def with_images(settings: Settings, config: Config, folder: str | None, val_imag
         if not folder:
             raise InputError(f'{error}; or name a folder of images to compare on: --images FOLDER') from error
         val_images = 0
-    paths = [str(path) for path in find_inputs(folder, Path(os.devnull))] if folder else [known.get_data_info(i)['img_path'] for i in range(len(known))]
+    paths = (
+        [str(path) for path in find_inputs(folder, Path(os.devnull))]
+        if folder
+        else [known.get_data_info(i)['img_path'] for i in range(len(known))]
+    )
     compared, calibrated = (
         [paths[i] for i in np.linspace(0, len(paths) - 1, min(len(paths), count)).astype(int)]
         for count in (COMPARED, CALIBRATED)
@@ -112,7 +116,9 @@ def export_model(model: nn.Module, config: Config, path: str | os.PathLike, sett
     graph = to_onnx.Features(model) if settings.part == 'backbone' else graphs.build_graph(model)
     steps = preprocessing.describe(config) if settings.part == 'backbone' else preprocessing.require(config)
     with status(f'exporting the {settings.part}'):
-        exported = to_onnx.to_onnx(graph, channels_of(config))
+        exported = to_onnx.to_onnx(
+            graph, channels_of(config), map_ffns=settings.int8 != 'dynamic'
+        )  # which multiplies matrices alone
     if settings.int8:
         with status('quantising to 8 bits'):
             exported = _quantise(exported, settings, steps)
@@ -217,7 +223,9 @@ def describe_results(results: dict) -> str:
     for name, points in results.get('metrics', {}).items():
         if name != 'images':
             lost = points['pytorch'] - points['onnxruntime']
-            lines.append(f'{name}  {points["pytorch"]:.2f} with PyTorch, {points["onnxruntime"]:.2f} here: {lost:+.2f} lost')
+            lines.append(
+                f'{name}  {points["pytorch"]:.2f} with PyTorch, {points["onnxruntime"]:.2f} here: {lost:+.2f} lost'
+            )
     return '\n'.join([*lines, f'size        {results["megabytes"]} MB'])
 
 

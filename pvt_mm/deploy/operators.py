@@ -117,11 +117,9 @@ def _paste(masks: Tensor, rows: Tensor, columns: Tensor, threshold: float) -> Te
 
 
 @script(default_opset=op)
-def _paste_all(
-    masks: FLOAT['N', 'h', 'w'], rows: FLOAT['N', 'H', 'h'], columns: FLOAT['N', 'W', 'w'], threshold: FLOAT
-) -> BOOL['N', 'H', 'W']:
+def _paste_all(masks: FLOAT[...], rows: FLOAT[...], columns: FLOAT[...], threshold: FLOAT) -> BOOL[...]:
     @graph()
-    def paste_one(mask: FLOAT['h', 'w'], row: FLOAT['H', 'h'], column: FLOAT['W', 'w']) -> BOOL['H', 'W']:
+    def paste_one(mask: FLOAT[...], row: FLOAT[...], column: FLOAT[...]) -> BOOL[...]:
         return op.GreaterOrEqual(op.MatMul(op.MatMul(row, mask), op.Transpose(column, perm=[1, 0])), threshold)
 
     pasted = op.Scan(masks, rows, columns, body=paste_one, num_scan_inputs=3)

@@ -1,6 +1,7 @@
 """A module as ONNX with dynamic height, width and batch, by standard operators alone."""
 
 import contextlib
+import copy
 import json
 import logging
 import sys
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pvt_mm.deploy import operators
+from pvt_mm.deploy.map_ffn import replace_ffns
 from pvt_mm.utils.errors import InputError
 
 SMALLEST, LARGEST = 64, 8192  # pixels per side, a range in which torch.export can prove that no map is empty
@@ -35,15 +37,19 @@ class Features(nn.Module):
         return self.backbone(image)
 
 
-def to_onnx(graph: nn.Module, channels: int) -> onnx.ModelProto:
+def to_onnx(graph: nn.Module, channels: int, map_ffns: bool = True) -> onnx.ModelProto:
     """Returns an exportable module of :mod:`pvt_mm.deploy.graphs` as ONNX.
 
-    ``image`` is float32 (B, ``channels``, H, W) with B from 1 and H and W from 64 to 8192.
+    ``image`` is float32 (B, ``channels``, H, W) with B from 1 and H and W from 64 to 8192. With ``map_ffns``, PVTv2's
+    feed-forward layers are convolutions: :mod:`pvt_mm.deploy.map_ffn`.
 
     Raises:
         InputError: PyTorch cannot export the module with dynamic sizes.
     """
     inputs, shapes = example(graph.task, channels)
+    if map_ffns:
+        graph = copy.deepcopy(graph)
+        replace_ffns(graph)
     for name in ('torch.onnx', 'onnxscript', 'onnx_ir'):  # they log operators that are missing or not folded
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
@@ -93,7 +99,9 @@ def name_sizes(model: onnx.ModelProto) -> None:
     torch.export names them itself where it is free to choose their range, and would otherwise export a model twice.
     """
     names = {}
-    for dim, name in zip(model.graph.input[0].type.tensor_type.shape.dim, ('batch', '', 'height', 'width'), strict=True):
+    for dim, name in zip(
+        model.graph.input[0].type.tensor_type.shape.dim, ('batch', '', 'height', 'width'), strict=True
+    ):
         names[dim.dim_param] = name
     del model.graph.value_info[:]
     for value in (*model.graph.input, *model.graph.output):

@@ -25,7 +25,6 @@ from pvt_mm.apis.rehearsal import silence
 from pvt_mm.datasets.image_io import report_unreadable_images
 from pvt_mm.serving.images import read_image
 from pvt_mm.serving.model import OnnxModel
-from pvt_mm.utils.errors import InputError
 
 # What a float32 file must reach.
 BOX_PX, SCORE, MASK_IOU, PIXELS, MISSING = 0.5, 1e-3, 0.99, 0.999, 0.005
@@ -47,7 +46,7 @@ class Agreement:
     pixels: float = 1.0  # smallest share of the pixels of an image that have the same label
 
     def add(self, ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], cut: float = 0.0) -> None:
-        """Adds an image. Objects whose score is within 1e-3 of ``cut``, below which PyTorch drops them, may be missing."""
+        """Adds an image. Objects whose score is within 1e-3 of ``cut``, below which they are dropped, may be missing."""
         self.images += 1
         if 'boxes' in ours:
             self._add_objects(ours, theirs, cut)

@@ -193,7 +193,7 @@ class ClassToken(nn.Module):
     def forward(self, x: Tensor, stage: Stage) -> Tensor:
         """Returns the token's feature (B, C) after ``stage``, which must have R = 1, on a map (B, C_in, H, W)."""
         x, size = stage.embed(x)
-        token = (self.token + self.pos_embed).to(x.dtype).expand(len(x), -1, -1)
+        token = (self.token + self.pos_embed).to(x.dtype).expand(x.shape[0], -1, -1)
         x = stage.encode(torch.cat([token, x], dim=1), size)  # (B, 1 + N, C)
         return self.norm(x[:, 0])
 

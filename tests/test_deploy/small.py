@@ -12,7 +12,9 @@ from tests.conftest import ROOT
 
 SIZES = dict(embed_dims=(8, 16), depths=(1, 1), num_heads=(1, 2), mlp_ratios=(2, 2))
 PVT = dict(type='pvt_mm.PVT', arch=dict(patch_sizes=(4, 2), sr_ratios=(3, 1), **SIZES), out_indices=(0, 1))
-LINEAR = dict(type='pvt_mm.PVTv2', arch=dict(strides=(4, 2), sr_ratios=(1, 1), linear=True, **SIZES), out_indices=(0, 1))
+LINEAR = dict(
+    type='pvt_mm.PVTv2', arch=dict(strides=(4, 2), sr_ratios=(1, 1), linear=True, **SIZES), out_indices=(0, 1)
+)
 SHAPES = dict(metainfo=dict(classes=('circle', 'square', 'triangle')))
 RESIZE = dict(type='Resize', scale=(128, 96), keep_ratio=True)
 
@@ -59,7 +61,9 @@ def build(config: Config) -> nn.Module:
         model = MODELS.build(config.model).eval()
     for name, part in model.named_modules():
         if 'head' in name and isinstance(part, (nn.Conv2d, nn.Linear, nn.ConvTranspose2d)):
-            gain = 0.05 if name.endswith(('_cls', '_reg', 'conv_cls', 'conv_reg')) else 1.0  # scores of 1 would be equal
+            gain = (
+                0.05 if name.endswith(('_cls', '_reg', 'conv_cls', 'conv_reg')) else 1.0
+            )  # scores of 1 would be equal
             nn.init.normal_(part.weight, std=gain * (2 / part.weight[0].numel()) ** 0.5)
             nn.init.zeros_(part.bias) if part.bias is not None else None
     return model
