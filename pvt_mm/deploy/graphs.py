@@ -29,6 +29,6 @@ def build_graph(model: nn.Module) -> nn.Module:
         if kind.fits(model):
             return kind(model)
     raise InputError(
-        f'a {type(model).__name__} cannot be exported whole: one-stage detectors, Faster, Mask and Cascade R-CNN, DETR, '
-        'segmentors and classifiers can; use --part backbone'
+        f'a {type(model).__name__} cannot be exported whole, as one-stage detectors, Faster, Mask and Cascade R-CNN, '
+        'DETR, segmentors and classifiers can: use --part backbone'
     )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 @torch.library.custom_op('pvt_mm::nms', mutates_args=())
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, keep: int) -> Tensor:
-    """Returns the indices (B, keep) of the boxes that non-maximum suppression keeps, best first; -1 where fewer are left.
+    """Returns the indices (B, keep) of the boxes that non-maximum suppression keeps, best first, then -1.
 
     Args:
         boxes: (B, N, 4), x1, y1, x2, y2.
@@ -67,6 +67,7 @@ def roi_align(maps: list[Tensor], rois: Tensor, levels: Tensor, scales: list[flo
         rois: (R, 5): index of the image, x1, y1, x2, y2 in pixels of the image.
         levels: (R,), from 0 to L - 1.
         scales: Pixels of each map for a pixel of the image.
+        size: Bins per side of a region.
         ratio: Samples per side of a bin, or 0 for one a pixel of the map.
     """
     from mmcv.ops import roi_align
@@ -100,9 +101,9 @@ def _roi_align(maps: list, rois: Tensor, levels: Tensor, scales: list[float], si
 
 @torch.library.custom_op('pvt_mm::paste', mutates_args=())
 def paste(masks: Tensor, rows: Tensor, columns: Tensor, threshold: float) -> Tensor:
-    """Returns where masks (N, h, w), interpolated by rows (N, H, h) and columns (N, W, w), reach a threshold: (N, H, W).
+    """Returns where masks (N, h, w), interpolated by rows (N, H, h) and columns (N, W, w), reach a threshold.
 
-    The exported one computes a mask at a time, since in floating point all of them take four times the memory.
+    The result is bool (N, H, W). The exported operator computes a mask at a time, since in floating point all of them take four times the memory.
     """
     return rows @ masks @ columns.mT >= threshold
 

@@ -46,7 +46,7 @@ class Agreement:
     pixels: float = 1.0  # smallest share of the pixels of an image that have the same label
 
     def add(self, ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray], cut: float = 0.0) -> None:
-        """Adds an image. Objects whose score is within 1e-3 of ``cut``, below which they are dropped, may be missing."""
+        """Adds an image. Objects with a score within 1e-3 of ``cut``, below which they are dropped, may be missing."""
         self.images += 1
         if 'boxes' in ours:
             self._add_objects(ours, theirs, cut)
