@@ -126,8 +126,10 @@ setup(
         'classification': ['kornia>=0.8'],  # the augmentations
         'hf': ['huggingface_hub', 'safetensors', 'transformers'],
         'onnx': ['onnx>=1.19', 'onnxruntime>=1.23', 'onnxscript>=0.5'],
+        'serve': ['fastapi', 'onnxruntime>=1.23', 'pillow', 'uvicorn'],
         'sweep': ['submitit>=1.5'],
         'tests': [
+            'fastapi',
             'hypothesis',
             'import-linter',
             'mypy',
@@ -141,6 +143,7 @@ setup(
             'safetensors',
             'submitit>=1.5',
             'transformers',
+            'uvicorn',
         ],
     },
 )

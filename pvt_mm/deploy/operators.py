@@ -103,7 +103,8 @@ def _roi_align(maps: list, rois: Tensor, levels: Tensor, scales: list[float], si
 def paste(masks: Tensor, rows: Tensor, columns: Tensor, threshold: float) -> Tensor:
     """Returns where masks (N, h, w), interpolated by rows (N, H, h) and columns (N, W, w), reach a threshold.
 
-    The result is bool (N, H, W). The exported operator computes a mask at a time, since in floating point all of them take four times the memory.
+    The result is bool (N, H, W). The exported operator computes a mask at a time: in floating point all of them take
+    four times the memory.
     """
     return rows @ masks @ columns.mT >= threshold
 
