@@ -14,7 +14,7 @@ PRETRAINING = work_dirs/demo_pretraining
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-pretraining test test-crash test-fuzz test-slurm test-soak test-upstream test-gpu check bench bench-gpu format clean
+.PHONY: help setup demo demo-pretraining test test-crash test-fuzz test-load test-slurm test-soak test-upstream test-gpu check bench bench-gpu format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -60,6 +60,9 @@ test-slurm: setup  ## install and start a Slurm of two nodes, both this machine,
 
 test-crash: setup  ## kill trainings 50 times, resume them and compare the weights bit by bit: about 10 minutes
 	$(PY) tests/crash/crash.py
+
+test-load: setup  ## serve MODEL=file.onnx and send the images of IMAGES=folder and broken ones, 2,200 requests: some minutes
+	$(PY) -m tests.load.load '$(MODEL)' '$(IMAGES)'
 
 test-soak: setup  ## train for 2,000 steps and check that memory, open files and threads do not grow: about 4 minutes
 	$(PY) tests/soak/soak.py

@@ -81,6 +81,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = export.Settings(args.part, args.preprocess, args.half, args.int8)
     if args.part == 'model':
         settings = export.with_images(settings, config, args.images, args.val_images)
+    if settings.not_evaluated and args.val_images:
+        sys.stderr.write(f'not evaluated on the test data: {settings.not_evaluated}\n')
     with safe_reading(trust=args.trust):
         model = load_model(config, args.checkpoint).cpu()
     about = dict(config=os.path.basename(args.config), checkpoint=os.path.basename(args.checkpoint))

@@ -43,6 +43,7 @@ class Settings(NamedTuple):
     images: Sequence[str] = ()  # files to compare PyTorch and onnxruntime on
     calibration: Sequence[str] = ()  # files that set the ranges of int8 'static'
     val_images: int = 0  # how many of the test data to evaluate both on
+    not_evaluated: str = ''  # why there are none, if some were asked for
 
 
 def with_images(settings: Settings, config: Config, folder: str | None, val_images: int) -> Settings:
@@ -58,13 +59,14 @@ def with_images(settings: Settings, config: Config, folder: str | None, val_imag
         InputError: The folder has no image, or there is neither a folder nor test data.
     """
     init_default_scope(config.get('default_scope', 'mmengine'))
+    reason = ''
     try:
         check_data(config, 'test')
         known = DATASETS.build(config.test_dataloader.dataset)
     except InputError as error:
         if not folder:
             raise InputError(f'{error}; or name a folder of images to compare on: --images FOLDER') from error
-        val_images = 0
+        val_images, reason = 0, str(error)
     paths = (
         [str(path) for path in find_inputs(folder, Path(os.devnull))]
         if folder
@@ -74,7 +76,7 @@ def with_images(settings: Settings, config: Config, folder: str | None, val_imag
         [paths[i] for i in np.linspace(0, len(paths) - 1, min(len(paths), count)).astype(int)]
         for count in (COMPARED, CALIBRATED)
     )
-    return settings._replace(images=compared, calibration=calibrated, val_images=val_images)
+    return settings._replace(images=compared, calibration=calibrated, val_images=val_images, not_evaluated=reason)
 
 
 def check_packages() -> None:
