@@ -13,11 +13,13 @@ import torch
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 from pycocotools import mask
 
-from pvt_mm.analysis import drawing
 from pvt_mm.analysis.dataset_check import check_datasets
-from pvt_mm.analysis.drawing import MIN_SIDE, draw, place_labels
-from pvt_mm.analysis.predictor import Predictor, Result, encode_mask
+from pvt_mm.analysis.predictor import Predictor
 from pvt_mm.apis.config import load_config
+from pvt_mm.serving import drawing
+from pvt_mm.serving.drawing import MIN_SIDE, draw, place_labels
+from pvt_mm.serving.result import Result
+from pvt_mm.serving.run_lengths import encode
 from pvt_mm.utils.errors import InputError
 from tests.conftest import ROOT, TINY_ARCH
 from tests.test_datasets.test_image_io import make_formats
@@ -125,12 +127,6 @@ def test_an_image_without_predictions_is_unchanged(trained, image):
     assert result.objects == []
     expected = cv2.resize(image, (512, 512), interpolation=cv2.INTER_CUBIC)  # 8 times 64
     assert np.abs(cv2.resize(drawn, (512, 512)).astype(int) - expected).mean() < 2  # the colours in their order
-
-
-def test_masks_are_encoded_as_pycocotools_reads_them():
-    drawn = np.random.default_rng(0).random((5, 7)) > 0.5
-    coded = json.loads(json.dumps(encode_mask(drawn)))
-    np.testing.assert_array_equal(mask.decode(coded), drawn)
 
 
 def test_unreadable_files_are_named_and_skipped(trained, image, tmp_path, capsys):
@@ -247,7 +243,7 @@ def test_scores_are_written_from_0_to_1(trained, image, monkeypatch):
     texts = []
     monkeypatch.setattr(drawing, '_label', lambda pen, boxes, labels, *_: texts.extend(labels))
     objects = [dict(label='circle', score=0.825, bbox=[1, 2, 30, 40])]
-    Result(objects, cv2.imread(str(image)), {'circle': (1, 2, 3)}).draw()
+    Result(objects, cv2.imread(str(image)), {'circle': (1, 2, 3)}, 'BGR').draw()
     assert texts == ['circle 0.82']
 
 
@@ -297,10 +293,10 @@ def test_a_frame_that_fails_is_numbered_and_skipped(trained, image, monkeypatch,
 
 
 def test_the_best_mask_is_on_top():
-    whole = encode_mask(np.ones((500, 500), bool))
+    whole = encode(np.ones((500, 500), bool))
     found = [dict(label=label, score=0.5, bbox=[0, 0, 9, 9], mask=whole) for label in ('best', 'worst')]
     drawn = draw(np.full((500, 500, 3), 100, np.uint8), found, {'best': (255, 0, 0), 'worst': (0, 0, 255)})
-    blue, green, red = drawn[400, 400].tolist()
+    red, green, blue = drawn[400, 400].tolist()
     assert red > blue + 50 > green + 50
 
 
