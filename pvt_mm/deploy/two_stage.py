@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from pvt_mm.deploy.candidates import Candidates, clip, drop_missing, gather, suppress, to_original
+from pvt_mm.deploy.candidates import Candidates, clip, drop_missing, suppress, to_original
 from pvt_mm.deploy.dense import predict_levels
 from pvt_mm.deploy.operators import paste, roi_align
 

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from mmengine.registry import TRANSFORMS
 
-from pvt_mm.apis.channel_checks import check_channels
+from pvt_mm.apis.channel_checks import channels_of, check_channels
 from pvt_mm.apis.config import load_config
-from pvt_mm.apis.channel_checks import channels_of
 from pvt_mm.apis.inference import load_model
 from pvt_mm.datasets.image_io import read_image
 from pvt_mm.utils.errors import InputError
@@ -75,7 +74,7 @@ def test_every_tool_takes_four_channels(data, tmp_path, monkeypatch, capsys):
 
     model = load_model(load_config('four.py'), 'run/epoch_1.pth').cpu()
     assert model.backbone.stages[0].patch_embed.proj.weight.shape[1] == 4
-    assert channels_of(load_config("four.py")) == 4  # the images that the export is compared on
+    assert channels_of(load_config('four.py')) == 4  # the images that the export is compared on
 
     copy = Path(shutil.copytree(data, 'copy')) / 'val2017' / '000000000002.tif'
     cv2.imwrite(str(copy), cv2.imread(str(copy)))
