@@ -127,16 +127,16 @@ def vary(folder: Path, number: int) -> list[bytes]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, epilog='Other options are those of tools/serve.py.')
     parser.add_argument('model', type=Path, help='a file of tools/export_onnx.py')
     parser.add_argument('images', type=Path, help='a folder of images')
     parser.add_argument('--requests', type=int, default=2000, help='(default: %(default)s)')
     parser.add_argument('--clients', type=int, default=8, help='that send them (default: %(default)s)')
-    args = parser.parse_args()
+    args, options = parser.parse_known_args()
     random.seed(0)
     images = vary(args.images, 100)
     wrong = wrong_bodies(images[0], max_mb=20, max_mpixels=50)
-    with serving(args.model, '--queue', '200') as service:
+    with serving(args.model, '--queue', '200', *options) as service:
         mixed = [(images[i // 2], 200) if i % 2 else list(wrong.values())[i // 2 % len(wrong)] for i in range(200)]
         answers = ask_at_once(service, [body for body, _ in mixed])
         print(f'200 at once: {dict(Counter(answer.status for answer in answers))}')
