@@ -32,7 +32,7 @@ load = functools.cache(lambda name: Config.fromfile(ROOT / f'configs/{name}.py')
 
 
 def with_four_channels(name: str) -> Config:
-    """Returns a config as docs/own_data.md changes it for four channels, and pads its segmentor."""
+    """Returns a config as docs/own_data.md changes it for four channels; a segmentor also pads, and keeps BGR."""
     config = copy.deepcopy(load(name))
     pipeline, model = config.test_dataloader.dataset.pipeline, config.model
     pipeline[0].update(color_type='unchanged')
@@ -41,7 +41,8 @@ def with_four_channels(name: str) -> Config:
     if name.startswith('classification'):
         model.data_preprocessor.update(rand_augment=None)
     else:
-        model.data_preprocessor.update(type='pvt_mm.SegDataPreProcessor', test_cfg=dict(size=(300, 700)), pad_val=2)
+        padding = dict(test_cfg=dict(size=(300, 700)), pad_val=2)
+        model.data_preprocessor.update(type='pvt_mm.SegDataPreProcessor', bgr_to_rgb=False, **padding)
         pipeline[1].update(scale=(700, 150))
         del pipeline[2]
     return config
@@ -80,8 +81,8 @@ def run_graph(preprocessing: dict, kind: str, pixels: np.ndarray) -> dict[str, n
 def test_numpy_and_the_graph_give_what_the_pipeline_does(name, four):
     config = with_four_channels(name) if four else load(name)
     preprocessing, kind = require(config), KINDS[name]
-    # larger, smaller, thin, and half of it: 160 and 256 are the shorter sides of the demo's and the classifier's
-    sizes = [(101, 230), (37, 29), (150, 31), (256, 256)] if kind == 'classifier' else [(101, 230), (320, 320), (90, 7)]
+    # enlarged, reduced, thin, exactly half of the demo's 160, and the classifier's 256, with a crop at 180.5
+    sizes = [(101, 230), (37, 29), (150, 31), (256, 585)] if kind == 'classifier' else [(101, 230), (320, 320), (90, 7)]
     for pixels in images(4 if four else 3, *sizes):
         expected, size = run_pipeline(config, pixels)
         found, found_size = preprocess(pixels, preprocessing)
