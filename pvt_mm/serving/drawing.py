@@ -112,7 +112,7 @@ def _list_scores(picture: Image.Image, predictions: Sequence[dict]) -> None:
 
 @functools.cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    """Returns DejaVu Sans, from the system or from matplotlib, or else Pillow's own font, which has ASCII letters only."""
+    """Returns DejaVu Sans, from the system or from matplotlib, or else Pillow's own font, of ASCII letters only."""
     plots = importlib.util.find_spec('matplotlib')
     folders = [os.path.join(one, 'mpl-data/fonts/ttf') for one in (plots and plots.submodule_search_locations) or ()]
     for folder in ('', *folders):
