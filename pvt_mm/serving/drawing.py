@@ -30,10 +30,12 @@ def draw(image: np.ndarray, predictions: Sequence[dict], colors: Mapping[str, Co
     picture = Image.fromarray(np.ascontiguousarray(image))
     canvas = np.array(picture.resize((width * factor, height * factor), Image.Resampling.BICUBIC))
     masks = {i: decode(one['mask']) for i, one in enumerate(predictions) if 'mask' in one}
+    covered, painted = np.zeros((height, width), bool), np.zeros((height, width, 3), np.uint8)
     for i in reversed(masks):  # the best on top
-        covered = masks[i].repeat(factor, 0).repeat(factor, 1)
-        color = np.array(colors[predictions[i]['label']])
-        canvas[covered] = (canvas[covered] * (1 - OPACITY) + color * OPACITY).astype(np.uint8)
+        covered |= masks[i]
+        painted[masks[i]] = colors[predictions[i]['label']]
+    covered, painted = (x.repeat(factor, 0).repeat(factor, 1) for x in (covered[..., None], painted))
+    canvas = np.where(covered, canvas * (1 - OPACITY) + painted * OPACITY, canvas).astype(np.uint8)
     picture = Image.fromarray(canvas)
     pen = ImageDraw.Draw(picture)
     if predictions and 'share' in predictions[0]:
