@@ -3,10 +3,9 @@
 
 import argparse
 import asyncio
-import io
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,7 +14,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone's pac
 from pvt_mm.apis.command_line import Parser, starting
 from pvt_mm.utils.errors import InputError, command, import_errors
 
-FORMATS = ('BMP', 'GIF', 'JPEG', 'PNG', 'PPM', 'TIFF', 'WEBP')  # not those for which Pillow starts a program
 SECONDS = 30  # for a client to send an image, and for requests to be answered after SIGTERM
 
 
@@ -40,6 +38,7 @@ with starting(__name__, parse_args):
     from PIL import Image
 
     from pvt_mm.serving.model import OnnxModel
+    from pvt_mm.serving.uploads import RefusedError, drain, open_image, read_body
 
 
 def build_app(model: Callable[[BinaryIO], Any], args: argparse.Namespace) -> Any:
@@ -58,49 +57,25 @@ def build_app(model: Callable[[BinaryIO], Any], args: argparse.Namespace) -> Any
     @app.post('/predict')
     async def predict(request: Request) -> JSONResponse:
         if admitted.locked():
-            await asyncio.wait_for(read_body(request.stream(), 0), SECONDS)
-            return JSONResponse({'detail': 'too many requests are waiting: try again'}, 503, {'Retry-After': '1'})
+            await asyncio.wait_for(drain(request.stream()), SECONDS)
+            raise RefusedError(503, 'too many requests are waiting: try again', **{'Retry-After': '1'})
         async with admitted:
-            body = await asyncio.wait_for(read_body(request.stream(), args.max_mb * 1e6), SECONDS)
+            body = await asyncio.wait_for(read_body(request.stream(), args.max_mb), SECONDS)
             async with running:
                 if await request.is_disconnected():
                     raise ClientDisconnect
-                return JSONResponse(*await asyncio.to_thread(answer, model, body, args))
+                result = await asyncio.to_thread(lambda: model(open_image(body, args.max_mpixels)))
+                return JSONResponse({'objects': result.objects})
 
-    slow = {'detail': f'the body did not arrive within {SECONDS} s: send a smaller image'}
-    failed = {'detail': 'the prediction failed: see the log of the service'}
-    app.add_exception_handler(asyncio.TimeoutError, lambda *_: JSONResponse(slow, 408, {'Connection': 'close'}))
-    app.add_exception_handler(ClientDisconnect, lambda *_: JSONResponse(None, 499))  # which nobody reads
-    app.add_exception_handler(Exception, lambda *_: JSONResponse(failed, 500))
+    def refuse(error: Exception, status: int, reason: str) -> JSONResponse:
+        return JSONResponse({'detail': reason}, getattr(error, 'status', status), getattr(error, 'headers', None))
+
+    slow, failed = f'the body did not arrive within {SECONDS} s', 'the prediction failed: see the log of the service'
+    app.add_exception_handler(InputError, lambda _, error: refuse(error, 422, str(error)))  # truncated, or too thin
+    app.add_exception_handler(asyncio.TimeoutError, lambda _, error: refuse(error, 408, slow))
+    app.add_exception_handler(ClientDisconnect, lambda _, error: refuse(error, 499, 'which nobody reads'))
+    app.add_exception_handler(Exception, lambda _, error: refuse(error, 500, failed))
     return app
-
-
-async def read_body(parts: AsyncIterator[bytes], limit: float) -> bytes | None:
-    """Returns the body, or None if it is larger than ``limit`` bytes, of which no more are kept."""
-    body, size = bytearray(), 0
-    async for part in parts:  # to the end: most clients look for an answer after they have sent everything
-        size += len(part)
-        body += part if size <= limit else b''
-    return bytes(body) if size <= limit else None
-
-
-def answer(model: Callable[[BinaryIO], Any], body: bytes | None, args: argparse.Namespace) -> tuple[dict, int]:
-    """Returns the answer to the bytes of an image file, and its status."""
-    if body is None:
-        return {'detail': f'the body is larger than {args.max_mb:g} MB: send a smaller image'}, 413
-    if not body:
-        return {'detail': 'the body is empty: send the bytes of an image file'}, 400
-    try:
-        with Image.open(io.BytesIO(body), formats=FORMATS) as image:  # reads no more than the header
-            width, height = image.size
-    except Exception:  # decoders raise anything
-        return {'detail': f'the body is not an image: send one of {", ".join(FORMATS)}'}, 415
-    if width * height > args.max_mpixels * 1e6:
-        return {'detail': f'{width} x {height} is more than {args.max_mpixels:g} million pixels: send fewer'}, 413
-    try:
-        return {'objects': model(io.BytesIO(body)).objects}, 200
-    except InputError as error:  # truncated, or too thin for the model
-        return {'detail': str(error)}, 422
 
 
 @command
