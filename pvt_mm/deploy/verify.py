@@ -182,7 +182,8 @@ def evaluate(config: Config, predict_on: Callable[[dict], Any], count: int, titl
             with torch.no_grad(), report_unreadable_images():
                 evaluator.process([predict_on(dataset[i])])
         found = evaluator.evaluate(len(indices))
-    points = {name: found[name] * (100 if name.startswith('coco/') else 1) for name in METRICS if name in found}
+    units = {name: 100 if name.startswith('coco/') else 1 for name in METRICS}
+    points = {name: round(unit * float(found[name]), 4) for name, unit in units.items() if name in found}
     return {**points, 'images': len(indices)}
 
 

@@ -14,7 +14,6 @@ from pvt_mm.utils.errors import InputError, import_errors
 
 DETECTION = ('detection', 'instance_segmentation')
 TASKS = (*DETECTION, 'semantic_segmentation', 'classification')
-MIN_SIDE = 64  # of what an exported model takes, in pixels
 
 
 class OnnxModel:
@@ -96,7 +95,7 @@ class OnnxModel:
         inputs, shapes, sizes = zip(*batch, strict=True)
         if not self.preprocesses and 'img_shape' in self.inputs:
             value = self.metadata['preprocessing']['pad_value']
-            height, width = (max(MIN_SIDE, *(one.shape[axis] for one in inputs)) for axis in (1, 2))
+            height, width = (max(one.shape[axis] for one in inputs) for axis in (1, 2))
             padded = np.full((len(inputs), len(inputs[0]), height, width), value, np.float32)
             for row, one in zip(padded, inputs, strict=True):
                 row[:, : one.shape[1], : one.shape[2]] = one

@@ -7,6 +7,7 @@ from PIL import ImageFont
 
 from pvt_mm.serving import drawing
 from pvt_mm.serving.drawing import draw, innermost
+from pvt_mm.serving.run_lengths import encode
 
 
 @pytest.mark.parametrize('shape', [(40, 30), (300, 700), (1, 50)])
@@ -31,6 +32,16 @@ def test_colours_and_sizes():
     assert drawn[200, 160].tolist() == drawn[320, 300].tolist() == [200, 100, 50]  # 4 times 40, 30 to 100, 80
     assert drawn[300, 300].tolist() == drawn[5, 5].tolist() == [10, 20, 30]
     assert (image == (10, 20, 30)).all()
+
+
+def test_masks_that_overlap_leave_half_of_the_image():
+    image, masks = np.full((480, 640, 3), 100, np.uint8), np.zeros((2, 480, 640), bool)
+    masks[0, :240, :100], masks[1, :240] = True, True
+    objects = [dict(label=name, share=0.5, mask=encode(mask)) for name, mask in zip('ab', masks, strict=True)]
+    drawn = draw(image, objects, {'a': (200, 0, 0), 'b': (0, 0, 200)})
+    assert drawn[5, 5].tolist() == [150, 50, 50]  # the best on top, once
+    assert drawn[5, 635].tolist() == [50, 50, 150]
+    assert drawn[475, 5].tolist() == [100, 100, 100]
 
 
 def test_text_without_a_font_of_the_system(monkeypatch):
