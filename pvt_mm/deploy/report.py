@@ -2,6 +2,7 @@
 
 import os
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -83,20 +84,27 @@ def figures(models: Sequence[Exported], conditions: Conditions) -> str:
     threads = f', threads: {conditions.threads}' if conditions.threads else ''
     folder = Path(conditions.folder).resolve().name
     names = ' '.join(one.name for one in models)
-    flags = f' --threads {conditions.threads}' if conditions.threads else ''
+    flags = f'--images {folder} --rounds {conditions.rounds} --val-images {conditions.val_images}'
+    flags += f' --threads {conditions.threads}' if conditions.threads else ''
     parts = [
         f'{machine("cpu")}, onnxruntime {version("onnxruntime")}{threads}. Measured in turns, one image at a time, '
         f'each in a process of its own: {conditions.rounds} images of a folder of {len(conditions.images)}.',
-        f'    tools/deploy_report.py {names} --images {folder} --rounds {conditions.rounds}{flags}',
+        f'    tools/deploy_report.py {names} {flags}',
         '### Agreement of the float32 files with PyTorch',
         'The largest differences over images at three sizes each, alone and in a batch of two, in pixels of the image.',
         markdown([['model', 'predictions', 'missing', 'boxes', 'scores', 'masks', 'pixels'], *map(_agreement, models)]),
         *(_section(one) for one in models),
         'Median and 95th percentile of the time from an image file to the objects of `predictions.json`. Input is '
         "reading and preprocessing, output what turns the model's outputs into objects. Ratios are medians over the "
-        'images. Loading includes starting Python and importing the libraries.',
+        'images. Loading includes starting Python and importing the libraries. A checkpoint of a training also has the '
+        "optimizer's state.",
     ]
-    return '\n\n'.join(parts)
+    return '\n\n'.join(_wrap(part) for part in parts)
+
+
+def _wrap(text: str) -> str:
+    """Returns a paragraph in lines of at most 128 characters; tables, sections and commands stay as they are."""
+    return text if '\n' in text or text.startswith(' ') else textwrap.fill(text, 128, break_on_hyphens=False)
 
 
 def _agreement(one: Exported) -> list[str]:

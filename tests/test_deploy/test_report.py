@@ -96,8 +96,9 @@ def test_the_figures_go_between_the_marks(runs, measured, capsys):
         'Not exported as int8, dynamic: no weight is large enough.',
     ):
         assert rows.count(row) == 2, row
-    assert ' tools/deploy_report.py first second --images images --rounds 3 --threads 1' in rows
+    assert ' tools/deploy_report.py first second --images images --rounds 3 --val-images 200 --threads 1' in rows
     assert str(runs) not in text
+    assert max(len(line) for line in rows) <= 128
     assert 'first: not exported as int8, dynamic' in printed.err
     answer = json.loads(printed.out.strip().split('\n')[-1])
     assert [one['model'] for one in answer['models']] == ['first', 'second']
