@@ -22,7 +22,10 @@ class OneStage(nn.Module):
     @staticmethod
     def fits(model: nn.Module) -> bool:
         """Returns whether a model is of this kind."""
-        return hasattr(getattr(model, 'bbox_head', None), 'prior_generator')
+        head = getattr(model, 'bbox_head', None)
+        predict = getattr(type(head), '_predict_by_feat_single', None)  # others', such as PAA's, vote or score again
+        names = ('BaseDenseHead.', 'GFLHead.')
+        return hasattr(head, 'prior_generator') and getattr(predict, '__qualname__', '').startswith(names)
 
     def __init__(self, model: nn.Module):
         super().__init__()

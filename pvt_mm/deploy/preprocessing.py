@@ -74,7 +74,7 @@ def require(config: Config) -> dict:
 
 
 def _not_supported(name: str, where: str, what: str) -> InputError:
-    return InputError(f'{name} ({where}) cannot be exported: {what}, or export without preprocessing')
+    return InputError(f'{name} ({where}) cannot be exported: {what}, or export --part backbone')
 
 
 def _describe_resize(step: dict, where: str, channels: int) -> dict:

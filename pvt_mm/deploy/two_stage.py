@@ -118,5 +118,6 @@ def interpolation(start: Tensor, end: Tensor, cells: int, pixels: int) -> Tensor
     They are those of ``torch.nn.functional.grid_sample`` along one side, with zeros outside.
     """
     centres = torch.arange(pixels, device=start.device) + 0.5
-    places = (centres - start[:, None]) / (end - start)[:, None] * cells - 0.5  # (N, pixels), in cells
+    places = (centres - start[:, None]) / (end - start)[:, None]  # (N, pixels), as fractions of the box
+    places = torch.where(places.isinf(), 0.5, places) * cells - 0.5  # as MMDetection treats boxes without a side
     return (1 - (places[..., None] - torch.arange(cells, device=start.device)).abs()).clamp(min=0)

@@ -13,7 +13,7 @@ from pvt_mm.utils.files import write_json
 Model = Callable[[Path], Result]
 
 
-def find_inputs(what: str, out: Path) -> list[Path]:
+def find_inputs(what: str, out: Path | None = None) -> list[Path]:
     """Lists the images of a folder and its subfolders except ``out``; a file is listed alone.
 
     Raises:
@@ -22,15 +22,15 @@ def find_inputs(what: str, out: Path) -> list[Path]:
     path = Path(what)
     if not path.exists():
         raise InputError(f'{path} does not exist: name a file or a folder of images')
-    if out.exists() and not out.is_dir():
+    if out is not None and out.exists() and not out.is_dir():
         raise InputError(f'--out {out} is a file: name a folder')
     folder = path if path.is_dir() else path.parent
-    if out.resolve() == folder.resolve():
+    if out is not None and out.resolve() == folder.resolve():
         raise InputError(f'--out {out} is the folder of the images, which would be overwritten: name another')
     if path.is_file():
         return [path]
     images = (one for one in sorted(path.rglob('*')) if one.suffix.lower() in EXTENSIONS and one.is_file())
-    found = [one for one in images if out.resolve() not in one.resolve().parents]
+    found = [one for one in images if out is None or out.resolve() not in one.resolve().parents]
     if not found:
         raise InputError(f'{path} has no image: no file ends in {", ".join(EXTENSIONS)}')
     return found
