@@ -83,6 +83,12 @@ def test_nothing_else_is_installed(packages, images, tmp_path):
     assert picture[39 * 8, 10 * 8].tolist() == [115, 158, 0]  # the left side of the triangle's box, BGR
 
 
+def test_tools_with_a_shebang_can_be_run():
+    tools = [path for path in (ROOT / 'tools').iterdir() if path.is_file() and path.read_bytes()[:2] == b'#!']
+    assert len(tools) > 25
+    assert not [path.name for path in tools if not path.stat().st_mode & 0o100]
+
+
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
