@@ -62,6 +62,7 @@ test-crash: setup  ## kill trainings 50 times, resume them and compare the weigh
 	$(PY) tests/crash/crash.py
 
 test-load: setup  ## serve MODEL=file.onnx and send the images of IMAGES=folder and broken ones, 2,200 requests: some minutes
+	$(if $(and $(MODEL),$(IMAGES)),,$(error name an exported model and a folder of images: make test-load MODEL=model.onnx IMAGES=folder))
 	$(PY) -m tests.load.load '$(MODEL)' '$(IMAGES)'
 
 test-soak: setup  ## train for 2,000 steps and check that memory, open files and threads do not grow: about 4 minutes
