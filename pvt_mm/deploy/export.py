@@ -1,6 +1,8 @@
 """Export of a trained model to an ONNX file, which is written only if onnxruntime predicts what PyTorch does."""
 
+import contextlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,16 +18,17 @@ from torch import nn
 from pvt_mm.analysis.predictor import find_classes
 from pvt_mm.apis.channel_checks import channels_of
 from pvt_mm.apis.data_checks import check_data
+from pvt_mm.deploy import verify
 from pvt_mm.serving.folders import find_inputs
 from pvt_mm.serving.images import read_image
 from pvt_mm.serving.model import OnnxModel
 from pvt_mm.serving.preprocessing import preprocess
 from pvt_mm.utils.errors import InputError, import_errors
-from pvt_mm.utils.files import atomic_write
+from pvt_mm.utils.files import atomic_write, check_writable
 from pvt_mm.version import __version__
 
-SIZES = ((1, 64, 96), (2, 224, 224), (3, 101, 230))  # batch, height and width on which a backbone is compared
-TOLERANCE = 1e-4  # of a backbone's maps, relative to the largest value
+SIZES = ((1, 64, 96), (2, 224, 224), (3, 101, 230))  # batch, height and width to compare classifiers and backbones on
+TOLERANCE = 1e-4  # of their outputs, relative to the largest value
 
 
 COMPARED, CALIBRATED = 4, 64  # images
@@ -67,11 +70,10 @@ def with_images(settings: Settings, config: Config, folder: str | None, val_imag
         if not folder:
             raise InputError(f'{error}; or name a folder of images to compare on: --images FOLDER') from error
         val_images, reason = 0, str(error)
-    paths = (
-        [str(path) for path in find_inputs(folder, Path(os.devnull))]
-        if folder
-        else [known.get_data_info(i)['img_path'] for i in range(len(known))]
-    )
+    if folder:
+        paths = [str(path) for path in find_inputs(folder)]
+    else:
+        paths = [known.get_data_info(i)['img_path'] for i in range(len(known))]
     compared, calibrated = (
         [paths[i] for i in np.linspace(0, len(paths) - 1, min(len(paths), count)).astype(int)]
         for count in (COMPARED, CALIBRATED)
@@ -110,40 +112,60 @@ def export_model(model: nn.Module, config: Config, path: str | os.PathLike, sett
         InputError: A package is missing, the model cannot be exported, or the predictions differ.
     """
     check_packages()
+    check_writable(path)
     import onnx
 
-    from pvt_mm.deploy import graphs, preprocessing, to_onnx
+    from pvt_mm.deploy import graphs, preprocessing, quantise, to_onnx
 
-    status = Console(stderr=True).status
     graph = to_onnx.Features(model) if settings.part == 'backbone' else graphs.build_graph(model)
     steps = preprocessing.describe(config) if settings.part == 'backbone' else preprocessing.require(config)
-    with status(f'exporting the {settings.part}'):
-        exported = to_onnx.to_onnx(
-            graph, channels_of(config), map_ffns=settings.int8 != 'dynamic'
-        )  # which multiplies matrices alone
-    if settings.int8:
-        with status('quantising to 8 bits'):
-            exported = _quantise(exported, settings, steps)
-    if settings.half:
-        from pvt_mm.deploy import quantise
-
-        exported = quantise.store_half(exported, settings.half)
-    if settings.preprocess:
-        exported = preprocessing.merge(preprocessing.graph(steps, KINDS[graph.task], to_onnx.OPSET), exported)
-    precision = {'fp16': 'float16', 'bf16': 'bfloat16'}.get(settings.half, 'float32')
-    precision = f'int8_{settings.int8}' if settings.int8 else precision
-    described = dict(task=graph.task, model=type(model).__name__, preprocessing=steps, precision=precision)
+    about = {**about, 'task': graph.task, 'model': type(model).__name__, 'preprocessing': steps, 'pvt_mm': __version__}
     if graph.task != 'features':
-        classes, palette = find_classes(model, config, about['checkpoint'])
-        described |= dict(classes=classes, palette=palette)
-    to_onnx.set_metadata(exported, {**described, 'pvt_mm': __version__, **about})
-    with atomic_write(path) as temporary:
-        onnx.save(exported, temporary)
-        del exported
-        verify = _verify_maps if graph.task == 'features' else _verify
-        found = verify(graph, model, config, temporary, settings, is_exact=precision == 'float32')
+        about['classes'], about['palette'] = find_classes(model, config, about['checkpoint'])
+
+    def write(exported: onnx.ModelProto, file: Path, precision: str) -> Path:
+        if settings.preprocess:
+            exported = preprocessing.merge(preprocessing.graph(steps, KINDS[graph.task], to_onnx.OPSET), exported)
+        to_onnx.set_metadata(exported, {**about, 'precision': precision})
+        onnx.save(exported, file)
+        return file
+
+    with _stage(f'exporting the {settings.part}: up to some minutes'):
+        exported = to_onnx.to_onnx(graph, channels_of(config), map_ffns=settings.int8 != 'dynamic')
+    results: dict[str, Any] = {}
+    if graph.task in ('features', 'classification'):  # whose images may all have one size
+        results['difference'] = _check_sizes(graph, exported, channels_of(config))
+    with tempfile.TemporaryDirectory() as folder:
+        precision, file = 'float32', write(exported, Path(folder, 'float32.onnx'), 'float32')
+        if settings.part == 'model':
+            results['agreement'] = _check_agreement(model, config, file, settings)
+        if settings.half:
+            precision = {'fp16': 'float16', 'bf16': 'bfloat16'}[settings.half]
+            file = write(quantise.store_half(exported, settings.half), Path(folder, 'half.onnx'), precision)
+        elif settings.int8:
+            precision = f'int8_{settings.int8}'
+            with _stage('quantising to 8 bits'):
+                file = write(_quantise(exported, settings, steps), Path(folder, 'int8.onnx'), precision)
+        if settings.part == 'model':
+            if precision != 'float32':
+                results['agreement'] = verify.compare(model, config, OnnxModel(file), settings.images)
+            results['metrics'] = _check_metrics(model, config, file, settings, is_exact=precision == 'float32')
+        with atomic_write(path) as temporary:
+            shutil.copyfile(file, temporary)
     size = round(Path(path).stat().st_size / 1e6, 1)
-    return dict(outputs=graph.outputs, task=graph.task, precision=precision, **found, megabytes=size)
+    return dict(outputs=graph.outputs, task=graph.task, precision=precision, **results, megabytes=size)
+
+
+@contextlib.contextmanager
+def _stage(text: str) -> Iterator[None]:
+    """Says what takes long: on a terminal while it lasts, else in a line."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        with console.status(text):
+            yield
+    else:
+        console.print(text, highlight=False, soft_wrap=True)
+        yield
 
 
 def _quantise(exported: Any, settings: Settings, steps: dict) -> Any:
@@ -174,61 +196,67 @@ def _feeds(paths: Sequence[str], steps: dict, exported: Any) -> Iterator[dict[st
         yield feeds
 
 
-def _verify(graph: nn.Module, model: nn.Module, config: Config, path: Path, settings: Settings, is_exact: bool) -> dict:
-    from pvt_mm.deploy import verify
-
-    exported = OnnxModel(path)
-    agreement = verify.compare(model, config, exported, settings.images)
-    if is_exact and not agreement.holds:
-        raise InputError(f'onnxruntime does not predict what PyTorch does, so nothing is written: {agreement}')
-    metrics: dict[str, dict[str, float]] = {}
-    if settings.val_images:
-        pytorch = verify.evaluate(config, verify.pytorch(model), settings.val_images, 'evaluating PyTorch')
-        ours = verify.evaluate(config, verify.onnxruntime(exported), settings.val_images, 'evaluating onnxruntime')
-        for name, points in pytorch.items():
-            metrics[name] = dict(pytorch=points, onnxruntime=ours[name])
-            if is_exact and not abs(points - ours[name]) <= verify.POINTS:
-                raise InputError(
-                    f'{name} is {points:.2f} with PyTorch and {ours[name]:.2f} with onnxruntime: nothing is written'
-                )
-    return dict(agreement=agreement, metrics=metrics)
+def _check_agreement(model: nn.Module, config: Config, file: Path, settings: Settings) -> verify.Agreement:
+    agreement = verify.compare(model, config, OnnxModel(file), settings.images)
+    if not agreement.objects:
+        raise InputError(
+            'PyTorch finds nothing on the images, so that there is nothing to compare and nothing is written: name '
+            'others with --images, or lower the score_thr of model.test_cfg'
+        )
+    if not agreement.holds:
+        raise InputError(f'the exported model does not predict what PyTorch does, so nothing is written: {agreement}')
+    return agreement
 
 
-def _verify_maps(graph: nn.Module, model: nn.Module, config: Config, path: Path, *_: Any, is_exact: bool) -> dict:
-    """Compares the maps of a backbone on random images of :data:`SIZES`."""
+def _check_metrics(
+    model: nn.Module, config: Config, file: Path, settings: Settings, is_exact: bool
+) -> dict[str, dict[str, float]]:
+    if not settings.val_images:
+        return {}
+    pytorch = verify.evaluate(config, verify.pytorch(model), settings.val_images, 'evaluating PyTorch')
+    exported = verify.evaluate(config, verify.onnxruntime(OnnxModel(file)), settings.val_images, 'evaluating the file')
+    metrics = {name: dict(pytorch=points, onnxruntime=exported.get(name, 0.0)) for name, points in pytorch.items()}
+    for name, points in metrics.items():
+        if is_exact and not abs(points['pytorch'] - points['onnxruntime']) <= verify.POINTS:
+            both = f'{points["pytorch"]:.2f} with PyTorch and {points["onnxruntime"]:.2f} with onnxruntime'
+            raise InputError(f'{name} is {both}: nothing is written')
+    return metrics
+
+
+def _check_sizes(graph: nn.Module, exported: Any, channels: int) -> float:
+    """Returns the largest relative difference of onnxruntime's outputs on random images of :data:`SIZES`."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
+    session = onnxruntime.InferenceSession(exported.SerializeToString(), providers=['CPUExecutionProvider'])
     generator, worst = torch.Generator().manual_seed(0), 0.0
     for batch, height, width in SIZES:
-        image = torch.randn(batch, channels_of(config), height, width, generator=generator)
+        image = torch.randn(batch, channels, height, width, generator=generator)
         with torch.no_grad():
-            maps = graph(image)
-        maps = (maps,) if isinstance(maps, torch.Tensor) else maps
-        for ours, theirs in zip(maps, session.run(None, {'image': image.numpy()}), strict=True):
-            if ours.shape != theirs.shape:
-                raise InputError(f'a map is {theirs.shape} with onnxruntime and {tuple(ours.shape)} with PyTorch')
+            outputs = graph(image)
+        outputs = (outputs,) if isinstance(outputs, torch.Tensor) else outputs
+        for expected, found in zip(outputs, session.run(None, {'image': image.numpy()}), strict=True):
+            if expected.shape != found.shape:
+                raise InputError(f'an output is {found.shape} with onnxruntime and {(*expected.shape,)} with PyTorch')
             # unlike `max`, `np.maximum` keeps NaN
-            worst = float(np.maximum(worst, np.abs(ours.numpy() - theirs).max() / ours.abs().max().item()))
-    if is_exact and not worst <= TOLERANCE:  # also if it is NaN
+            worst = float(np.maximum(worst, np.abs(expected.numpy() - found).max() / expected.abs().max().item()))
+    if not worst <= TOLERANCE:  # also if it is NaN
         raise InputError(f'onnxruntime differs from PyTorch by {worst:.1e}, so nothing is written')
-    return dict(difference=worst)
+    return worst
 
 
 def describe_results(results: dict) -> str:
     """Returns the results of :func:`export_model` as lines for a reader."""
     lines = []
     if 'difference' in results:
-        lines.append(f'maps        within {results["difference"]:.1e} of the largest value')
+        lines.append(f'outputs      within {results["difference"]:.1e} of the largest value')
     if 'agreement' in results:
-        lines.append(f'agreement   {results["agreement"]}')
+        lines.append(f'agreement    {results["agreement"]}')
     for name, points in results.get('metrics', {}).items():
         if name != 'images':
-            lost = points['pytorch'] - points['onnxruntime']
-            lines.append(
-                f'{name}  {points["pytorch"]:.2f} with PyTorch, {points["onnxruntime"]:.2f} here: {lost:+.2f} lost'
-            )
-    return '\n'.join([*lines, f'size        {results["megabytes"]} MB'])
+            change = points['onnxruntime'] - points['pytorch']
+            both = f'{points["pytorch"]:.2f} with PyTorch, {points["onnxruntime"]:.2f} with onnxruntime'
+            lines.append(f'{name}: {both} ({change:+.2f})')
+    return '\n'.join([*lines, f'size         {results["megabytes"]} MB'])
 
 
 def plain(results: dict) -> dict:

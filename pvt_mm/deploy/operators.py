@@ -6,7 +6,7 @@ In PyTorch they run MMCV's code, so that an exportable model can be called and c
 from collections.abc import Callable
 
 import torch
-from onnxscript import BOOL, FLOAT, graph, script
+from onnxscript import BOOL, FLOAT, INT64, graph, script
 from onnxscript import opset18 as op  # the one that torch.onnx.export translates to, before it converts to another
 from torch import Tensor
 
@@ -128,7 +128,63 @@ def _paste_all(masks: FLOAT[...], rows: FLOAT[...], columns: FLOAT[...], thresho
     return pasted
 
 
+@torch.library.custom_op('pvt_mm::label_map', mutates_args=())
+def label_map(
+    scores: Tensor, tops: Tensor, bottoms: Tensor, heights: Tensor, lefts: Tensor, rights: Tensor, widths: Tensor
+) -> Tensor:
+    """Returns the best class (B, H, W) of scores that are interpolated, int64.
+
+    The exported operator computes a row at a time: the scores of all classes of a photograph's pixels take gigabytes.
+
+    Args:
+        scores: (B, h, w, classes).
+        tops: (H,), the upper of the two rows between which each row is interpolated.
+        bottoms: (H,), the lower one.
+        heights: (H,), its weight.
+        lefts: (W,), the left one of two columns.
+        rights: (W,), the right one.
+        widths: (W,), its weight.
+    """
+    rows = torch.lerp(scores[:, tops], scores[:, bottoms], heights[:, None, None])
+    return torch.lerp(rows[:, :, lefts], rows[:, :, rights], widths[:, None]).argmax(3)
+
+
+@label_map.register_fake
+def _(
+    scores: Tensor, tops: Tensor, bottoms: Tensor, heights: Tensor, lefts: Tensor, rights: Tensor, widths: Tensor
+) -> Tensor:
+    return scores.new_empty((scores.shape[0], tops.shape[0], lefts.shape[0]), dtype=torch.int64)
+
+
+@script(default_opset=op)
+def _label_map(
+    scores: FLOAT[...],
+    tops: INT64[...],
+    bottoms: INT64[...],
+    heights: FLOAT[...],
+    lefts: INT64[...],
+    rights: INT64[...],
+    widths: FLOAT[...],
+) -> INT64[...]:
+    right_weights = op.Unsqueeze(widths, op.Constant(value_ints=[1]))  # (W, 1)
+
+    @graph()
+    def label_row(top: INT64, bottom: INT64, height: FLOAT) -> INT64[...]:
+        upper, lower = op.Gather(scores, top, axis=1), op.Gather(scores, bottom, axis=1)  # (B, w, classes)
+        row = op.Add(upper, op.Mul(op.Sub(lower, upper), height))
+        left, right = op.Gather(row, lefts, axis=1), op.Gather(row, rights, axis=1)  # (B, W, classes)
+        return op.ArgMax(op.Add(left, op.Mul(op.Sub(right, left), right_weights)), axis=2, keepdims=0)
+
+    rows = op.Scan(tops, bottoms, heights, body=label_row, num_scan_inputs=3)  # (H, B, W)
+    return op.Transpose(rows, perm=[1, 0, 2])
+
+
 def translations() -> dict[Callable, Callable]:
     """Returns the translations of these operators, as ``torch.onnx.export`` takes them."""
     ours = torch.ops.pvt_mm
-    return {ours.nms.default: _nms, ours.roi_align.default: _roi_align, ours.paste.default: _paste}
+    return {
+        ours.nms.default: _nms,
+        ours.roi_align.default: _roi_align,
+        ours.paste.default: _paste,
+        ours.label_map.default: _label_map,
+    }

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pvt_mm.deploy.operators import label_map
 from pvt_mm.utils.errors import InputError
 
 
@@ -40,10 +41,27 @@ class Segmentor(nn.Module):
         torch._check(width <= image.shape[3])
         settings = dict(mode='bilinear', align_corners=head.align_corners)
         x = F.interpolate(head(self.model.extract_feat(image)), image.shape[2:], **settings)  # (B, classes, H, W)
-        x = F.interpolate(x[:, :, :height, :width], _sides(ori_shape), **settings)
+        x = x[:, :, :height, :width]
         if x.shape[1] == 1:
-            return (x[:, 0].sigmoid() > head.threshold).long()
-        return x.argmax(1)
+            return (F.interpolate(x, _sides(ori_shape), **settings)[:, 0].sigmoid() > head.threshold).long()
+        rows, columns = (
+            _taps(old, new, head.align_corners) for old, new in zip((height, width), _sides(ori_shape), strict=True)
+        )
+        return label_map(x.permute(0, 2, 3, 1), *rows, *columns)
+
+
+def _taps(old: int, new: int, align_corners: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the two of ``old`` places that each of ``new`` ones is between, and the weight of the second.
+
+    They are those of ``torch.nn.functional.interpolate``.
+    """
+    places = torch.arange(new, dtype=torch.float32)
+    if align_corners:
+        places = places * ((old - 1) / max(new - 1, 1))
+    else:
+        places = ((places + 0.5) * (old / new) - 0.5).clamp(min=0)
+    first = places.long()
+    return first, (first + 1).clamp(max=old - 1), places - first
 
 
 def _sides(shape: Tensor) -> list[int]:

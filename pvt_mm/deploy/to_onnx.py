@@ -19,7 +19,7 @@ from pvt_mm.deploy import operators
 from pvt_mm.deploy.map_ffn import replace_ffns
 from pvt_mm.utils.errors import InputError
 
-SMALLEST, LARGEST = 64, 8192  # pixels per side, a range in which torch.export can prove that no map is empty
+SIDE = dict(min=64, max=8192)  # pixels, a range in which torch.export can prove that no map is empty
 OPSET = 20  # the first with GELU
 
 
@@ -81,9 +81,11 @@ def to_onnx(graph: nn.Module, channels: int, map_ffns: bool = True) -> onnx.Mode
 
 def example(task: str, channels: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Returns inputs of a task's module by name, and which of their sizes are dynamic."""
-    batch, side = torch.export.Dim.DYNAMIC(min=1), torch.export.Dim.DYNAMIC(min=SMALLEST, max=LARGEST)
+    batch, height, width = (
+        _dim(name, **limits) for name, limits in (('batch', dict(min=1)), ('height', SIDE), ('width', SIDE))
+    )
     inputs = {'image': torch.randn(2, channels, 160, 288)}
-    shapes: dict[str, Any] = {'image': {0: batch, 2: side, 3: side}}
+    shapes: dict[str, Any] = {'image': {0: batch, 2: height, 3: width}}
     if task in ('detection', 'instance_segmentation'):
         inputs |= dict(img_shape=torch.tensor([[160, 288], [150, 270]]), ori_shape=torch.tensor([[48, 80], [60, 100]]))
         shapes |= dict(img_shape={0: batch}, ori_shape={0: batch})
@@ -91,6 +93,12 @@ def example(task: str, channels: int) -> tuple[dict[str, Tensor], dict[str, Any]
         inputs |= dict(img_shape=torch.tensor([150, 270]), ori_shape=torch.tensor([60, 100]))
         shapes |= dict(img_shape=None, ori_shape=None)
     return inputs, shapes
+
+
+def _dim(name: str, **limits: int) -> Any:
+    """Returns a dynamic size whose range torch.export may narrow; in the first versions it cannot, and has a name."""
+    free = torch.export.Dim.DYNAMIC
+    return free(**limits) if callable(free) else torch.export.Dim(name, **limits)
 
 
 def name_sizes(model: onnx.ModelProto) -> None:

@@ -24,7 +24,7 @@ from pvt_mm.apis.inference import image_steps, run_steps
 from pvt_mm.apis.rehearsal import silence
 from pvt_mm.datasets.image_io import report_unreadable_images
 from pvt_mm.serving.images import read_image
-from pvt_mm.serving.model import OnnxModel
+from pvt_mm.serving.model import DETECTION, OnnxModel
 
 # What a float32 file must reach.
 BOX_PX, SCORE, MASK_IOU, PIXELS, MISSING = 0.5, 1e-3, 0.99, 0.999, 0.005
@@ -127,12 +127,14 @@ def compare(model: nn.Module, config: Config, exported: OnnxModel, paths: Sequen
     bar = dict(console=Console(stderr=True), transient=True)
     for path in track(paths, 'comparing with PyTorch', **bar):
         image = read_image(path, exported.channels)
-        for height, width in PARTS:
-            part = image[: max(round(height * image.shape[0]), 1), : max(round(width * image.shape[1]), 1)]
-            for batch in ([part], [part, part[:, ::-1]]):
-                pairs = zip(predict(model, steps, batch), exported.run(batch), strict=True)
-                for ours, theirs in pairs:
-                    agreement.add(ours, theirs, cut)
+        sides = [(max(round(h * image.shape[0]), 1), max(round(w * image.shape[1]), 1)) for h, w in PARTS]
+        parts = [image[:height, :width] for height, width in sides]
+        batches = [batch for part in parts for batch in ([part], [part, part[:, ::-1]])]
+        if exported.task in DETECTION and not exported.preprocesses:  # a batch of any sizes
+            batches.append(parts)
+        for batch in batches:
+            for expected, found in zip(predict(model, steps, batch), exported.run(batch), strict=True):
+                agreement.add(expected, found, cut)
     return agreement
 
 

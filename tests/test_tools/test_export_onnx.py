@@ -96,10 +96,12 @@ def test_a_detector_predicts_on_images_of_any_size_what_pytorch_does(detector, s
 def test_masks_of_a_batch_with_images_of_different_sizes(tmp_path, shapes, capsys):
     config = configure('mask_rcnn/pvt_v2_b2_1x', LINEAR, shapes)
     files = save(config, build(config), tmp_path)
-    assert export_onnx.main([*files, '--out', 'model.onnx', '--half']) == 0
+    folder = str(shapes / 'val2017')
+    assert export_onnx.main([*files, '--out', 'model.onnx', '--half', '--images', folder, '--val-images', '2']) == 0
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert summary['agreement']['images'] == 36
+    assert summary['agreement']['images'] == 48  # with a batch of the three sizes
     assert summary['precision'] == 'float16'
+    assert summary['agreement']['mask_iou'] > 0.8  # with weights of 16 bits
     assert 'coco/segm_mAP' in summary['metrics']
     model = OnnxModel('model.onnx')
     image = cv2.imread(str(next((shapes / 'val2017').iterdir())))[..., ::-1]
@@ -191,6 +193,7 @@ def test_what_counts_as_agreement():
         (['config.py', 'epoch_1.pth', '--part', 'backbone', '--preprocess'], '--part backbone takes normalised images'),
         (['config.py', 'epoch_1.pth', '--val-images', '-1'], '--val-images -1: it must not be negative'),
         (['config.py', 'epoch_1.pth', '--images', 'gone'], 'gone does not exist'),
+        (['config.py', 'epoch_1.pth', '--images', 'run'], 'run has no image'),
         (
             ['config.py', 'epoch_1.pth', '--cfg-options', 'data_root=gone/'],
             'or name a folder of images to compare on: --images FOLDER',
