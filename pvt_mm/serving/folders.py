@@ -8,9 +8,10 @@ from pathlib import Path
 from pvt_mm.serving.images import EXTENSIONS
 from pvt_mm.serving.result import SAVING, Result
 from pvt_mm.utils.errors import InputError
-from pvt_mm.utils.files import write_json
+from pvt_mm.utils.files import check_writable, write_json
 
 Model = Callable[[Path], Result]
+LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # the next file would fail too
 
 
 def find_inputs(what: str, out: Path | None = None) -> list[Path]:
@@ -54,11 +55,12 @@ def run_images(model: Model, paths: list[Path], what: str, out: Path, content: d
 
     Raises:
         InputError: None could be drawn.
-        OSError: The disk is full or read-only.
+        OSError: ``out`` cannot be written, before any prediction, or no longer, such as on a full disk.
     """
     root = Path(what) if Path(what).is_dir() else Path(what).parent
     found: dict[str, list[dict]] = {}
     skipped = []
+    check_writable(out / 'predictions.json')
     try:
         for i, path in enumerate(paths, 1):
             show_progress(i, len(paths))
@@ -68,7 +70,7 @@ def run_images(model: Model, paths: list[Path], what: str, out: Path, content: d
                 result = model(path)
                 result.save(out / (name if path.suffix.lower() == suffix else name + suffix))
             except Exception as error:  # one image must not lose the others
-                if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+                if isinstance(error, OSError) and error.errno in LASTING:
                     raise
                 reason = reason_of(error)
                 skipped.append(reason if str(path) in reason else f'{path}: {reason}')

@@ -1,5 +1,6 @@
 """Predictions of exported models in an environment that has onnxruntime, NumPy and Pillow alone."""
 
+import errno
 import json
 import re
 import subprocess
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from pvt_mm.serving.drawing import MIN_SIDE
+from pvt_mm.serving.result import Result
 from tests.conftest import ROOT
 from tests.test_serving.models import BOXES, save_model
 from tools import predict_onnx
@@ -89,6 +91,20 @@ def test_tools_with_a_shebang_can_be_run():
     assert not [path.name for path in tools if not path.stat().st_mode & 0o100]
 
 
+def test_a_folder_that_can_no_longer_be_written_ends_the_run(images, tmp_path, monkeypatch, capsys):
+    model, save = save_model(tmp_path / 'a.onnx', 'detection', BOXES), Result.save
+
+    def refuse(result, path):
+        if path.name != 'a.jpg':
+            raise PermissionError(errno.EACCES, 'Permission denied', str(path))
+        save(result, path)
+
+    monkeypatch.setattr(Result, 'save', refuse)
+    assert predict_onnx.main(['images', str(model), '--out', 'drawn', '--threads', '1']) == 2
+    assert capsys.readouterr().err == 'error: drawn/c.bmp.jpg: Permission denied\n'
+    assert list(json.loads(Path('drawn/predictions.json').read_text())['images']) == ['a.jpg']
+
+
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
@@ -97,6 +113,7 @@ def test_tools_with_a_shebang_can_be_run():
         (['images', 'gone.onnx'], 'gone.onnx does not exist'),
         (['images', 'images/a.jpg'], 'images/a.jpg is not an ONNX file'),
         (['images', 'MODEL', '--out', 'images'], '--out images is the folder of the images'),
+        (['images', 'MODEL', '--out', 'images/a.jpg/drawn'], 'images/a.jpg/drawn: Not a directory'),
         (['images', 'MODEL', '--score-thr', '2'], '--score-thr 2.0: it must be from 0 to 1'),
         (['images', 'MODEL', '--threads', '-1'], '--threads -1: it must be'),
     ],
