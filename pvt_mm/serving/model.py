@@ -53,6 +53,7 @@ class OnnxModel:
 
         Raises:
             InputError: The file cannot be read, or the model cannot take the image.
+        Exception: onnxruntime's, for what is not about the image, such as too little memory.
         """
         pixels = image if isinstance(image, np.ndarray) else read_image(image, self.channels)
         (found,) = self.run([pixels])
@@ -85,6 +86,7 @@ class OnnxModel:
     def _prepare(self, image: np.ndarray) -> tuple[np.ndarray, tuple[int, int], tuple[int, int]]:
         """Returns the input of an image, its size (h, w) without padding, and that of the image."""
         size = image.shape[:2]
+        _check_thinness(size, self.metadata['preprocessing']['steps'])
         if self.preprocesses:
             return image, size, size
         pixels, shape = preprocess(image, self.metadata['preprocessing'])
@@ -106,7 +108,10 @@ class OnnxModel:
                 feeds[name] = np.array(values if self.task in DETECTION else values[0], np.int64)
         try:
             return dict(zip(self.outputs, self.session.run(self.outputs, feeds), strict=True))
-        except Exception as error:  # onnxruntime's errors have no class of their own
+        except Exception as error:
+            # The other classes are, among more, of too little memory.
+            if type(error).__name__ != 'InvalidArgument':  # whose module is private
+                raise
             size = ' x '.join(map(str, feeds['image'].shape))
             raise InputError(f'the model cannot take an input of {size}: {" ".join(str(error).split())}') from error
 
@@ -129,7 +134,7 @@ def _open(path: str, threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.enable_cpu_mem_arena = options.enable_mem_pattern = False
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors are raised
     try:
         return onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
     except Exception as error:  # onnxruntime's errors have no class of their own
@@ -156,6 +161,15 @@ def _read_metadata(session: Any, path: str) -> dict:
             'arrays to onnxruntime'
         )
     return {**texts, **values}
+
+
+def _check_thinness(size: tuple[int, int], steps: Sequence[dict]) -> None:
+    """Raises an InputError if resizing an image of a size (h, w) makes its shorter side less than a pixel."""
+    for step in steps:
+        if step['type'] == 'Resize' and step['keep_ratio']:
+            long, short = max(step['scale']), min(step['scale'])
+            if int(min(size) * min(long / max(size), short / min(size)) + 0.5) < 1:
+                raise InputError(f'the image is too thin: {size[1]} x {size[0]} pixels')
 
 
 def _without_padding(found: dict[str, np.ndarray], size: tuple[int, int]) -> dict[str, np.ndarray]:

@@ -42,8 +42,12 @@ class Result:
     order: str = field(default='RGB', repr=False)
 
     def draw(self) -> np.ndarray:
-        """Returns the image, (H, W, 3) uint8, with the objects drawn on it, enlarged if it is small."""
-        drawn = draw(self._reordered(self.image), self.objects, self.colors)
+        """Returns the image, (H, W, 3) uint8, with the objects drawn on it, enlarged if it is small.
+
+        Regions of a segmentor whose share is 0.00 in two digits are left out.
+        """
+        shown = [one for one in self.objects if round(one.get('share', 1), 2)]
+        drawn = draw(self._reordered(self.image), shown, self.colors)
         return np.ascontiguousarray(self._reordered(drawn))
 
     def save(self, path: str | os.PathLike) -> None:

@@ -1,6 +1,7 @@
 """Exported models without PyTorch: small ONNX files with their names and metadata."""
 
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -9,6 +10,7 @@ from PIL import Image
 
 from pvt_mm.serving.model import OnnxModel
 from pvt_mm.serving.preprocessing import preprocess
+from pvt_mm.serving.result import Result, regions
 from pvt_mm.serving.run_lengths import decode, encode
 from pvt_mm.utils.errors import InputError
 from tests.test_serving.models import BOXES, PREPROCESSING, PROBABILITIES, save_model
@@ -152,11 +154,28 @@ def test_files_that_onnxruntime_cannot_run(tmp_path, monkeypatch):
         OnnxModel(path)
 
 
-def test_inputs_that_the_graph_refuses_are_one_line(tmp_path):
-    model = OnnxModel(save_model(tmp_path / 'a.onnx', 'detection', BOXES))
-    with pytest.raises(InputError, match='3000 x 1 pixels are too thin'):
-        model(np.zeros((1, 3000, 3), np.uint8))
+def test_only_what_the_input_causes_is_one_line(tmp_path, monkeypatch):
+    for uint8 in (False, True):
+        model = OnnxModel(save_model(tmp_path / 'a.onnx', 'detection', BOXES, uint8))
+        assert len(model(np.zeros((1, 255, 3), np.uint8)).objects) == 2  # resized to a height of 0.502
+        with pytest.raises(InputError, match=r'^the image is too thin: 257 x 1 pixels$'):
+            model(np.zeros((1, 257, 3), np.uint8))
     scores = OnnxModel(save_model(tmp_path / 'b.onnx', 'classification', PROBABILITIES, uint8=True))
     scores.preprocesses = False  # now the input is of another type
     with pytest.raises(InputError, match=r'^the model cannot take an input of 1 x 3 x 96 x 128: .*INVALID_ARG.+$'):
         scores(IMAGE)
+
+    def fail(*_):
+        raise RuntimeError('std::bad_alloc')
+
+    monkeypatch.setattr(scores, 'session', SimpleNamespace(run=fail))
+    with pytest.raises(RuntimeError, match='bad_alloc'):
+        scores(IMAGE)
+
+
+def test_regions_that_are_too_small_have_no_label():
+    labels = np.zeros((480, 640), np.int64)
+    labels[:1] = 1  # 0.2 %
+    result = Result(regions(labels, 'ab'), np.zeros((480, 640, 3), np.uint8), {'a': (0, 200, 0), 'b': (200, 0, 0)})
+    assert [one['share'] for one in result.objects] == [0.9979, 0.0021]
+    assert not result.draw()[..., 0].any()
