@@ -22,10 +22,11 @@ with starting(__name__):
     from pvt_mm.analysis.benchmark.machine import machine
     from pvt_mm.analysis.benchmark.measure import measure
     from pvt_mm.analysis.benchmark.models import products
+    from pvt_mm.analysis.benchmark.process import available_cores
     from pvt_mm.apis.config import load_config
 
 LEGEND = """input: reading and preprocessing; output: from the model's outputs to the objects of predictions.json
-peak: above the loaded model; total: the peak of the process; load: from the start of Python to the loaded model"""
+peak: above the loaded model; total: the peak of the process; load: imports and the model, once Python has started"""
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -41,7 +42,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add('--peers', nargs='+', default=[], choices=list(PEERS), help="others' backbones of the same sizes")
     modes = '; '.join(f'{name}: {what}' for name, what in MODES.items())
     add('--mode', choices=list(MODES), default='forward', help=f'{modes} (default: %(default)s)')
-    add('--images', metavar='FOLDER', help='of --mode predict: each step takes the next image, the same for all models')
+    add('--images', metavar='FOLDER', help='of --mode predict: each round takes the next image, the same for all')
     add('--profile', action='store_true', help="with --mode predict: PyTorch's and onnxruntime's time by operator")
     add('--shape', nargs='+', type=int, default=[800, 1344], metavar=('H', 'W'), help='in pixels (default: 800 1344)')
     add('--scales', nargs='+', type=int, metavar='SIDE', help='squares of these sides in pixels instead of --shape')
@@ -68,7 +69,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help='of images and weights; better: the faster of the two in a few steps (default: %(default)s)',
     )
     add('--busy', action='store_true', help='keep one core busy with another process during the steps')
-    add('--threads', type=int, default=0, metavar='N', help="of the CPU (default: PyTorch's and onnxruntime's choice)")
+    cores = 'with --mode predict one for each core, of PyTorch, OpenCV and onnxruntime alike'
+    add('--threads', type=int, default=0, metavar='N', help=f"of the CPU (default: PyTorch's choice; {cores})")
     add('--rounds', type=int, default=10, metavar='N', help='steps of each model (default: %(default)s)')
     add('--plot', metavar='FILE', help='draw the times; with --scales, times and GFLOPs against the scale')
     add_cfg_options(parser)
@@ -161,11 +163,11 @@ def predictions(args: argparse.Namespace) -> list[Contender]:
     for name in ('scales', 'peers', 'with_cp', 'prepare'):
         if getattr(args, name):
             raise InputError(f'--mode predict takes no --{name.replace("_", "-")}')
-    images = prediction.find_images(args.images)
+    images, threads = prediction.find_images(args.images), args.threads or available_cores()
     pytorchs = {name: getattr(args, name) for name in ('dtype', 'compile', 'memory_format')}
     found = []
     for model, label in zip(args.model, labels(args), strict=True):
-        kept = dict(mode='predict', label=label, images=images, threads=args.threads, busy=args.busy)
+        kept = dict(mode='predict', label=label, images=images, threads=threads, busy=args.busy)
         if Path(model).suffix != '.onnx':
             config = prediction.find_run(model)[0] if os.path.isdir(model) else model
             load_config(config, args.cfg_options)

@@ -1,5 +1,6 @@
 """The benchmark: it measures what it says, in every mode, and reports errors. No time is tested."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -14,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+import cv2
 import numpy as np
 import onnx
 import pytest
@@ -28,6 +30,7 @@ from pvt_mm.analysis.latency import plot_scales, plot_times
 from pvt_mm.apis.config import load_config
 from pvt_mm.apis.launch import build_model
 from pvt_mm.models import PVT, PVTv2
+from pvt_mm.serving.model import OnnxModel
 from pvt_mm.utils.errors import InputError
 from tests.conftest import ROOT
 from tools import benchmark as tool
@@ -91,7 +94,7 @@ def test_contenders_take_turns_and_only_busy_steps_have_a_neighbour(monkeypatch)
         def __exit__(self, *_):
             order.append('end')
 
-        def submit(self, function, contender):
+        def submit(self, function, contender, *args):
             order.append(contender.model)
             future = Future()
             future.set_result(next(self.answers, (float(len(order)), {}, 0.1 * len(order))))
@@ -167,6 +170,9 @@ def test_the_processor_is_named_with_family_and_model(monkeypatch):
     )  # fmt: skip
     intel = amd.replace('AuthenticAMD', 'GenuineIntel').replace('AMD EPYC', 'Xeon').format(6, 207)
     assert find(f'{intel}flags\t\t: amx_tile amx_bf16\n') == ('Xeon, family 6, model 207 (AMX)', 'Intel', True)
+    for flags, name in (('avx2 avx512_vnni amx_int8', 'AMX'), ('avx2 avx_vnni', 'AVX-VNNI'), ('avx avx2', 'AVX2')):
+        find(f'{intel}flags\t\t: {flags}\n')
+        assert machine.int8_instructions() == name
     arm = find('processor\t: 0\nBogoMIPS\t: 243.75\nFeatures\t: fp asimd bf16\n')
     assert arm == (platform.processor() or platform.machine(), '', True)
 
@@ -538,7 +544,7 @@ def test_a_run_predicts_as_the_demo_does(work_dir, shapes, monkeypatch):
     assert prepared.loaded.load_seconds > 0
     taken, predict = [], prediction.Predictor.__call__
     monkeypatch.setattr(prediction.Predictor, '__call__', lambda self, path: taken.append(path) or predict(self, path))
-    parts = [prepared.step() for _ in range(3)]
+    parts = [prepared.step(i) for i in range(3)]
     assert taken == [images[0], images[1], images[0]]
     assert all(min(one.values()) > 0 for one in parts)
     assert [*parts[0]] == ['input', 'model', 'output']
@@ -549,6 +555,44 @@ def test_a_run_predicts_as_the_demo_does(work_dir, shapes, monkeypatch):
     random = models.prepare(replace(contender, model=DEMO))  # a config has random weights, and no file
     assert random.loaded.megabytes is None
     assert random.step()['model'] > 0
+
+
+def test_all_predict_on_the_same_images(onnx_path, work_dir, shapes, monkeypatch):
+    taken = {prediction.Predictor: [], OnnxModel: []}
+    for kind, paths in taken.items():
+        monkeypatch.setattr(
+            kind, '__call__', lambda self, path, call=kind.__call__, paths=paths: paths.append(path) or call(self, path)
+        )
+
+    class Here(contextlib.ExitStack):
+        """Calls functions in this process."""
+
+        def submit(self, function, *args):
+            future = Future()
+            future.set_result(function(*args))
+            return future
+
+    monkeypatch.setattr(measure, 'ProcessPoolExecutor', lambda *_: Here())
+    monkeypatch.setattr(measure, 'busy_neighbour', contextlib.nullcontext)
+    monkeypatch.setattr(measure, '_prepared', [])
+    monkeypatch.setattr(onnx_file, '_loaded', [])
+    threads = []
+    monkeypatch.setattr(torch, 'set_num_threads', threads.append)
+    monkeypatch.setattr(cv2, 'setNumThreads', threads.append)
+    images = prediction.find_images(f'{shapes}/val2017')[:2]
+    quiet = [Contender(model, mode='predict', images=images, threads=2) for model in (work_dir, onnx_path)]
+    measure.measure([*quiet, *(replace(one, busy=True) for one in quiet)], 3, profiled=True)
+    first, second = images
+    for paths in taken.values():
+        assert paths[:7] == [first, *[first] * 2, *[second] * 2, *[first] * 2]  # to warm up, then quiet and busy
+        assert paths[-3:] == [first, second, first]  # profiled
+    assert threads == [2, 2]
+
+
+def test_threads_of_predictions_are_the_cores(onnx_path, work_dir, shapes):
+    argv = ['--mode', 'predict', '--images', f'{shapes}/val2017', '--model', work_dir, onnx_path]
+    (found,) = tool.contenders(tool.parse_args(argv))
+    assert [one.threads for one in found] == [len(os.sched_getaffinity(0))] * 2
 
 
 def test_contenders_of_predictions(onnx_path, work_dir, shapes):

@@ -46,7 +46,7 @@ class Contender:
     dtype: str = 'float32'  # or the dtype of torch.autocast, or 'tf32': products of float32 in TF32
     compile: bool = False  # by torch.compile with dynamic sizes
     memory_format: str = 'better'  # one of FORMATS, or the one that a few steps show to be faster
-    threads: int = 0  # PyTorch's or onnxruntime's on the CPU; 0 for its default
+    threads: int = 0  # of PyTorch, OpenCV or onnxruntime on the CPU; 0 for their defaults
     with_cp: bool = False  # whether the backbone recomputes its layers in the backward pass
     prepare: str = ''  # 'module:function' that changes the built backbone in place
     busy: bool = False  # whether another process keeps one core busy during the steps
@@ -100,7 +100,7 @@ class Result:
     memory_format: str  # the one that was used
     # With mode 'predict':
     loaded_memory: float | None = None  # GB of the process when the model was loaded, which is not in `peak_memory`
-    load_seconds: float | None = None  # from the start of the process, imports included, to the loaded model
+    load_seconds: float | None = None  # from Python's start, without it, over imports to the loaded model
     megabytes: float | None = None  # of the model's file
     operators: dict[str, dict[str, float]] = field(
         default_factory=dict

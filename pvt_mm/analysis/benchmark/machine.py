@@ -13,6 +13,15 @@ import torch
 # By family, and by model in sixteens where a family has two.
 AMD_GENERATIONS = {25: 'Zen 3', 26: 'Zen 5', **{(25, sixteen): 'Zen 4' for sixteen in (1, 6, 7, 10)}}
 
+# That multiply in 8 bits, by Linux's flag, the best first. AVX2's sums of two products saturate.
+INT8_INSTRUCTIONS = {
+    'amx_int8': 'AMX',
+    'avx512_vnni': 'AVX512-VNNI',
+    'avx_vnni': 'AVX-VNNI',
+    'avx2': 'AVX2',
+    'asimddp': 'dot products',
+}
+
 
 class Processor(NamedTuple):
     """A processor."""
@@ -26,11 +35,9 @@ def find_processor(device: str) -> Processor:
     """Returns the processor of a device, 'cpu' or 'cuda'."""
     if device == 'cuda':
         return Processor(torch.cuda.get_device_name(), 'NVIDIA', True)
-    facts: dict[str, str] = {}
-    with contextlib.suppress(OSError):
-        facts = dict(re.findall(r'^(.*?)\s*: (.*)$', Path('/proc/cpuinfo').read_text(), re.MULTILINE))
+    facts = _cpu_facts()
     name = facts.get('model name') or platform.processor() or platform.machine()
-    flags = facts.get('flags', facts.get('Features', '')).split()
+    flags = _flags(facts)
     vendor = next((vendor for vendor in ('AMD', 'Intel') if vendor in facts.get('vendor_id', '')), '')
     if 'cpu family' in facts and 'model' in facts:
         family, model = int(facts['cpu family']), int(facts['model'])
@@ -38,6 +45,22 @@ def find_processor(device: str) -> Processor:
         zen = AMD_GENERATIONS.get((family, model // 16), AMD_GENERATIONS.get(family)) if vendor == 'AMD' else None
         name += f' ({zen})' if zen else ' (AMX)' if 'amx_tile' in flags else ''
     return Processor(name, vendor, not {'avx512_bf16', 'amx_bf16', 'bf16'}.isdisjoint(flags))
+
+
+def _cpu_facts() -> dict[str, str]:
+    with contextlib.suppress(OSError):
+        return dict(re.findall(r'^(.*?)\s*: (.*)$', Path('/proc/cpuinfo').read_text(), re.MULTILINE))
+    return {}
+
+
+def _flags(facts: dict[str, str]) -> list[str]:
+    return facts.get('flags', facts.get('Features', '')).split()
+
+
+def int8_instructions() -> str:
+    """Returns the best of the CPU's instructions that multiply in 8 bits; speed and rounding of int8 depend on them."""
+    flags = _flags(_cpu_facts())
+    return next((name for flag, name in INT8_INSTRUCTIONS.items() if flag in flags), 'unknown instructions')
 
 
 def machine(device: str) -> str:

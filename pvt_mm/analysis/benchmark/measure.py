@@ -33,8 +33,8 @@ from pvt_mm.utils.errors import InputError, config_errors
 def measure(contenders: Sequence[Contender], rounds: int, profiled: bool = False) -> list[Result]:
     """Measures a step of each contender per round, after one to warm up, and shows the progress on stderr.
 
-    Those that differ only in ``busy`` share a process. With ``profiled``, those of mode ``predict`` are profiled after
-    the last round, on as many images.
+    Those that differ only in ``busy`` share a process. With mode ``predict`` all take the same image in a round, the
+    first one to warm up, and with ``profiled`` they are profiled after the last round, on the images of all rounds.
 
     Raises:
         InputError: A contender cannot be built or run; the message names it.
@@ -56,11 +56,11 @@ def measure(contenders: Sequence[Contender], rounds: int, profiled: bool = False
                 with _without_main():
                     facts[key] = _call(workers[key], _build, key)
             progress.advance(task)
-        for _ in range(rounds):
+        for i in range(rounds):
             for contender, key, taken in zip(contenders, quiet, steps, strict=True):
                 progress.update(task, description=contender.name)
                 with busy_neighbour() if contender.busy else contextlib.nullcontext():
-                    taken.append(_call(workers[key], _step, key))
+                    taken.append(_call(workers[key], _step, key, i))
                 progress.advance(task)
         if profiled:
             for key in workers:
@@ -155,16 +155,16 @@ def _build(contender: Contender) -> dict[str, Any]:
     return facts | (prepared.loaded._asdict() if prepared.loaded else {})
 
 
-def _step(contender: Contender) -> tuple[float, dict[str, float], float | None]:
-    """Runs a step, and returns its seconds, those of its parts, and the peak memory so far in GB."""
+def _step(contender: Contender, i: int) -> tuple[float, dict[str, float], float | None]:
+    """Runs the step of round ``i``: its seconds, those of its parts, and the peak memory so far in GB."""
     (prepared,) = _prepared
     with config_errors(contender.name, RuntimeError):
-        return _time(prepared, contender.device)
+        return _time(prepared, contender.device, *((i,) if contender.mode == 'predict' else ()))
 
 
-def _time(prepared: Prepared, device: str) -> tuple[float, dict[str, float], float | None]:
+def _time(prepared: Prepared, device: str, *image: int) -> tuple[float, dict[str, float], float | None]:
     start = time.perf_counter()
-    parts = prepared.step()
+    parts = prepared.step(*image)
     synchronize(device)
     seconds = time.perf_counter() - start
     peak = peak_memory(device)
@@ -219,7 +219,7 @@ def time_by_kind(contender: Contender) -> dict[str, float]:
 def _profile(contender: Contender, count: int) -> dict[str, dict[str, float]]:
     """Returns the seconds per image of each operator by kind, of ``count`` predictions."""
     (prepared,) = _prepared
-    found = _operators(lambda: [prepared.step() for _ in range(count)], KINDS | MORE_KINDS)
+    found = _operators(lambda: [prepared.step(i) for i in range(count)], KINDS | MORE_KINDS)
     return {kind: {name: seconds / count for name, seconds in times.items()} for kind, times in found.items()}
 
 

@@ -46,7 +46,7 @@ class Loaded(NamedTuple):
 class Prepared(NamedTuple):
     """A contender that is ready to run; a step returns the seconds of its parts."""
 
-    step: Callable[[], dict[str, float]]
+    step: Callable[..., dict[str, float]]  # with mode 'predict' it takes the index of an image, by default 0
     memory: float | None  # bytes in use before the first step
     images: int
     gflops: float | None

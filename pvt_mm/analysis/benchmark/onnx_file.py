@@ -1,7 +1,6 @@
 """An ONNX file in a process of its own, which does not import PyTorch: its memory is that of a deployed model."""
 
 import collections
-import itertools
 import json
 import tempfile
 import time
@@ -53,26 +52,25 @@ def build(file: OnnxFile) -> dict:
         model, watch = OnnxModel(file.path, threads=file.threads), Stopwatch()
         seconds, before = age(), used_memory('cpu')
         model.session.run = watch.around(model.session.run)
-        images = itertools.cycle(file.images)
         model(file.images[0])
     used_memory('cpu')
-    _loaded.append((model, lambda: watch.parts(lambda: model(next(images))), before))
+    _loaded.append((model, watch, before))
     return dict(images=1, gflops=None, memory_format='', load_seconds=seconds, loaded_memory=before and before / 1e9,
                 megabytes=Path(file.path).stat().st_size / 1e6)  # fmt: skip
 
 
-def step(file: OnnxFile) -> tuple[float, dict[str, float], float | None]:
-    """Predicts on the next image: its seconds, those of its parts, and the peak memory so far in GB."""
-    ((_, predict, before),) = _loaded
+def step(file: OnnxFile, i: int) -> tuple[float, dict[str, float], float | None]:
+    """Predicts on the image of round ``i``: its seconds, those of its parts, and the peak memory so far in GB."""
+    ((model, watch, before),) = _loaded
     start = time.perf_counter()
     with config_errors(file.name, RuntimeError):
-        parts = predict()
+        parts = watch.parts(lambda: model(file.images[i % len(file.images)]))
     seconds, peak = time.perf_counter() - start, peak_memory('cpu')
     return seconds, parts, None if None in (peak, before) else (peak - before) / 1e9
 
 
 def profile(file: OnnxFile, count: int) -> dict[str, dict[str, float]]:
-    """Returns the seconds per image of each operator by kind, of predictions on the first ``count`` images."""
+    """Returns the seconds per image of each operator by kind, of the predictions of ``count`` rounds."""
     import onnxruntime
 
     ((model, _, _),) = _loaded
@@ -81,9 +79,8 @@ def profile(file: OnnxFile, count: int) -> dict[str, dict[str, float]]:
         options.enable_profiling, options.profile_file_prefix = True, f'{folder}/profile'
         model.session = onnxruntime.InferenceSession(file.path, options, providers=model.session.get_providers())
         model(file.images[0])
-        images = list(itertools.islice(itertools.cycle(file.images), count))
-        for path in images:
-            model(path)
+        for i in range(count):
+            model(file.images[i % len(file.images)])
         events = json.loads(Path(model.session.end_profiling()).read_text())
     runs = [event['ts'] for event in events if event['name'] == 'model_run']
     spent: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)

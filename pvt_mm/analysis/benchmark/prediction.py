@@ -1,11 +1,11 @@
 """Predictions of a trained model by PyTorch, from image files to plain values, in the process of a contender."""
 
 import contextlib
-import itertools
 import os
 import tempfile
 from pathlib import Path
 
+import cv2
 import torch
 from mmengine.registry import DefaultScope
 
@@ -46,10 +46,12 @@ def find_run(folder: str) -> tuple[str, str]:
 
 
 def prepare_prediction(contender: Contender) -> Prepared:
-    """Prepares a step that predicts on the next image, as tools/demo.py does, with a work directory's weights.
+    """Prepares a step that predicts on an image, as tools/demo.py does, with a work directory's weights.
 
     A config has random ones.
     """
+    if contender.threads:
+        cv2.setNumThreads(contender.threads)
     with contextlib.ExitStack() as stack:
         stack.enter_context(safe_reading())
         if os.path.isdir(contender.model):
@@ -70,11 +72,11 @@ def prepare_prediction(contender: Contender) -> Prepared:
     memory, seconds = used_memory(contender.device), age()
     # What normalises and pads comes before the model, as it does with ONNX.
     model.forward = watch.around(model.forward)
-    images = itertools.cycle(contender.images)
+    images = contender.images
 
-    def step() -> dict[str, float]:
+    def step(i: int = 0) -> dict[str, float]:
         with precision(contender):
-            return watch.parts(lambda: predictor(next(images)))
+            return watch.parts(lambda: predictor(images[i % len(images)]))
 
     loaded = Loaded(memory and memory / 1e9, None if size is None else seconds, size)
     return Prepared(step, memory, 1, None, chosen, loaded)

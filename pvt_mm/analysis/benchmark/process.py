@@ -1,4 +1,4 @@
-"""The process of a contender: its start, its memory and the parts of a prediction. Nothing here imports PyTorch."""
+"""The process of a contender: its cores, start, memory and the parts of a prediction. Nothing imports PyTorch."""
 
 import contextlib
 import os
@@ -22,8 +22,13 @@ def start() -> None:
 
 
 def age() -> float:
-    """Returns the seconds since this process began."""
+    """Returns the seconds since :func:`start`: Python runs by then, and no library has been imported."""
     return time.perf_counter() - _started
+
+
+def available_cores() -> int:
+    """Returns the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def used_memory(device: str) -> float | None:
