@@ -28,7 +28,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add('--images', required=True, metavar='FOLDER', help='to compare, calibrate and measure on')
     add('--out', type=Path, default=ROOT / 'docs/deploy.md', metavar='FILE', help='the page (default: docs/deploy.md)')
     add('--rounds', type=int, default=20, metavar='N', help='images of each measurement (default: %(default)s)')
-    add('--threads', type=int, default=0, metavar='N', help='of the CPU (default: what PyTorch and onnxruntime choose)')
+    add('--threads', type=int, default=0, metavar='N', help='of PyTorch, OpenCV and onnxruntime (default: one a core)')
     add(
         '--val-images',
         type=int,
@@ -42,7 +42,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 with starting(__name__, parse_args):
     from rich.console import Console
 
-    from pvt_mm.analysis.benchmark.machine import machine
+    from pvt_mm.analysis.benchmark.machine import int8_instructions, machine
     from pvt_mm.analysis.benchmark.prediction import find_images, find_run
     from pvt_mm.apis.config import load_config
     from pvt_mm.deploy import report
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for work_dir in args.work_dirs:
         load_config(find_run(work_dir)[0])
     write(args.out, '')  # only to check
-    conditions = report.Conditions(args.images, images, args.rounds, args.threads, args.val_images)
+    conditions = report.Conditions(args.work_dirs, args.images, images, args.rounds, args.threads, args.val_images)
     models, console = [], Console(stderr=True)
     for work_dir in args.work_dirs:
         with tempfile.TemporaryDirectory() as where:
@@ -67,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     figures = report.figures(models, conditions)
     write(args.out, figures)
     print(f'{figures}\n\nwritten to {args.out}')
-    print(json_text({'out': str(args.out), 'machine': machine('cpu'), 'models': report.summary(models)}))
+    where = {'machine': machine('cpu'), 'int8': int8_instructions()}
+    print(json_text({'out': str(args.out), **where, 'models': report.summary(models)}))
 
 
 def write(path: Path, figures: str) -> None:

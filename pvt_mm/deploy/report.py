@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import textwrap
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -9,9 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pvt_mm.analysis.benchmark.contender import Contender, Result, markdown, operator_table
-from pvt_mm.analysis.benchmark.machine import machine
+from pvt_mm.analysis.benchmark.machine import int8_instructions, machine
 from pvt_mm.analysis.benchmark.measure import measure
 from pvt_mm.analysis.benchmark.prediction import find_run
+from pvt_mm.analysis.benchmark.process import available_cores
 from pvt_mm.apis.config import load_config
 from pvt_mm.apis.inference import load_model
 from pvt_mm.checkpoint.reader import safe_reading
@@ -42,13 +44,26 @@ class Exported(NamedTuple):
 
 
 class Conditions(NamedTuple):
-    """How models are compared."""
+    """How models are compared; paths as they were given."""
 
+    work_dirs: Sequence[str]
     folder: str  # of the images
     images: tuple[str, ...]  # in it
     rounds: int
-    threads: int
+    threads: int  # of PyTorch, OpenCV and onnxruntime; 0 for one a core
     val_images: int  # of the test data, to evaluate on
+
+    @property
+    def thread_count(self) -> int:
+        """The number of threads."""
+        return self.threads or available_cores()
+
+    @property
+    def command(self) -> str:
+        """The command that makes the figures."""
+        flags = ['--images', self.folder, '--rounds', str(self.rounds), '--val-images', str(self.val_images)]
+        flags += ['--threads', str(self.threads)] if self.threads else []
+        return shlex.join(['tools/deploy_report.py', *self.work_dirs, *flags])
 
 
 def export_and_measure(work_dir: str, where: Path, conditions: Conditions, tell: Callable[[str], Any]) -> Exported:
@@ -60,9 +75,9 @@ def export_and_measure(work_dir: str, where: Path, conditions: Conditions, tell:
     path, checkpoint = find_run(work_dir)
     config, name = load_config(path), Path(work_dir).resolve().name
     about = dict(config=os.path.basename(path), checkpoint=os.path.basename(checkpoint))
-    settings = export.with_images(export.Settings(), config, conditions.folder, conditions.val_images)
+    settings = export.with_images(export.Settings(preprocess=True), config, conditions.folder, conditions.val_images)
     found, failed = {}, {}
-    kept = dict(shape=(0, 0), mode='predict', images=conditions.images, threads=conditions.threads)
+    kept = dict(shape=(0, 0), mode='predict', images=conditions.images, threads=conditions.thread_count)
     contenders = {PYTORCH: Contender(work_dir, label=PYTORCH, **kept)}
     for precision, options in PRECISIONS.items():
         tell(f'{name}: exporting as {precision}')
@@ -81,23 +96,22 @@ def export_and_measure(work_dir: str, where: Path, conditions: Conditions, tell:
 
 def figures(models: Sequence[Exported], conditions: Conditions) -> str:
     """Returns the section of docs/deploy.md."""
-    threads = f', threads: {conditions.threads}' if conditions.threads else ''
-    folder = Path(conditions.folder).resolve().name
-    names = ' '.join(one.name for one in models)
-    flags = f'--images {folder} --rounds {conditions.rounds} --val-images {conditions.val_images}'
-    flags += f' --threads {conditions.threads}' if conditions.threads else ''
     parts = [
-        f'{machine("cpu")}, onnxruntime {version("onnxruntime")}{threads}. Measured in turns, one image at a time, '
-        f'each in a process of its own: {conditions.rounds} images of a folder of {len(conditions.images)}.',
-        f'    tools/deploy_report.py {names} {flags}',
+        f'{machine("cpu")}, onnxruntime {version("onnxruntime")}, int8 by {int8_instructions()}. Measured in turns, '
+        f'one image at a time, the same for all, each in its own process with {conditions.thread_count} threads of '
+        f'PyTorch, OpenCV or onnxruntime: {conditions.rounds} rounds over a folder of {len(conditions.images)} images. '
+        'All files were exported with `--preprocess`.',
+        f'    {conditions.command}',
+        'The runs are small models that overfit a few photographs for this comparison and cannot be downloaded: their '
+        'AP says nothing about quality, only about what is lost.',
         '### Agreement of the float32 files with PyTorch',
         'The largest differences over images at three sizes each, alone and in a batch of two, in pixels of the image.',
         markdown([['model', 'predictions', 'missing', 'boxes', 'scores', 'masks', 'pixels'], *map(_agreement, models)]),
         *(_section(one) for one in models),
         'Median and 95th percentile of the time from an image file to the objects of `predictions.json`. Input is '
         "reading and preprocessing, output what turns the model's outputs into objects. Ratios are medians over the "
-        'images. Loading includes starting Python and importing the libraries. A checkpoint of a training also has the '
-        "optimizer's state.",
+        'images. Loading begins when Python has started, and includes importing the libraries. A checkpoint of a '
+        "training also has the optimizer's state.",
     ]
     return '\n\n'.join(_wrap(part) for part in parts)
 

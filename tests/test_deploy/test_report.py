@@ -46,6 +46,7 @@ def measured(monkeypatch):
     def export_model(model, config, path, settings, about):
         if settings.int8 == 'dynamic':
             raise InputError('no weight is large enough')
+        assert settings.preprocess
         path.write_bytes(b'onnx')
         points = dict(pytorch=40.0, onnxruntime=38.5 if settings.int8 else 40.0)
         agreement = Agreement(objects=98.0, missing=1.0, box_px=0.004, score=2e-6, mask_iou=0.9991, pixels=1.0)
@@ -70,9 +71,11 @@ def measured(monkeypatch):
     return asked
 
 
-def test_the_figures_go_between_the_marks(runs, measured, capsys):
+def test_the_figures_go_between_the_marks(runs, measured, capsys, monkeypatch):
     out = runs / 'deploy.md'
-    argv = [str(runs / 'first'), str(runs / 'second'), '--images', str(runs / 'images'), '--out', str(out)]
+    monkeypatch.chdir(runs)
+    monkeypatch.setattr(report, 'int8_instructions', lambda: 'AMX')
+    argv = ['first', './second', '--images', './images', '--out', str(out), '--val-images', '7']
     assert tool.main([*argv, '--rounds', '3', '--threads', '1']) == 0
     printed = capsys.readouterr()
     text = out.read_text()
@@ -96,17 +99,16 @@ def test_the_figures_go_between_the_marks(runs, measured, capsys):
         'Not exported as int8, dynamic: no weight is large enough.',
     ):
         assert rows.count(row) == 2, row
-    assert ' tools/deploy_report.py first second --images images --rounds 3 --val-images 200 --threads 1' in rows
-    assert str(runs) not in text
+    assert ' tools/deploy_report.py first ./second --images ./images --rounds 3 --val-images 7 --threads 1' in rows
+    assert ', int8 by AMX. ' in ' '.join(rows)
+    assert ' with 1 threads of PyTorch, OpenCV or onnxruntime: 3 rounds ' in ' '.join(rows)
     assert max(len(line) for line in rows) <= 128
     assert 'first: not exported as int8, dynamic' in printed.err
     answer = json.loads(printed.out.strip().split('\n')[-1])
     assert [one['model'] for one in answer['models']] == ['first', 'second']
     assert answer['models'][0]['measured']['int8, static']['median_s'] == 0.1
     assert [([one.label for one in group], rounds) for group, rounds, _ in measured] == [([*SECONDS], 3)] * 2
-    assert {(one.images, one.threads) for group, *_ in measured for one in group} == {
-        ((str(runs / 'images/1.jpg'),), 1)
-    }
+    assert {(one.images, one.threads) for group, *_ in measured for one in group} == {(('images/1.jpg',), 1)}
 
 
 @pytest.mark.parametrize(
