@@ -70,7 +70,7 @@ def export_and_measure(work_dir: str, where: Path, conditions: Conditions, tell:
     """Exports a run's model in all precisions to the folder ``where``, and measures them and PyTorch in turns.
 
     Raises:
-        InputError: The work directory has no model that can predict.
+        InputError: The work directory has no model that can predict, or a file cannot be measured.
     """
     path, checkpoint = find_run(work_dir)
     config, name = load_config(path), Path(work_dir).resolve().name
@@ -87,9 +87,10 @@ def export_and_measure(work_dir: str, where: Path, conditions: Conditions, tell:
         try:
             found[precision] = export.export_model(model, config, file, settings._replace(**options), about)
             contenders[precision] = Contender(str(file), label=precision, **kept)
-        except InputError as error:
-            failed[precision] = str(error)
-            tell(f'{name}: not exported as {precision}: {error}')
+        except Exception as error:  # one failure must not cost the figures of the others
+            kind = '' if isinstance(error, InputError) else f'{type(error).__name__}: '
+            failed[precision] = f'{kind}{" ".join(str(error).split())[:300]}'
+            tell(f'{name}: not exported as {precision}: {failed[precision]}')
     results = measure(list(contenders.values()), conditions.rounds, profiled=True)
     return Exported(name, type(model).__name__, found, failed, dict(zip(contenders, results, strict=True)))
 
