@@ -10,11 +10,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import BaseDataElement, InstanceData
 
 import pvt_mm
-from pvt_mm.analysis.predictor import _classes
+from pvt_mm.analysis.predictor import find_classes
 from pvt_mm.apis import installed
 from pvt_mm.apis.config import load_config
 from pvt_mm.apis.inference import dataset_meta
@@ -140,7 +141,11 @@ def test_classes_of_mmdetection_2_and_mmsegmentation_0(trained, shapes, tmp_path
     assert model.classes == list(names)
     meta = dataset_meta({'meta': {'CLASSES': tuple('abcdefghi'), 'PALETTE': colors}})
     assert meta == {'classes': tuple('abcdefghi'), 'palette': colors}
-    assert _classes('old.pth', meta, {}, 9) == (list('abcdefghi'), [tuple(color) for color in colors])
+    old = torch.nn.Module()
+    old.dataset_meta, old.bbox_head = meta, torch.nn.Module()
+    old.bbox_head.num_classes = 9
+    config = Config(dict(test_dataloader=dict(dataset=dict())))
+    assert find_classes(old, config, 'old.pth') == (list('abcdefghi'), [tuple(color) for color in colors])
 
 
 def test_wrong_input_is_one_line(trained, tmp_path):

@@ -81,8 +81,8 @@ def _iou_threshold(settings: Mapping) -> float:
 
 def to_original(boxes: Tensor, img_shape: Tensor, ori_shape: Tensor) -> Tensor:
     """Returns boxes (B, K, 4) of images of ``img_shape`` (B, 2) in pixels of the original ones, of ``ori_shape``."""
-    scale = img_shape.double() / ori_shape.double()  # (B, 2), as MMCV computes scale_factor
-    return boxes / scale.float().flip(1).repeat(1, 2)[:, None]
+    scale = 1 / (img_shape.double() / ori_shape.double())  # (B, 2), rounded as MMDetection's
+    return boxes * scale.float().flip(1).repeat(1, 2)[:, None]
 
 
 def drop_missing(found: Candidates) -> Candidates:

@@ -43,9 +43,14 @@ def mmdets(model: torch.nn.Module, image: torch.Tensor, img_shapes: list, ori_sh
 def test_boxes_and_masks_are_mmdetections(name):
     kind, backbone = DETECTORS[name]
     model = build(configure(name, backbone))
-    graph = build_graph(model)
-    assert isinstance(graph, kind)
-    for img_shapes, ori_shapes in SHAPES:
+    assert isinstance(build_graph(model), kind)
+    check(model)
+
+
+def check(model: torch.nn.Module, shapes: list = SHAPES) -> np.ndarray:
+    """Compares a model with its exportable module; returns the scores of all objects."""
+    graph, scores = build_graph(model), []
+    for img_shapes, ori_shapes in shapes:
         height, width = img_shapes[0]
         image = torch.randn(len(img_shapes), 3, height, width)
         with torch.no_grad():
@@ -60,10 +65,46 @@ def test_boxes_and_masks_are_mmdetections(name):
             assert len(one['scores']) == len(expected['scores']) > 5
             assert np.all(np.diff(one['scores']) <= 0)
             agreement.add(expected, one)
-        assert (agreement.missing, agreement.objects) == (0, agreement.objects)
+            scores.append(expected['scores'])
+        assert (agreement.missing, agreement.extra) == (0, 0)
         assert agreement.box_px < 1e-3
         assert agreement.score < 1e-5
         assert agreement.mask_iou > 0.99
+    return np.concatenate(scores)
+
+
+def middle(scores: np.ndarray) -> float:
+    """Returns a threshold in the widest gap of the scores in the middle."""
+    half = np.sort(scores)[len(scores) // 4 : -len(scores) // 4]
+    i = np.diff(half).argmax()
+    return float(half[i : i + 2].mean())
+
+
+@pytest.mark.parametrize('is_sigmoid', [True, False])
+@pytest.mark.parametrize('changes', [dict(nms_pre=-1, min_bbox_size=9.37), dict(nms=dict(class_agnostic=True))])
+def test_settings_of_one_stage_detectors(changes, is_sigmoid):
+    config = configure('retinanet/pvt_t_1x', PVT)
+    config.model.test_cfg.update(max_per_img=2000, score_thr=0.0)
+    config.model.bbox_head.anchor_generator.strides = [(4, 4), (8, 4)]
+    config.model.bbox_head.loss_cls.update(use_sigmoid=is_sigmoid)
+    if not is_sigmoid:
+        config.model.bbox_head.loss_cls = dict(type='CrossEntropyLoss', use_sigmoid=False)
+    # MMCV suppresses more than 10,000 candidates class by class, with other roundings.
+    small = [([[64, 64]], [[48, 96]]), ([[64, 64], [60, 44]], [[64, 64], [30, 90]])]
+    every = check(build(config), small)
+    config.model.test_cfg.update(changes)
+    changed = check(build(config), small)
+    config.model.test_cfg.score_thr = middle(changed)
+    assert len(every) != len(changed) > len(check(build(config), small)) > 20
+
+
+def test_score_threshold_and_levels_of_two_stage_detectors():
+    config = configure('heads/pvt_s_faster_rcnn_1x', PVT)
+    config.model.test_cfg.rpn.update(nms=dict(type='nms', iou_threshold=0.3), max_per_img=1000)
+    config.model.test_cfg.rcnn.update(max_per_img=2000, score_thr=0.0)
+    every = check(build(config))
+    config.model.test_cfg.rcnn.score_thr = middle(every)
+    assert len(every) > len(check(build(config))) > 20
 
 
 def test_other_suppression_is_refused():

@@ -12,7 +12,7 @@ from torch.torch_version import TorchVersion
 
 from pvt_mm.apis.config import load_config
 from pvt_mm.apis.inference import load_model
-from pvt_mm.deploy import export, to_onnx
+from pvt_mm.deploy import export, to_onnx, verify
 from pvt_mm.deploy.verify import Agreement, compare
 from pvt_mm.serving.model import OnnxModel
 from pvt_mm.utils.errors import InputError
@@ -216,3 +216,35 @@ def test_without_onnx_the_extra_is_named(monkeypatch):
     monkeypatch.setattr(torch, '__version__', TorchVersion('2.5.1'))
     with pytest.raises(InputError, match=r'^exporting to ONNX needs torch 2.6 or later, and this is 2.5.1$'):
         export.check_packages()
+
+
+def test_extra_objects_nan_and_nothing_are_no_agreement():
+    boxes = np.array([[0, 0, 10, 10], [20, 20, 40, 50]], np.float32)
+    one = dict(boxes=boxes[:1], scores=np.array([0.9], np.float32), labels=np.array([1]))
+    two = dict(boxes=boxes, scores=np.array([0.9, 0.8], np.float32), labels=np.array([1, 0]))
+    none = {name: values[:0] for name, values in one.items()}
+    for expected, found in ((one, two), (none, one), (none, none), (one, {**one, 'scores': one['scores'] * np.nan})):
+        agreement = Agreement()
+        agreement.add(expected, found, 0.05)
+        assert not agreement.holds
+    assert not np.isnan(agreement.box_px)
+    scores = Agreement()
+    scores.add(dict(scores=np.array([0.5, 0.5])), dict(scores=np.array([0.5, np.nan])))
+    assert not scores.holds
+
+
+@pytest.mark.parametrize('what', ['agreement', 'metric', 'nothing'])
+def test_a_file_that_predicts_something_else_is_not_written(what, detector, monkeypatch, tmp_path, capsys):
+    config = load_config(detector[0])
+    model = load_model(config, detector[1]).cpu()
+    found = Agreement(images=1, objects=0 if what == 'nothing' else 100, missing=50 if what == 'agreement' else 0)
+    monkeypatch.setattr(to_onnx, 'to_onnx', lambda *_, **__: onnx.ModelProto())
+    monkeypatch.setattr(export, 'OnnxModel', lambda path: None)
+    monkeypatch.setattr(verify, 'compare', lambda *_: found)
+    points = iter([{'coco/bbox_mAP': 40.0, 'images': 9}, {'coco/bbox_mAP': 39.8, 'images': 9}])
+    monkeypatch.setattr(verify, 'evaluate', lambda *_: next(points))
+    message = {'agreement': '50 missing', 'metric': '40.00 with PyTorch and 39.80', 'nothing': 'finds nothing'}[what]
+    settings = export.Settings(val_images=9)
+    with pytest.raises(InputError, match=message):
+        export.export_model(model, config, tmp_path / 'model.onnx', settings, dict(checkpoint='epoch_1.pth'))
+    assert not list(tmp_path.iterdir())
