@@ -126,7 +126,7 @@ setup(
         'classification': ['kornia>=0.8'],  # the augmentations
         'hf': ['huggingface_hub', 'safetensors', 'transformers'],
         'onnx': ['onnx>=1.19', 'onnxruntime>=1.23', 'onnxscript>=0.5'],
-        'serve': ['fastapi', 'onnxruntime>=1.23', 'pillow', 'uvicorn'],
+        'serve': ['fastapi', 'onnxruntime>=1.23', 'pillow>=10.1', 'uvicorn'],
         'sweep': ['submitit>=1.5'],
         'tests': [
             'fastapi',
