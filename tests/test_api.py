@@ -144,7 +144,7 @@ def test_classes_of_mmdetection_2_and_mmsegmentation_0(trained, shapes, tmp_path
     old = torch.nn.Module()
     old.dataset_meta, old.bbox_head = meta, torch.nn.Module()
     old.bbox_head.num_classes = 9
-    config = Config(dict(test_dataloader=dict(dataset=dict())))
+    config = Config(dict(test_dataloader=dict(dataset={})))
     assert find_classes(old, config, 'old.pth') == (list('abcdefghi'), [tuple(color) for color in colors])
 
 

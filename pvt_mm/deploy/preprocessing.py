@@ -50,12 +50,14 @@ def require(config: Config) -> dict:
     channels, steps, reverses = channels_of(config), [], True  # OpenCV's images are BGR
     for i, step in enumerate(pipeline):
         name = type_name(step)
+        where = f'test_dataloader.dataset.pipeline.{i}'
         if name in LOADERS and not step.get('to_float32'):
+            _check_loader(step, where)
             reverses = step.get('imdecode_backend') != 'tifffile'
         elif name in STEPS:
-            steps.append(STEPS[name](step, f'test_dataloader.dataset.pipeline.{i}', channels))
+            steps.append(STEPS[name](step, where, channels))
         elif 'Annotation' not in name and not name.startswith('Pack'):
-            raise _not_supported(name, f'test_dataloader.dataset.pipeline.{i}', 'remove it')
+            raise _not_supported(name, where, 'remove it')
     settings = config.model.get('data_preprocessor') or {'type': 'None'}
     if type_name(settings) not in PADDINGS:
         known = ', '.join(PADDINGS)
@@ -75,6 +77,14 @@ def require(config: Config) -> dict:
 
 def _not_supported(name: str, where: str, what: str) -> InputError:
     return InputError(f'{name} ({where}) cannot be exported: {what}, or export --part backbone')
+
+
+def _check_loader(step: dict, where: str) -> None:
+    """Raises an InputError if a transform loads other pixels than :func:`pvt_mm.serving.images.read_image`."""
+    for name, known in (('color_type', ('color', 'unchanged')), ('imdecode_backend', ('cv2', 'pillow', 'tifffile'))):
+        value = step.get(name) or known[0]
+        if value not in known:
+            raise _not_supported(f'{name}={value}', where, f'set it to {" or ".join(known)}')
 
 
 def _describe_resize(step: dict, where: str, channels: int) -> dict:

@@ -124,6 +124,10 @@ def test_other_steps_are_named(step, message):
     assert describe(config) is None
     with pytest.raises(InputError, match=message):
         require(config)
+    config = copy.deepcopy(load('demo/classifier_shapes'))
+    config.test_dataloader.dataset.pipeline[0].color_type = 'color_ignore_orientation'
+    with pytest.raises(InputError, match='color_type=color_ignore_orientation .* set it to color or unchanged'):
+        require(config)
 
 
 def test_images_of_other_channels_or_too_thin_are_named():
