@@ -6,6 +6,7 @@ import shlex
 import textwrap
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from itertools import compress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ PRECISIONS: dict[str, dict[str, str]] = {
 }
 # The metrics of `pvt_mm.deploy.verify`, in points of 100.
 METRICS = {'coco/bbox_mAP': 'box AP', 'coco/segm_mAP': 'mask AP', 'mIoU': 'mIoU', 'accuracy/top1': 'top-1 accuracy'}
+AGREEMENT = ['model', 'predictions', 'missing', 'extra', 'boxes', 'scores', 'masks', 'pixels']
 SLOWER = 1.05  # times PyTorch's time of the model, from which its operators are shown
 
 
@@ -89,7 +91,7 @@ def export_and_measure(work_dir: str, where: Path, conditions: Conditions, tell:
             contenders[precision] = Contender(str(file), label=precision, **kept)
         except Exception as error:  # one failure must not cost the figures of the others
             kind = '' if isinstance(error, InputError) else f'{type(error).__name__}: '
-            failed[precision] = f'{kind}{" ".join(str(error).split())[:300]}'
+            failed[precision] = f'{kind}{" ".join(str(error).split())[:300].rstrip(". ")}'
             tell(f'{name}: not exported as {precision}: {failed[precision]}')
     results = measure(list(contenders.values()), conditions.rounds, profiled=True)
     return Exported(name, type(model).__name__, found, failed, dict(zip(contenders, results, strict=True)))
@@ -104,10 +106,10 @@ def figures(models: Sequence[Exported], conditions: Conditions) -> str:
         'All files were exported with `--preprocess`.',
         f'    {conditions.command}',
         'The runs are small models that overfit a few photographs for this comparison and cannot be downloaded: their '
-        'AP says nothing about quality, only about what is lost.',
+        'AP, mIoU and accuracy say nothing about quality, only about the loss.',
         '### Agreement of the float32 files with PyTorch',
         'The largest differences over images at three sizes each, alone and in a batch of two, in pixels of the image.',
-        markdown([['model', 'predictions', 'missing', 'boxes', 'scores', 'masks', 'pixels'], *map(_agreement, models)]),
+        markdown(_without_empty([AGREEMENT, *map(_agreement, models)])),
         *(_section(one) for one in models),
         'Median and 95th percentile of the time from an image file to the objects of `predictions.json`. Input is '
         "reading and preprocessing, output what turns the model's outputs into objects. Ratios are medians over the "
@@ -122,10 +124,16 @@ def _wrap(text: str) -> str:
     return text if '\n' in text or text.startswith(' ') else textwrap.fill(text, 128, break_on_hyphens=False)
 
 
+def _without_empty(rows: list[list[str]]) -> list[list[str]]:
+    """Returns rows without the columns in which all but the head is empty."""
+    kept = [any(column[1:]) for column in zip(*rows, strict=True)]
+    return [list(compress(row, kept)) for row in rows]
+
+
 def _agreement(one: Exported) -> list[str]:
     """Returns the row of a model in the table of agreement."""
     if EXACT not in one.found:
-        return [one.name, 'not exported', *[''] * 5]
+        return [one.name, 'not exported', *[''] * (len(AGREEMENT) - 2)]
     found = one.found[EXACT]['agreement'].summary()
     task = one.found[EXACT]['task']
     is_detector, has_masks = task in ('detection', 'instance_segmentation'), task == 'instance_segmentation'
@@ -134,6 +142,7 @@ def _agreement(one: Exported) -> list[str]:
         one.name,
         f'{found["objects"]:.0f}',
         f'{found["missing"]:.0f}' if is_detector else '',
+        f'{found["extra"]:.0f}' if is_detector else '',
         f'{found["box_px"]:.1g} px' if is_detector else '',
         '' if is_map else f'{found["score"]:.0e}',
         f'IoU {found["mask_iou"]:.4f}' if has_masks else '',
@@ -163,7 +172,7 @@ def _section(one: Exported) -> str:
     }
     rows += [[name, *(cell(one.results[column]) for column in columns)] for name, cell in figures.items()]
     parts = [f'### {one.name} ({one.model})', markdown(rows)]
-    parts += [f'Not exported as {precision}: {reason}.' for precision, reason in one.failed.items()]
+    parts += [_wrap(f'Not exported as {precision}: {reason}.') for precision, reason in one.failed.items()]
     if EXACT in one.results and one.results[EXACT].part_medians['model'] > SLOWER * first.part_medians['model']:
         parts += ['PyTorch computes the model faster. Where the time goes:']
         parts.append(operator_table([first, one.results[EXACT]]))
