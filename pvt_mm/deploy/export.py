@@ -91,7 +91,14 @@ def check_packages() -> None:
         import onnxscript  # noqa: F401
 
 
-def export_model(model: nn.Module, config: Config, path: str | os.PathLike, settings: Settings, about: dict) -> dict:
+def export_model(
+    model: nn.Module,
+    config: Config,
+    path: str | os.PathLike,
+    settings: Settings,
+    about: dict,
+    verified: dict[bool, Any] | None = None,
+) -> dict:
     """Writes a model of a config as ONNX, if onnxruntime agrees with PyTorch.
 
     A float32 file must agree within what rounding makes: boxes within half a pixel, scores within 1e-3, masks with an
@@ -103,6 +110,7 @@ def export_model(model: nn.Module, config: Config, path: str | os.PathLike, sett
         path: The file to write, atomically.
         settings: What to write.
         about: Entries to add to the file's metadata.
+        verified: What an earlier call with the same model has exported and verified, which is not done again.
 
     Returns:
         ``outputs``, their names; ``agreement``, see :class:`pvt_mm.deploy.verify.Agreement`; ``metrics``, of PyTorch
@@ -130,15 +138,20 @@ def export_model(model: nn.Module, config: Config, path: str | os.PathLike, sett
         onnx.save(exported, file)
         return file
 
-    with _stage(f'exporting the {settings.part}: up to some minutes'):
-        exported = to_onnx.to_onnx(graph, channels_of(config), map_ffns=settings.int8 != 'dynamic')
-    results: dict[str, Any] = {}
-    if graph.task in ('features', 'classification'):  # whose images may all have one size
-        results['difference'] = _check_sizes(graph, exported, channels_of(config))
+    verified = {} if verified is None else verified
+    map_ffns = settings.int8 != 'dynamic'  # which multiplies matrices alone
+    exported, results = verified.get(map_ffns), {}
     with tempfile.TemporaryDirectory() as folder:
+        if exported is None:
+            with _stage(f'exporting the {settings.part}: up to some minutes'):
+                exported = to_onnx.to_onnx(graph, channels_of(config), map_ffns)
+            if graph.task in ('features', 'classification'):  # whose images may all have one size
+                results['difference'] = _check_sizes(graph, exported, channels_of(config))
+            if settings.part == 'model':
+                file = write(exported, Path(folder, 'float32.onnx'), 'float32')
+                results['agreement'] = _check_agreement(model, config, file, settings)
+            verified[map_ffns] = exported
         precision, file = 'float32', write(exported, Path(folder, 'float32.onnx'), 'float32')
-        if settings.part == 'model':
-            results['agreement'] = _check_agreement(model, config, file, settings)
         if settings.half:
             precision = {'fp16': 'float16', 'bf16': 'bfloat16'}[settings.half]
             file = write(quantise.store_half(exported, settings.half), Path(folder, 'half.onnx'), precision)
@@ -147,7 +160,7 @@ def export_model(model: nn.Module, config: Config, path: str | os.PathLike, sett
             with _stage('quantising to 8 bits'):
                 file = write(_quantise(exported, settings, steps), Path(folder, 'int8.onnx'), precision)
         if settings.part == 'model':
-            if precision != 'float32':
+            if precision != 'float32' or 'agreement' not in results:
                 results['agreement'] = verify.compare(model, config, OnnxModel(file), settings.images)
             results['metrics'] = _check_metrics(model, config, file, settings, is_exact=precision == 'float32')
         with atomic_write(path) as temporary:
