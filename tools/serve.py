@@ -4,8 +4,10 @@
 import argparse
 import asyncio
 import signal
+import socket
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -30,7 +32,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--workers', type=int, default=1, help='predictions at a time (default: %(default)s)')
     parser.add_argument('--queue', type=int, default=32, help='more requests that may wait (default: %(default)s)')
     parser.add_argument('--max-mb', type=float, default=20, help='largest body (default: %(default)s)')
-    parser.add_argument('--max-mpixels', type=float, default=50, help='most million pixels (default: %(default)s)')
+    parser.add_argument('--max-mpixels', type=float, default=25, help='most million pixels (default: %(default)s)')
     return parser.parse_args(argv)
 
 
@@ -47,8 +49,12 @@ def build_app(model: Callable[[BinaryIO], Any], args: argparse.Namespace) -> Any
     from fastapi.responses import JSONResponse
     from starlette.requests import ClientDisconnect
 
-    app = FastAPI(title='pvt_mm')
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    pool = ThreadPoolExecutor(args.workers)
     admitted, running = asyncio.Semaphore(args.workers + args.queue), asyncio.Semaphore(args.workers)
+
+    def compute(body: bytes) -> Any:
+        return model(open_image(body, args.max_mpixels))
 
     @app.get('/health')
     async def health() -> dict[str, str]:
@@ -64,7 +70,7 @@ def build_app(model: Callable[[BinaryIO], Any], args: argparse.Namespace) -> Any
             async with running:
                 if await request.is_disconnected():
                     raise ClientDisconnect
-                result = await asyncio.to_thread(lambda: model(open_image(body, args.max_mpixels)))
+                result = await asyncio.get_running_loop().run_in_executor(pool, compute, body)
                 return JSONResponse({'objects': result.objects})
 
     def refuse(error: Exception, status: int, reason: str) -> JSONResponse:
@@ -78,19 +84,35 @@ def build_app(model: Callable[[BinaryIO], Any], args: argparse.Namespace) -> Any
     return app
 
 
+def listen(host: str, port: int) -> socket.socket:
+    """Returns a socket that listens, or raises an InputError."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ':' in host else socket.AF_INET)
+    except OSError as error:
+        raise InputError(f'{error.strerror}: choose another --port, 0 for a free one, or --host') from None
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     if args.workers < 1 or min(args.threads, args.queue, args.max_mb, args.max_mpixels) < 0:
         raise InputError('--workers must be 1 or more, and the other numbers 0 or more')
+    if not 0 <= args.score_thr <= 1:
+        raise InputError(f'--score-thr {args.score_thr}: it must be from 0 to 1')
+    if not 0 <= args.port <= 65535:
+        raise InputError(f'--port {args.port}: it must be from 1 to 65535, or 0 for a free one')
     Image.MAX_IMAGE_PIXELS = None  # --max-mpixels is the limit
+    listener = listen(args.host, args.port)
     model = OnnxModel(args.model, args.score_thr, args.threads)
     with import_errors('serving a model', 'pvt_mm[serve]'):
         import uvicorn
 
         app = build_app(model, args)
+    config = uvicorn.Config(app, host=args.host, port=args.port, timeout_graceful_shutdown=SECONDS)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # uvicorn raises it again after its shutdown
-    uvicorn.run(app, host=args.host, port=args.port, timeout_graceful_shutdown=SECONDS)
+    host = f'[{args.host}]' if ':' in args.host else args.host
+    print(f'running on http://{host}:{listener.getsockname()[1]}', flush=True)
+    uvicorn.Server(config).run(sockets=[listener])
 
 
 if __name__ == '__main__':

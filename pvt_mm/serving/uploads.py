@@ -51,7 +51,8 @@ def open_image(body: bytes, max_mpixels: float) -> io.BytesIO:
         with Image.open(io.BytesIO(body), formats=FORMATS) as image:  # reads no more than the header
             width, height = image.size
     except Exception:  # decoders raise anything
-        raise RefusedError(415, f'the body is not an image: send one of {", ".join(FORMATS)}') from None
+        how = 'send the bytes of the file alone: curl --data-binary @FILE, not -F or -d'
+        raise RefusedError(415, f'the body is not one of {", ".join(FORMATS)}: {how}') from None
     if width * height > max_mpixels * 1e6:
         raise RefusedError(413, f'{width} x {height} is more than {max_mpixels:g} million pixels: send fewer')
     return io.BytesIO(body)

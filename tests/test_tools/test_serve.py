@@ -2,12 +2,19 @@
 
 import argparse
 import asyncio
+import contextlib
+import http.client
 import json
+import re
+import socket
 import threading
+import time
+import tracemalloc
 
 import pytest
 from PIL import Image
 
+from pvt_mm.serving.uploads import RefusedError, read_body
 from pvt_mm.utils.errors import InputError
 from tests.load.load import ask_at_once, encode, serving, wrong_bodies
 from tools import serve
@@ -64,7 +71,19 @@ def test_200_requests_at_once_are_each_answered_with_their_status(model):
                 assert len(answer.content['detail'].splitlines()) == 1
         assert service.ask(None, 'GET', '/health').status == 200
         assert service.ask(None, 'GET').status == 405
-        assert service.stop() == 0
+        assert service.ask(None, 'GET', '/docs').status == 404
+        body, status = images['blue']
+        with contextlib.closing(http.client.HTTPConnection('127.0.0.1', service.port, timeout=60)) as connection:
+            connection.putrequest('POST', '/predict')
+            connection.putheader('Content-Length', str(len(body)))
+            connection.endheaders(body[:100])
+            assert service.ask(None, 'GET', '/health').status == 200  # the request above runs now
+            service.process.terminate()
+            while 'Shutting down' not in service.log.read_text():
+                time.sleep(0.02)
+            connection.send(body[100:])
+            assert connection.getresponse().status == status
+        assert service.process.wait(60) == 0
         assert 'Traceback' not in service.log.read_text()
 
 
@@ -105,6 +124,61 @@ def test_requests_beyond_the_queue_are_told_to_come_back():
     (status, headers), admitted, later = asyncio.run(ask())
     assert (status, headers[b'retry-after']) == (503, b'1')
     assert (admitted, later) == ([200, 200], 200)
+
+
+def test_no_more_predictions_than_workers_run_at_a_time():
+    running, most, lock = 0, 0, threading.Lock()
+
+    def model(file):
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.05)
+        with lock:
+            running -= 1
+        return argparse.Namespace(objects=[])
+
+    async def ask():
+        app = serve.build_app(model, argparse.Namespace(**{**vars(LIMITS), 'workers': 3, 'queue': 9}))
+        return await asyncio.gather(*(ask_app(app, IMAGE) for _ in range(12)))
+
+    assert [status for status, _ in asyncio.run(ask())] == [200] * 12
+    assert most == 3
+
+
+def test_a_body_above_the_limit_is_not_kept():
+    part = bytes(100_000)
+
+    async def parts():
+        for _ in range(500):
+            yield part
+
+    tracemalloc.start()
+    try:
+        with pytest.raises(RefusedError, match='larger than 1 MB'):
+            asyncio.run(read_body(parts(), 1))
+        assert tracemalloc.get_traced_memory()[1] < 3e6  # of 50 MB
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (['--score-thr', '1.5'], '--score-thr 1.5: it must be from 0 to 1'),
+        (['--port', '65536'], '--port 65536: it must be from 1 to 65535, or 0'),
+        (['--workers', '0'], '--workers must be 1 or more'),
+        (['--port', 'USED'], 'Address already in use .*: choose another --port'),
+    ],
+)
+def test_wrong_options_are_one_line_before_the_model_loads(options, message, capsys, monkeypatch):
+    monkeypatch.setattr(serve.Image, 'MAX_IMAGE_PIXELS', None)  # as main sets it
+    with socket.create_server(('127.0.0.1', 0)) as used:
+        port = str(used.getsockname()[1])
+        assert serve.main(['gone.onnx', *(port if one == 'USED' else one for one in options)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.match(f'error: {message}', line), line
 
 
 @pytest.mark.parametrize('messages', [(IMAGE, GONE), (IMAGE | {'more_body': True}, GONE)], ids=['waiting', 'sending'])
