@@ -81,13 +81,15 @@ def export_and_measure(work_dir: str, where: Path, conditions: Conditions, tell:
     found, failed = {}, {}
     kept = dict(shape=(0, 0), mode='predict', images=conditions.images, threads=conditions.thread_count)
     contenders = {PYTORCH: Contender(work_dir, label=PYTORCH, **kept)}
+    with safe_reading():
+        model = load_model(config, checkpoint).cpu()
+    verified: dict = {}
     for precision, options in PRECISIONS.items():
         tell(f'{name}: exporting as {precision}')
         file = where / f'{name}.{re.sub("[^a-z0-9]+", "_", precision)}.onnx'
-        with safe_reading():
-            model = load_model(config, checkpoint).cpu()
         try:
-            found[precision] = export.export_model(model, config, file, settings._replace(**options), about)
+            options = settings._replace(**options)
+            found[precision] = export.export_model(model, config, file, options, about, verified)
             contenders[precision] = Contender(str(file), label=precision, **kept)
         except Exception as error:  # one failure must not cost the figures of the others
             kind = '' if isinstance(error, InputError) else f'{type(error).__name__}: '

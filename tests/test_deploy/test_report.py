@@ -42,7 +42,7 @@ def measured(monkeypatch):
     """Replaces exporting and measuring; int8 with dynamic ranges fails. What was asked for."""
     asked = []
 
-    def export_model(model, config, path, settings, about):
+    def export_model(model, config, path, settings, about, verified):
         if settings.int8 == 'dynamic':
             raise ValueError('no weight\nis large enough')
         assert settings.preprocess
