@@ -7,6 +7,7 @@ import re
 import runpy
 import shlex
 import shutil
+import signal
 import sys
 import types
 from collections.abc import Iterator
@@ -19,14 +20,16 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
-from pvt_mm.apis import doctor, export
+from pvt_mm.apis import doctor
 from pvt_mm.apis.config import load_config
 from pvt_mm.checkpoint.download import cached_path
 from pvt_mm.checkpoint.integrity import verify
+from pvt_mm.deploy import export
 from pvt_mm.models import PVTv2
 from pvt_mm.models.archs import IMAGENET_V2
 from tests import layouts
 from tests.conftest import ROOT, TINY_ARCH, TINY_ARCH_V2, forget_runs
+from tests.test_serving.models import BOXES, save_model
 from tools import download
 
 PAGES = sorted(
@@ -67,7 +70,10 @@ STAND_INS = (
 # What the capitals of the documented commands stand for.
 WORDS = dict(CONFIG='mine.py', CHECKPOINT='mine.pth', DIR='export', FOLDER='photos', IMAGE='photos/1.jpg')
 # Commands that others need to have run.
-BEFORE = {'predictions.pkl': 'tools/test.py CONFIG CHECKPOINT --out predictions.pkl'}
+BEFORE = {
+    'predictions.pkl': 'tools/test.py CONFIG CHECKPOINT --out predictions.pkl',
+    'model.onnx': 'tools/export_onnx.py CONFIG CHECKPOINT --out model.onnx --preprocess',
+}
 
 
 def readmes_commands() -> list[str]:
@@ -152,6 +158,12 @@ def run(command: str, monkeypatch: pytest.MonkeyPatch) -> int | None:
     return tool.main(words[1:])
 
 
+def export_stand_in(model, config, path, settings, about) -> dict:
+    assert (settings.part, settings.preprocess) == ('model', True)
+    save_model(Path(path), 'detection', BOXES, uint8=True)
+    return dict(megabytes=1)
+
+
 @pytest.mark.parametrize('command', COMMANDS, ids=range(len(COMMANDS)))
 def test_readmes_command_runs(command, folder, monkeypatch, capfd):
     monkeypatch.chdir(folder)
@@ -160,9 +172,12 @@ def test_readmes_command_runs(command, folder, monkeypatch, capfd):
     monkeypatch.setattr(doctor, 'CHECKS', doctor.CHECKS[:1])  # all of them take 10 s
     Path('weights').mkdir(exist_ok=True)
     monkeypatch.setattr(download, 'fetch', lambda url, path, report: Path(path).write_bytes(weights))
-    monkeypatch.setattr(export, 'export', lambda part, out, about: Path(out).touch() or {})  # takes 10 s
+    monkeypatch.setattr(export, 'export_model', export_stand_in)  # takes a minute
+    if 'serve' in command:
+        monkeypatch.setattr('uvicorn.Server.run', lambda self, sockets: print(f'served on {sockets[0].getsockname()}'))
+        monkeypatch.setattr(signal, 'signal', lambda *_: None)
     for needed, first in BEFORE.items():
-        if needed in command and '--out' not in command and not (folder / needed).exists():
+        if needed in command and command != first and not (folder / needed).exists():
             assert run(first, monkeypatch) == 0
     shutil.rmtree('work_dirs', ignore_errors=True)
     capfd.readouterr()
@@ -206,8 +221,12 @@ def check(command: str, folder: Path, printed: str) -> None:
         assert len(json.loads((folder / 'drawn/predictions.json').read_text())['images']) == 2
     elif 'download' in command:
         assert len(list((folder / 'weights').glob('*.pth'))) == 2
-    elif 'onnx' in command:
-        assert (folder / 'backbone.onnx').exists()
+    elif 'export_onnx' in command:
+        assert (folder / 'model.onnx').exists()
+    elif 'predict_onnx' in command:
+        assert len(json.loads((folder / 'drawn/predictions.json').read_text())['images']) == 2
+    elif 'serve' in command:
+        assert "served on ('127.0.0.1', 8000)" in printed
     elif 'dry-run' in command:
         assert 'pvt_s_1x-seed0' in printed
         assert 'pvt_v2_b2_1x-seed0' in printed

@@ -109,7 +109,7 @@ def quantise_static(
     with _quiet():
         # `quantize_static` would calibrate by itself: all products, excluded or not, without optimisation, and by
         # histograms that keep every activation of every batch.
-        result = QDQQuantizer(
+        quantizer = QDQQuantizer(
             model,
             per_channel=True,
             reduce_range=False,
@@ -120,7 +120,10 @@ def quantise_static(
             nodes_to_exclude=[],
             op_types_to_quantize=['Conv', *types],
             extra_options={'OpTypesToExcludeOutputQuantization': types},
-        ).quantize_model()
+        )
+        quantizer.quantize_model()
+        quantizer.model.topological_sort()  # merging with another graph needs it
+    result = quantizer.model.model
     _set_metadata(result, model, 'int8_static')
     with atomic_write(path_out) as temporary:
         onnx.save(result, temporary)

@@ -297,7 +297,7 @@ def test_the_best_mask_is_on_top():
     found = [dict(label=label, score=0.5, bbox=[0, 0, 9, 9], mask=whole) for label in ('best', 'worst')]
     drawn = draw(np.full((500, 500, 3), 100, np.uint8), found, {'best': (255, 0, 0), 'worst': (0, 0, 255)})
     red, green, blue = drawn[400, 400].tolist()
-    assert red > blue + 50 > green + 50
+    assert (red, green, blue) == (177, 50, 50)
 
 
 @pytest.mark.parametrize('task', TASKS)
