@@ -164,6 +164,11 @@ def export_stand_in(model, config, path, settings, about) -> dict:
     return dict(megabytes=1)
 
 
+def serve_stand_in(self, sockets: list) -> None:
+    print(f'served on {sockets[0].getsockname()}')
+    sockets[0].close()
+
+
 @pytest.mark.parametrize('command', COMMANDS, ids=range(len(COMMANDS)))
 def test_readmes_command_runs(command, folder, monkeypatch, capfd):
     monkeypatch.chdir(folder)
@@ -174,7 +179,7 @@ def test_readmes_command_runs(command, folder, monkeypatch, capfd):
     monkeypatch.setattr(download, 'fetch', lambda url, path, report: Path(path).write_bytes(weights))
     monkeypatch.setattr(export, 'export_model', export_stand_in)  # takes a minute
     if 'serve' in command:
-        monkeypatch.setattr('uvicorn.Server.run', lambda self, sockets: print(f'served on {sockets[0].getsockname()}'))
+        monkeypatch.setattr('uvicorn.Server.run', serve_stand_in)
         monkeypatch.setattr(signal, 'signal', lambda *_: None)
     for needed, first in BEFORE.items():
         if needed in command and command != first and not (folder / needed).exists():

@@ -126,7 +126,7 @@ def test_other_steps_are_named(step, message):
         require(config)
     config = copy.deepcopy(load('demo/classifier_shapes'))
     config.test_dataloader.dataset.pipeline[0].color_type = 'color_ignore_orientation'
-    with pytest.raises(InputError, match='color_type=color_ignore_orientation .* set it to color or unchanged'):
+    with pytest.raises(InputError, match=r'color_type=color_ignore_orientation .* set it to color or unchanged'):
         require(config)
 
 
