@@ -126,6 +126,10 @@ def export_model(
     from pvt_mm.deploy import graphs, preprocessing, quantise, to_onnx
 
     graph = to_onnx.Features(model) if settings.part == 'backbone' else graphs.build_graph(model)
+    if (
+        graph.task == 'semantic_segmentation' and settings.int8 == 'static'
+    ):  # it aborts: a Scan next to quantised layers
+        raise InputError('onnxruntime 1.32 cannot load segmentors of --int8 static: use --int8 dynamic')
     steps = preprocessing.describe(config) if settings.part == 'backbone' else preprocessing.require(config)
     about = {**about, 'task': graph.task, 'model': type(model).__name__, 'preprocessing': steps, 'pvt_mm': __version__}
     if graph.task != 'features':

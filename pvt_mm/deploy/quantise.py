@@ -16,6 +16,7 @@ from typing import Literal
 import ml_dtypes
 import numpy as np
 import onnx
+import onnx_ir
 import onnxruntime
 import torch
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
@@ -71,7 +72,7 @@ def quantise_dynamic(path_in: str | os.PathLike, path_out: str | os.PathLike) ->
     with atomic_write(path_out) as temporary:
         with _quiet():
             quantize_dynamic(model, temporary, nodes_to_quantize=names, per_channel=True, weight_type=QuantType.QInt8)
-        result = onnx.load(temporary)
+        result = _sorted(onnx.load(temporary))
         _set_metadata(result, model, 'int8_dynamic')
         onnx.save(result, temporary)
 
@@ -122,8 +123,7 @@ def quantise_static(
             extra_options={'OpTypesToExcludeOutputQuantization': types},
         )
         quantizer.quantize_model()
-        quantizer.model.topological_sort()  # merging with another graph needs it
-    result = quantizer.model.model
+    result = _sorted(quantizer.model.model)
     _set_metadata(result, model, 'int8_static')
     with atomic_write(path_out) as temporary:
         onnx.save(result, temporary)
@@ -210,6 +210,13 @@ def _ranges(
         if not np.isfinite([least, greatest]).all():
             raise InputError(f'{path} cannot be calibrated: {name} has no finite range; are there images?')
     return dict(zip(names, zip(low, high, strict=True), strict=True))
+
+
+def _sorted(model: ModelProto) -> ModelProto:
+    """Returns a model with its nodes in order; the library's own sorting overlooks what the body of a Scan takes."""
+    graph = onnx_ir.from_proto(model)
+    graph.graph.sort()
+    return onnx_ir.to_proto(graph)
 
 
 def _set_metadata(result: ModelProto, model: ModelProto, precision: str) -> None:

@@ -4,9 +4,13 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from pvt_mm.deploy.operators import label_map
 from pvt_mm.deploy.quantise import quantise_dynamic, quantise_static, store_half
+from pvt_mm.deploy.segmentor import _taps
+from pvt_mm.deploy.to_onnx import to_onnx
 from pvt_mm.utils.errors import InputError
 
 RANDOM = np.random.default_rng(0)
@@ -166,3 +170,35 @@ def test_errors(path, tmp_path):
     with pytest.raises(InputError, match='has no finite range'):
         quantise_static(path, out, [{'image': np.full_like(IMAGES[0], np.nan)}])
     assert sorted(file.name for file in tmp_path.iterdir()) == ['small.onnx', 'text.onnx']
+
+
+def test_label_maps_keep_their_order(tmp_path):
+    """The body of a Scan takes the scores of a node before it."""
+
+    class Model(torch.nn.Module):
+        task, outputs = 'semantic_segmentation', ('labels',)
+
+        def __init__(self):
+            super().__init__()
+            self.first, self.fc = torch.nn.Conv2d(3, 64, 3, padding=1), torch.nn.Linear(64, 64)
+            self.last = torch.nn.Conv2d(64, 32, 1)
+
+        def forward(self, image, img_shape, ori_shape):
+            x = self.fc(self.first(image).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            rows, columns = (_taps(side, 2 * side, False) for side in image.shape[2:])
+            return label_map(self.last(x).permute(0, 2, 3, 1), *rows, *columns)
+
+    torch.manual_seed(0)
+    model = Model().eval()
+    onnx.save(to_onnx(model, 3), tmp_path / 'float32.onnx')
+    image = torch.randn(1, 3, 64, 96)
+    feeds = dict(image=image.numpy(), img_shape=np.array([64, 96]), ori_shape=np.array([64, 96]))
+    expected = model(image, None, None).numpy()
+    inputs = {one.name for one in onnx.load(tmp_path / 'float32.onnx').graph.input}
+    feeds = {name: value for name, value in feeds.items() if name in inputs}
+    quantise_dynamic(tmp_path / 'float32.onnx', tmp_path / 'dynamic.onnx')
+    onnx.checker.check_model(onnx.load(tmp_path / 'dynamic.onnx'))
+    (labels,) = onnxruntime.InferenceSession(tmp_path / 'dynamic.onnx').run(None, feeds)
+    assert labels.shape == (1, 128, 192)
+    assert (labels == expected).mean() > 0.9
+    # NOTE: onnxruntime 1.32 aborts when it loads the static one, which export_model refuses.

@@ -12,7 +12,8 @@ from torch.torch_version import TorchVersion
 
 from pvt_mm.apis.config import load_config
 from pvt_mm.apis.inference import load_model
-from pvt_mm.deploy import export, to_onnx, verify
+from pvt_mm.deploy import export, graphs, to_onnx, verify
+from pvt_mm.deploy.segmentor import Segmentor
 from pvt_mm.deploy.verify import Agreement, compare
 from pvt_mm.serving.model import OnnxModel
 from pvt_mm.utils.errors import InputError
@@ -248,3 +249,11 @@ def test_a_file_that_predicts_something_else_is_not_written(what, detector, monk
     with pytest.raises(InputError, match=message):
         export.export_model(model, config, tmp_path / 'model.onnx', settings, dict(checkpoint='epoch_1.pth'))
     assert not list(tmp_path.iterdir())
+
+
+def test_segmentors_of_static_int8_are_refused(detector, monkeypatch, tmp_path):
+    config = load_config(detector[0])
+    model = load_model(config, detector[1]).cpu()
+    monkeypatch.setattr(graphs, 'build_graph', lambda model: Segmentor)
+    with pytest.raises(InputError, match='cannot load segmentors of --int8 static: use --int8 dynamic'):
+        export.export_model(model, config, tmp_path / 'model.onnx', export.Settings(int8='static'), {})
