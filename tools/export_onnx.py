@@ -35,7 +35,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         const='static',
         default='',
         choices=('dynamic', 'static'),
-        help='multiply in 8 bits; static: with ranges measured on --images',
+        help='multiply in 8 bits; static: with ranges measured on --images, not for segmentors',
     )
     add(
         '--images',

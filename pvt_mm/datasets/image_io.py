@@ -15,14 +15,12 @@ from mmcv.transforms import LoadImageFromFile
 from mmengine.registry import TRANSFORMS
 from PIL import Image
 
+from pvt_mm.serving.images import EXTENSIONS
 from pvt_mm.utils.errors import InputError, config_errors
 
 # A transform that loads the image of ``img_path`` as ``img``.
 Loader = Callable[[dict], dict | None]
 
-# Suffixes of the files that are taken for images, in lower case.
-EXTENSIONS = ('.jpg', '.jpeg', '.jfif', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm', '.pgm', '.gif')
-EXTENSIONS += ('.jp2', '.avif')
 # The last bytes of an image file, after which only padding may come.
 _ENDS = {'.jpg': b'\xff\xd9', '.jpeg': b'\xff\xd9', '.jfif': b'\xff\xd9', '.png': b'IEND\xaeB`\x82'}
 

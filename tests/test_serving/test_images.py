@@ -10,7 +10,6 @@ from mmcv.transforms import LoadImageFromFile
 from PIL import Image
 
 from pvt_mm.datasets import image_io
-from pvt_mm.serving import images
 from pvt_mm.serving.images import read_image
 from pvt_mm.utils.errors import InputError
 from tests.test_datasets.test_image_io import attempt, make_formats
@@ -95,7 +94,3 @@ def test_only_the_formats_of_images_are_opened(tmp_path):
     Image.new('RGB', (9, 9)).save(tmp_path / 'a.eps')  # Pillow would run another program
     with pytest.raises(InputError, match='not an image'):
         read_image(tmp_path / 'a.eps')
-
-
-def test_suffixes_are_those_of_training():
-    assert images.EXTENSIONS == image_io.EXTENSIONS
